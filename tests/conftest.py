@@ -1,0 +1,5 @@
+"""Every test runs in network and mount namespaces of the test process (see tests/isolation.py)."""
+
+from tests.isolation import isolate
+
+isolate()
