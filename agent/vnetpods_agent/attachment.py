@@ -1,0 +1,90 @@
+"""What the parts of the agent share: the identity of an attachment and everything that follows from it.
+
+Plain data, no I/O. An Attachment is one row of the ledger; all that the kernel is told (interface name, MAC addresses, routes)
+is derived from the row here, so that after a crash at any point the same values come out again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import NewType
+
+Address = NewType("Address", str)
+"""One IPv4 address in canonical text form, without prefix length."""
+
+HOST_PREFIX = "azv"
+"""What Calico's policy engine is told to look for (FELIX_INTERFACEPREFIX=azv)."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class AttachmentKey:
+    """The CNI specification's key of an attachment: network name, container id and interface name (section "Container runtime")."""
+
+    network: str
+    container_id: str
+    ifname: str
+
+    def __str__(self) -> str:
+        """The form used in logs and in the host interface's alias."""
+        return f"{self.container_id}/{self.ifname}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """The pod behind a container id, as far as CNI_ARGS named it."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One pod interface: which address it holds, and where it is.
+
+    `netns` is the path the runtime gave; it is only repeated in answers and logs, never trusted (it may be reused).
+    `nic_mac` names the NIC that owns the address ("00:0d:3a:1b:c7:21"). `mtu` in bytes. `created` in seconds since the epoch.
+    """
+
+    key: AttachmentKey
+    address: Address
+    netns: str
+    nic_mac: str
+    mtu: int
+    boot_id: str
+    created: float
+    pod: Pod | None = None
+
+    @property
+    def host_ifname(self) -> str:
+        """`azv` + 11 hex digits of sha1("namespace.pod"), or of the container id when there is no pod (15 characters, IFNAMSIZ - 1)."""
+        subject = f"{self.pod.namespace}.{self.pod.name}" if self.pod and self.key.ifname == "eth0" else str(self.key)
+        return HOST_PREFIX + hashlib.sha1(subject.encode(), usedforsecurity=False).hexdigest()[:11]
+
+    @property
+    def pod_mac(self) -> str:
+        """A locally administered unicast MAC derived from the key, for the pod's end."""
+        return _mac("pod", self.key)
+
+    @property
+    def host_mac(self) -> str:
+        """The same for the host's end."""
+        return _mac("host", self.key)
+
+
+def _mac(end: str, key: AttachmentKey) -> str:
+    digest = hashlib.sha1(f"{end} {key.network} {key}".encode(), usedforsecurity=False).digest()
+    octets = bytes([digest[0] & 0xFE | 0x02]) + digest[1:6]
+    return octets.hex(":")
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Descriptors that the shim opened for one call: the pod's network namespace and a NETLINK_ROUTE socket inside it.
+
+    Whoever received the call closes both when it ends; an open namespace descriptor keeps a dead pod's namespace alive.
+    """
+
+    netns_fd: int
+    netlink_fd: int
