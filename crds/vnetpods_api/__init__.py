@@ -1,0 +1,35 @@
+"""The contract of vnetpods: the NodeIPPool, the reasons of its conditions, and names that all rooms share."""
+
+from vnetpods_api.conditions import Condition, ConditionStatus, ConditionType, Reason, condition, find, merge
+from vnetpods_api.nodeippool import (
+    Interface,
+    Metadata,
+    NodeIPPool,
+    OwnerReference,
+    Sizing,
+    Spec,
+    Status,
+    Usage,
+    from_object,
+    to_object,
+)
+
+__all__ = [
+    "Condition",
+    "ConditionStatus",
+    "ConditionType",
+    "Interface",
+    "Metadata",
+    "NodeIPPool",
+    "OwnerReference",
+    "Reason",
+    "Sizing",
+    "Spec",
+    "Status",
+    "Usage",
+    "condition",
+    "find",
+    "from_object",
+    "merge",
+    "to_object",
+]

@@ -1,0 +1,113 @@
+"""The NodeIPPool's Python types, field by field as in crds/nodeippool.yaml (a test holds the two against each other).
+
+Decoding is lenient towards fields of newer versions and strict about types. `None` stands for an absent field, so that a
+server-side apply states exactly what its sender owns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from vnetpods_api.conditions import Condition
+
+
+class _Object(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, frozen=True):
+    """Common settings: camelCase on the wire, defaults left out, immutable."""
+
+
+class Sizing(_Object):
+    """spec.sizing: what differs from the operator's configuration, in addresses."""
+
+    minimum: int | None = None
+    warm: int | None = None
+    batch: int | None = None
+    maximum: int | None = None
+
+
+class Spec(_Object):
+    """Which machine, and how large."""
+
+    machine: str | None = None
+    sizing: Sizing | None = None
+    paused: bool = False
+
+
+class Interface(_Object):
+    """One NIC that carries pod addresses; `addresses` and `releasing` hold single addresses and /28 blocks."""
+
+    name: str
+    mac: str
+    subnet: str
+    prefixes: tuple[str, ...] = ()
+    primary_address: str | None = None
+    capacity: int | None = None
+    addresses: tuple[str, ...] = ()
+    releasing: tuple[str, ...] = ()
+
+
+class Usage(msgspec.Struct, rename="camel", kw_only=True, frozen=True):
+    """What the node does with its addresses; zeros are sent, they are news too."""
+
+    assigned: int = 0
+    cooling: int = 0
+    free: int = 0
+    waiting: int = 0
+
+
+class Status(_Object):
+    """Written by operator and agent, each its own fields."""
+
+    observed_generation: int | None = None
+    interfaces: tuple[Interface, ...] = ()
+    subnet: str | None = None
+    direct_cidrs: tuple[str, ...] = msgspec.field(default=(), name="directCIDRs")
+    capacity: int | None = None
+    allocated: int | None = None
+    usage: Usage | None = None
+    released: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+class OwnerReference(_Object):
+    """The Node that the pool belongs to."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+
+
+class Metadata(_Object):
+    """What we read of an object's metadata."""
+
+    name: str
+    uid: str | None = None
+    resource_version: str | None = None
+    generation: int = 0
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    owner_references: tuple[OwnerReference, ...] = ()
+
+
+class NodeIPPool(_Object):
+    """One per Node, named as the Node, cluster-scoped."""
+
+    api_version: str = "vnetpods.io/v1alpha1"
+    kind: str = "NodeIPPool"
+    metadata: Metadata
+    spec: Spec = Spec()
+    status: Status = Status()
+
+
+def from_object(body: Any) -> NodeIPPool:
+    """Decodes the API server's JSON object; raises msgspec.ValidationError naming the field."""
+    return msgspec.convert(body, NodeIPPool)
+
+
+def to_object(value: msgspec.Struct) -> Any:
+    """The JSON form (dicts and lists) of any of these types."""
+    return msgspec.to_builtins(value)
