@@ -1,7 +1,8 @@
 """Conditions of a NodeIPPool and the closed list of their reasons.
 
-The types are those kstatus reads: Ready for "can this node's pods be given addresses", Reconciling while a change is under
-way, Stalled only when a person must act. AgentReady is the agent's. The same word stands in condition, Event, log and metric.
+The types are those kstatus reads: Ready for "can this node's pods be given addresses", Reconciling while a change is
+under way, Stalled only when a person must act. AgentReady is the agent's. The same word stands in condition, Event, log
+and metric.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names that more than one room uses. They are part of the product's interface: changing one breaks somebody's manifest."""
+"""Names that more than one room uses. They are the product's interface: changing one breaks somebody's manifest."""
 
 from __future__ import annotations
 

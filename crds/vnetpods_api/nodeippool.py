@@ -1,7 +1,7 @@
 """The NodeIPPool's Python types, field by field as in crds/nodeippool.yaml (a test holds the two against each other).
 
-Decoding is lenient towards fields of newer versions and strict about types. `None` stands for an absent field, so that a
-server-side apply states exactly what its sender owns.
+Decoding is lenient towards fields of newer versions and strict about types. `None` stands for an absent field, so that
+a server-side apply states exactly what its sender owns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class _Object(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, 
     """Common settings: camelCase on the wire, defaults left out, immutable."""
 
 
-class Sizing(_Object):
+class Sizing(_Object, kw_only=True, frozen=True):
     """spec.sizing: what differs from the operator's configuration, in addresses."""
 
     minimum: int | None = None
@@ -26,7 +26,7 @@ class Sizing(_Object):
     maximum: int | None = None
 
 
-class Spec(_Object):
+class Spec(_Object, kw_only=True, frozen=True):
     """Which machine, and how large."""
 
     machine: str | None = None
@@ -34,7 +34,7 @@ class Spec(_Object):
     paused: bool = False
 
 
-class Interface(_Object):
+class Interface(_Object, kw_only=True, frozen=True):
     """One NIC that carries pod addresses; `addresses` and `releasing` hold single addresses and /28 blocks."""
 
     name: str
@@ -56,7 +56,7 @@ class Usage(msgspec.Struct, rename="camel", kw_only=True, frozen=True):
     waiting: int = 0
 
 
-class Status(_Object):
+class Status(_Object, kw_only=True, frozen=True):
     """Written by operator and agent, each its own fields."""
 
     observed_generation: int | None = None
@@ -70,7 +70,7 @@ class Status(_Object):
     conditions: tuple[Condition, ...] = ()
 
 
-class OwnerReference(_Object):
+class OwnerReference(_Object, kw_only=True, frozen=True):
     """The Node that the pool belongs to."""
 
     api_version: str
@@ -79,7 +79,7 @@ class OwnerReference(_Object):
     uid: str
 
 
-class Metadata(_Object):
+class Metadata(_Object, kw_only=True, frozen=True):
     """What we read of an object's metadata."""
 
     name: str
@@ -93,7 +93,7 @@ class Metadata(_Object):
     owner_references: tuple[OwnerReference, ...] = ()
 
 
-class NodeIPPool(_Object):
+class NodeIPPool(_Object, kw_only=True, frozen=True):
     """One per Node, named as the Node, cluster-scoped."""
 
     api_version: str = "vnetpods.io/v1alpha1"
