@@ -10,6 +10,7 @@ from vnetpods_api.nodeippool import (
     Spec,
     Status,
     Usage,
+    apply_body,
     from_object,
     to_object,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Spec",
     "Status",
     "Usage",
+    "apply_body",
     "condition",
     "find",
     "from_object",

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from vnetpods_api.conditions import Condition
+from vnetpods_api.names import GROUP, KIND, VERSION
 
 
 class _Object(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, frozen=True):
@@ -96,8 +97,6 @@ class Metadata(_Object, kw_only=True, frozen=True):
 class NodeIPPool(_Object, kw_only=True, frozen=True):
     """One per Node, named as the Node, cluster-scoped."""
 
-    api_version: str = "vnetpods.io/v1alpha1"
-    kind: str = "NodeIPPool"
     metadata: Metadata
     spec: Spec = Spec()
     status: Status = Status()
@@ -106,6 +105,31 @@ class NodeIPPool(_Object, kw_only=True, frozen=True):
 def from_object(body: Any) -> NodeIPPool:
     """Decodes the API server's JSON object; raises msgspec.ValidationError naming the field."""
     return msgspec.convert(body, NodeIPPool)
+
+
+def apply_body(
+    name: str,
+    *,
+    spec: Spec | None = None,
+    status: Status | None = None,
+    owner: OwnerReference | None = None,
+    resource_version: str | None = None,
+) -> dict[str, Any]:
+    """The body of a server-side apply: exactly the fields that its sender owns.
+
+    With `resource_version` the API server refuses the write (409) when the object has changed since it was read.
+    """
+    metadata: dict[str, Any] = {"name": name}
+    if resource_version is not None:
+        metadata["resourceVersion"] = resource_version
+    if owner is not None:
+        metadata["ownerReferences"] = [to_object(owner)]
+    body: dict[str, Any] = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": metadata}
+    if spec is not None:
+        body["spec"] = to_object(spec)
+    if status is not None:
+        body["status"] = to_object(status)
+    return body
 
 
 def to_object(value: msgspec.Struct) -> Any:
