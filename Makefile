@@ -1,0 +1,89 @@
+# The everyday commands. Two of them are all a user of the tree needs: `make demo` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+# What a fresh Debian machine lacks. python3-venv only where the interpreter is Debian's own.
+DEBIAN := runc nftables iptables conntrack busybox-static iproute2 procps gcc libc6-dev containernetworking-plugins
+PYTHON ?= python3
+V := .venv/bin
+say = @printf '\033[1m== %s\033[0m\n' "$(1)"
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: system
+system: ## Debian packages that demo and tests need (does nothing when they are there)
+	@missing=""
+	for p in $(DEBIAN); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok' || missing="$$missing $$p"; done
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"
+	[ -z "$$missing" ] && exit 0
+	printf '\033[1m== installing Debian packages:%s\033[0m\n' "$$missing"
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+
+.venv/.stamp: requirements.lock pyproject.toml
+	$(call say,creating .venv from requirements.lock)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
+	[ -x $(V)/python ] || $(PYTHON) -m venv .venv
+	$(V)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(V)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+.PHONY: venv
+venv: system .venv/.stamp ## The virtual environment
+
+.PHONY: programs
+programs: venv ## Kubernetes, etcd and containerd, built once into the cache (about 10 minutes cold)
+	@$(V)/python -m tests.kube build
+
+.PHONY: demo
+demo: venv programs ## The main job, end to end, on embedded parts (KEEP=1 leaves it up)
+	@$(V)/python -m tests.demo $(if $(KEEP),--keep)
+
+.PHONY: lint
+lint: venv ## Formatter, linter, types, who may import whom
+	$(call say,ruff)
+	$(V)/ruff format --check .
+	$(V)/ruff check .
+	$(call say,mypy)
+	$(V)/mypy operator/vnetpods_operator agent/vnetpods_agent crds/vnetpods_api tests
+	$(call say,import-linter)
+	$(V)/lint-imports
+
+.PHONY: unit
+unit: venv programs ## Every test that needs no cluster
+	@$(V)/pytest -q -m 'not e2e'
+
+.PHONY: e2e
+e2e: venv programs ## The end-to-end tests, on one shared cluster
+	@$(V)/pytest -q -m e2e
+
+.PHONY: test
+test: venv programs ## All tests: first those without a cluster, then end to end
+	$(call say,tests without a cluster)
+	$(V)/pytest -q -m 'not e2e'
+	$(call say,end-to-end tests)
+	$(V)/pytest -q -m e2e
+
+.PHONY: bench
+bench: venv ## ADD and DEL side by side with the reference plugins; table and build/bench.json
+	@$(V)/python -m tests.bench
+
+.PHONY: lock
+lock: ## Recompute requirements.lock from pyproject.toml
+	@$(V)/pip install --quiet uv
+	$(V)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --no-header --all-extras --upgrade pyproject.toml -o requirements.lock
+
+.PHONY: clean
+clean: ## Takes down what a demo left up, removes build results; caches stay
+	@[ ! -x $(V)/python ] || $(V)/python -m tests.demo --down
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: clean-cache
+clean-cache: clean ## Also the virtual environment and the cached programs
+	@rm -rf .venv "$${VNETPODS_CACHE:-$$HOME/.cache/vnetpods}"
