@@ -3,3 +3,5 @@
 from tests.isolation import isolate
 
 isolate()
+
+pytest_plugins = ["tests.kube.fixtures"]

@@ -1,0 +1,103 @@
+"""How tests, demo and benchmarks speak to a cluster of ours: kubectl, and kubeconfigs for ServiceAccounts.
+
+Shared by the bare API server and the whole cluster. Everything is a synchronous subprocess of our own kubectl (the
+one on PATH may be of any version); in an event loop use `asyncio.to_thread`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tests.kube import pki
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+POLL_SECONDS = 0.1
+
+
+class KubeError(Exception):
+    """kubectl, or something waited for, failed; carries what was asked and what was answered."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """An API server as its administrator sees it. `url` is reachable from the tests' own network namespace."""
+
+    url: str
+    authority: Path
+    admin_kubeconfig: Path
+    kubectl_program: Path
+    folder: Path
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
+        """Runs kubectl as the administrator and returns its output; KubeError carries its error."""
+        command = [str(self.kubectl_program), f"--kubeconfig={self.admin_kubeconfig}", *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        if done.returncode:
+            raise KubeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def get(self, *arguments: str) -> Any:
+        """`kubectl get … -o json`, decoded."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def apply(self, manifest: str) -> str:
+        """Applies one or more documents (server-side, so that big CRDs fit) and waits until new CRDs are served."""
+        out = self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifest)
+        crds = [name for name in (line.split()[0] for line in out.splitlines()) if name.startswith("customresourced")]
+        if crds:
+            self.kubectl("wait", "--for=condition=Established", "--timeout=30s", *crds)
+        return out
+
+    def token(self, service_account: str, namespace: str = "kube-system", node_name: str | None = None) -> str:
+        """A token from the TokenRequest API; with `node_name` bound to that Node, as a DaemonSet pod's token says
+        it.""" bound = ["--bound-object-kind=Node", f"--bound-object-name={node_name}"] if node_name else [] return
+        self.kubectl("create", "token", service_account, f"--namespace={namespace}", *bound).strip()
+
+    def kubeconfig_for(
+        self,
+        service_account: str,
+        namespace: str = "kube-system",
+        node_name: str | None = None,
+        *,
+        server: str | None = None,
+    ) -> Path:
+        """A kubeconfig that acts as this ServiceAccount (made if missing, without any rights).
+
+        With `node_name` the token carries the claim `authentication.kubernetes.io/node-name`; the Node must exist.
+        `server` is for a process that reaches the API server under another address than the tests do.
+        """
+        self.apply(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "ServiceAccount",
+                    "metadata": {"name": service_account, "namespace": namespace},
+                }
+            )
+        )
+        token = self.token(service_account, namespace, node_name)
+        name = "-".join(filter(None, [namespace, service_account, node_name]))
+        path = self.folder / "kubeconfigs" / f"{name}.kubeconfig"
+        return pki.kubeconfig(path, server or self.url, self.authority, {"token": token})
+
+    def wait(self, what: str, condition: Callable[[], Any], timeout: float = 60) -> Any:
+        """Polls until `condition` returns something true and returns that; the KubeError says what was waited for."""
+        deadline = time.monotonic() + timeout
+        error: KubeError | None = None
+        while True:
+            try:
+                if result := condition():
+                    return result
+                error = None
+            except KubeError as failed:  # objects that don't exist yet, a server that is away
+                error = failed
+            if time.monotonic() > deadline:
+                raise KubeError(f"waited {timeout:g} s in vain for {what}") from error
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,39 @@
+"""The fixtures of this room, loaded as a pytest plugin by tests/conftest.py.
+
+`apiserver` is shared by the whole session, so tests name their objects so that they don't meet (or use `api` objects of
+their own through `tests.kube.apiserver.running`). Programs are built after collection, before any test's clock runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kube import apiserver as apiserver_module
+from tests.kube import binaries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kube.apiserver import ApiServer
+
+NEEDS = {"apiserver": binaries.API_SERVER}
+"""Fixture name → the programs it needs."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds what the chosen tests need: a cold build takes minutes, a test's timeout is one."""
+    if session.config.option.collectonly:
+        return
+    used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    wanted = dict.fromkeys(program for name, programs in NEEDS.items() if name in used for program in programs)
+    if wanted:
+        binaries.programs(*wanted)
+
+
+@pytest.fixture(scope="session")
+def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """A real API server with RBAC, shared by the session."""
+    with apiserver_module.running(tmp_path_factory.mktemp("apiserver")) as server:
+        yield server
