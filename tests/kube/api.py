@@ -56,9 +56,9 @@ class Api:
         return out
 
     def token(self, service_account: str, namespace: str = "kube-system", node_name: str | None = None) -> str:
-        """A token from the TokenRequest API; with `node_name` bound to that Node, as a DaemonSet pod's token says
-        it.""" bound = ["--bound-object-kind=Node", f"--bound-object-name={node_name}"] if node_name else [] return
-        self.kubectl("create", "token", service_account, f"--namespace={namespace}", *bound).strip()
+        """A token from the TokenRequest API; with `node_name` bound to that Node, as a DaemonSet pod's token is."""
+        bound = ["--bound-object-kind=Node", f"--bound-object-name={node_name}"] if node_name else []
+        return self.kubectl("create", "token", service_account, f"--namespace={namespace}", *bound).strip()
 
     def kubeconfig_for(
         self,

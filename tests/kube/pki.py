@@ -65,9 +65,10 @@ class Authority:
 
     @classmethod
     def open(cls, folder: Path) -> Authority:
-        """The authority kept in `folder`, made if there is none; with it the key pair that signs ServiceAccount
-        tokens.""" folder.mkdir(parents=True, exist_ok=True) certificate_file, key_file = folder / "ca.crt", folder /
-        "ca.key" if certificate_file.exists() and key_file.exists():
+        """The authority kept in `folder`, made if there is none; with it the key pair that signs tokens."""
+        folder.mkdir(parents=True, exist_ok=True)
+        certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
+        if certificate_file.exists() and key_file.exists():
             key = serialization.load_pem_private_key(key_file.read_bytes(), None)
             assert isinstance(key, ec.EllipticCurvePrivateKey)
             return cls(folder, x509.load_pem_x509_certificate(certificate_file.read_bytes()), key)
