@@ -1,0 +1,297 @@
+"""The operator's configuration: one YAML file, read at start and again when it changes.
+
+Everything that may be set stands here with its default, unit and reason; docs/operator.md shows it as a table. An unknown
+key or a value of the wrong kind stops the start (a reload keeps what was there) with file, key, value and what is
+expected. Nothing is read from the environment, except by azure-identity, whose variables are its own.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+
+from vnetpods_api import Sizing
+
+
+class ConfigError(Exception):
+    """The configuration file can't be used; the text says file, key, value and what is expected."""
+
+
+class Duration(float):
+    """Seconds, written as `500ms`, `10s`, `5m`, `1h30m`."""
+
+    __slots__ = ()
+    _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+    _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}  # noqa: RUF012 - never changed
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        parts = cls._PART.findall(text)
+        if not parts or "".join(number + unit for number, unit in parts) != text:
+            raise ValueError(f"Expected a duration such as `30s`, `10m` or `1h30m`, got `{text}`")
+        return cls(sum(float(number) * cls._UNITS[unit] for number, unit in parts))
+
+
+class AddressRange(str):
+    """A closed range of IPv4 addresses, written as one address, `first-last` or CIDR."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> AddressRange:
+        try:
+            first, last = cls._bounds(text)
+        except ValueError as error:
+            raise ValueError(f"Expected an IPv4 address, `first-last` or a CIDR, got `{text}`") from error
+        if first > last:
+            raise ValueError(f"Expected `first-last` in ascending order, got `{text}`")
+        return cls(text)
+
+    @staticmethod
+    def _bounds(text: str) -> tuple[int, int]:
+        if "/" in text:
+            network = IPv4Network(text)
+            return int(network.network_address), int(network.broadcast_address)
+        first, _, last = text.partition("-")
+        return int(IPv4Address(first.strip())), int(IPv4Address((last or first).strip()))
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """First and last address as numbers."""
+        return self._bounds(self)
+
+
+class _Section(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Common settings of every section: camelCase, unknown keys refused."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=4096)]
+Rate = Annotated[float, msgspec.Meta(gt=0)]
+CIDR = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3}([.][0-9]{1,3}){3}/[0-9]{1,2}$")]
+
+
+class Expression(_Section, frozen=True):
+    """One requirement on labels, as in a Kubernetes LabelSelector."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        value = labels.get(self.key)
+        match self.operator:
+            case "In":
+                return value in self.values
+            case "NotIn":
+                return value not in self.values
+            case "Exists":
+                return value is not None
+            case "DoesNotExist":
+                return value is None
+
+
+class Selector(_Section, frozen=True):
+    """Which Nodes; empty means all. The form is that of a Kubernetes LabelSelector."""
+
+    match_labels: dict[str, str] = {}
+    match_expressions: tuple[Expression, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        return all(labels.get(k) == v for k, v in self.match_labels.items()) and all(
+            e.matches(labels) for e in self.match_expressions
+        )
+
+
+class Group(_Section, frozen=True):
+    """How many addresses the Nodes that match `nodes` get. Units: addresses."""
+
+    nodes: Selector = Selector()
+    minimum: Count = 16
+    """To have as soon as the Node appears, and never to go below."""
+    warm: Count = 16
+    """To keep free ahead of demand."""
+    batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    """Smallest number to add in one step."""
+    maximum: Count = 250
+    """Never to go beyond."""
+    blocks: bool = False
+    """Ask for /28 blocks where 16 or more are needed (a preview feature of Azure)."""
+
+    def __post_init__(self) -> None:
+        if self.minimum > self.maximum:
+            raise ValueError(f"Expected `minimum` <= `maximum`, got {self.minimum} and {self.maximum}")
+        if self.warm > self.maximum:
+            raise ValueError(f"Expected `warm` <= `maximum`, got {self.warm} and {self.maximum}")
+
+    def refined(self, sizing: Sizing | None) -> Group:
+        """With what one pool's spec.sizing says instead; ValueError when that contradicts the rest."""
+        if sizing is None:
+            return self
+        said = {f: v for f in ("minimum", "warm", "batch", "maximum") if (v := getattr(sizing, f)) is not None}
+        return msgspec.structs.replace(self, **said)
+
+
+class Release(_Section, frozen=True):
+    """When addresses that nobody needs go back to the subnet."""
+
+    after: Duration = Duration(600)
+    """How long more than twice `warm` must have been free."""
+    batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 64
+    """Most addresses in one step."""
+    patience: Duration = Duration(120)
+    """How long to wait for an address's agent before another address is tried."""
+
+
+class Interfaces(_Section, frozen=True):
+    """Which NICs of a machine carry pod addresses: the primary, and those that match one of these."""
+
+    primary: bool = True
+    names: tuple[str, ...] = ()
+    """Shell patterns for NIC names."""
+    tags: dict[str, str] = {}
+    """Tags that a NIC must all have."""
+
+    def chosen(self, name: str, primary: bool, tags: Mapping[str, str]) -> bool:
+        if primary:
+            return self.primary
+        by_name = any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in self.names)
+        by_tag = bool(self.tags) and all(tags.get(k) == v for k, v in self.tags.items())
+        return by_name or by_tag
+
+
+class Allowance(_Section, frozen=True):
+    """One token bucket: requests per second in the long run, and how many at once after a rest."""
+
+    per_second: Rate
+    burst: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Budget(_Section, frozen=True):
+    """Requests to ARM, per subscription. Microsoft.Network allows 33 reads and 3.3 writes per second to everybody together."""
+
+    reads: Allowance = Allowance(per_second=15, burst=250)
+    writes: Allowance = Allowance(per_second=2, burst=40)
+
+
+class Azure(_Section, frozen=True):
+    """Where ARM is and how it is used. Credentials: azure-identity's default chain."""
+
+    endpoint: Annotated[str, msgspec.Meta(pattern="^https?://[^/]+/?$")] = "https://management.azure.com"
+    scope: str = "https://management.azure.com/.default"
+    """Credential scope; both differ in sovereign clouds."""
+    budget: Budget = Budget()
+    poll: Duration = Duration(1)
+    """How often a long-running operation is asked about when ARM does not say."""
+    request_timeout: Duration = Duration(60)
+    operation_timeout: Duration = Duration(900)
+    networks: Duration = Duration(600)
+    """How often VNets are read again for direct CIDRs."""
+    network_api_version: str | None = None
+    compute_api_version: str | None = None
+    """Other than the SDK's own, for clouds that lag behind."""
+
+
+class Election(_Section, frozen=True):
+    """The Lease that makes one of several operators the leader."""
+
+    namespace: str = "kube-system"
+    name: str = "vnetpods-operator"
+    duration: Duration = Duration(15)
+    renew: Duration = Duration(10)
+    """A leader that could not renew for this long ends its process."""
+    retry: Duration = Duration(2)
+
+    def __post_init__(self) -> None:
+        if not self.retry < self.renew < self.duration:
+            raise ValueError("Expected `retry` < `renew` < `duration`")
+
+
+class Config(_Section, frozen=True):
+    """The whole file."""
+
+    listen: Annotated[str, msgspec.Meta(pattern=r"^[^:]*:[0-9]+$")] = "0.0.0.0:9461"
+    """Address and port of /metrics, /healthz and /readyz."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    nodes: Selector = Selector()
+    """Which Nodes are served at all; those labelled vnetpods.io/managed=false never are."""
+    groups: tuple[Group, ...] = (Group(),)
+    """The first that matches a Node decides; none: the defaults."""
+    release: Release = Release()
+    interfaces: Interfaces = Interfaces()
+    adopt: tuple[str, ...] = ()
+    """Shell patterns for names of ipConfigurations made by others whose addresses pods may use; never removed."""
+    exclude: tuple[AddressRange, ...] = ()
+    """Addresses that are never handed out."""
+    direct_cidrs: Annotated[tuple[CIDR, ...], msgspec.Meta(max_length=256)] = msgspec.field(
+        default=(), name="directCIDRs"
+    )
+    """Destinations reached under the pod's own address, beside the VNet's and its peers'."""
+    azure: Azure = Azure()
+    election: Election = Election()
+    audit: Duration = Duration(1800)
+    """Every NIC is read at least this often."""
+    relist: Duration = Duration(600)
+    """Every Node and NodeIPPool is listed this often, to find what the watch missed."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 128
+    """Nodes that are worked on at the same time."""
+
+    def group_of(self, labels: Mapping[str, str]) -> Group:
+        return next((group for group in self.groups if group.nodes.matches(labels)), Group())
+
+
+def load(path: Path) -> Config:
+    """The file's content; ConfigError when it can't be used."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    return parse(raw, str(path))
+
+
+def parse(raw: Any, source: str) -> Config:
+    """`raw` as read from YAML."""
+    try:
+        return msgspec.convert({} if raw is None else raw, Config, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(error, raw, source)) from error
+
+
+def _decode(type_: type, value: Any) -> Any:
+    if type_ is Duration:
+        if not isinstance(value, str):
+            raise ValueError("Expected a duration such as `30s`, `10m` or `1h30m`")
+        return Duration.parse(value)
+    if type_ is AddressRange:
+        return AddressRange.parse(str(value))
+    raise NotImplementedError(type_)
+
+
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
+
+
+def _explain(error: msgspec.ValidationError, raw: Any, source: str) -> str:
+    """`file: key: value: what is expected`."""
+    found = _WHERE.match(str(error))
+    assert found is not None
+    what, where = found["what"], (found["where"] or "$").removeprefix("$").lstrip(".")
+    unknown = _UNKNOWN.search(what)
+    if unknown:
+        key = f"{where}.{unknown['key']}".lstrip(".")
+        return f"{source}: {key}: unknown key; docs/operator.md lists the known ones"
+    value: Any = raw
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", where):
+        try:
+            value = value[int(index)] if index else value[name]
+        except (KeyError, IndexError, TypeError):
+            return f"{source}: {where or 'the file'}: {what}"
+    return f"{source}: {where or 'the file'}: {value!r}: {what}"
