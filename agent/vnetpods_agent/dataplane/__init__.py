@@ -1,12 +1,13 @@
 """The data plane's face: what the agent asks of the kernel. Only this package knows netlink and nftables.
 
 All methods of DataPlane block and are called from the kernel's thread; HostState is declared from any thread and
-reconciled by a thread of its own. Nothing here is durable: after a crash or a reboot the agent asks for everything again,
-and asking twice is the same as asking once.
+reconciled by a thread of its own. Nothing here is durable: after a crash or a reboot the agent asks for everything
+again, and asking twice is the same as asking once.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,9 +15,32 @@ from typing import Protocol
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors
 
 
+class DataPlaneError(Exception):
+    """The kernel refused a step.
+
+    ├── InterfaceExists     the pod's namespace has an interface of that name which isn't ours
+    └── ProgramFailed       nft or iptables failed or is missing (see `programs`)
+    """
+
+    def __init__(self, step: str, subject: str, errno: int, said: str = "") -> None:
+        reason = os.strerror(errno) + (f" ({said})" if said else "")
+        super().__init__(f"{step} {subject}: {reason}")
+        self.step = step
+        self.subject = subject
+        self.errno = errno
+
+
+class InterfaceExists(DataPlaneError):  # noqa: N818 - the contract's name
+    """The namespace already has an interface of the name asked for, and it isn't this attachment's. Nothing was
+    changed.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class HostInterface:
-    """A pod's host end as found in the kernel; `key` and `address` are read from its alias, None when it has none of ours."""
+    """A pod's host end as found in the kernel; `key` and `address` are read from its alias, None when it has none of
+    ours.
+    """
 
     name: str
     index: int
@@ -30,12 +54,15 @@ class DataPlane(Protocol):
     def attach(self, attachment: Attachment, doors: Doors) -> None:
         """Makes the pod's interface exist and carry traffic. Repeating it for the same attachment changes nothing.
 
-        Raises InterfaceExists when the namespace has an interface of that name which isn't ours (nothing was changed then).
+        Raises InterfaceExists when the namespace has an interface of that name which isn't ours (nothing was changed
+        then).
         """
         ...
 
     def detach(self, attachment: Attachment) -> None:
-        """Makes the address unreachable now; the interface itself may go a little later (see `leaving`). Nothing there: no error."""
+        """Makes the address unreachable now; the interface itself may go a little later (see `leaving`). Nothing
+        there: no error.
+        """
         ...
 
     def leaving(self) -> Collection[Address]:
@@ -57,7 +84,9 @@ class DataPlane(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """One NIC of this VM, as the NodeIPPool describes it. `addresses` are all of the pool's, assigned or not: "10.0.0.5" or "10.0.0.16/28"."""
+    """One NIC of this VM, as the NodeIPPool describes it. `addresses` are all of the pool's, assigned or not:
+    "10.0.0.5" or "10.0.0.16/28".
+    """
 
     mac: str
     primary_address: Address

@@ -1,0 +1,122 @@
+"""The slow part of deleting pods' interfaces, out of the callers' way.
+
+Deleting a link waits for every CPU to stop looking at it (synchronize_net): some 20 ms, during which the kernel also
+holds the lock that every ADD needs. So `detach` only moves the host end into the group DYING, and the reaper's own
+thread deletes that group: sixty links cost what one costs. Between two bursts it rests, so that ADDs get their share
+of the lock.
+
+Which addresses are not gone yet is kept here, guarded by a lock, and named by `leaving`. After a crash the links
+still are in their group: `start` finds them and goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from vnetpods_agent.attachment import Address
+from vnetpods_agent.dataplane import DataPlaneError, conntrack, hostend
+from vnetpods_agent.dataplane.conversation import Conversation, Step
+from vnetpods_agent.dataplane.rtnetlink import link_delete, links_dump, read_link
+
+NETLINK_NETFILTER = 12
+REST = 3.0
+"""The reaper rests this many times as long as its last burst took: ADDs keep three quarters of the lock."""
+RETRY = 1.0
+_NO_SUCH = frozenset({errno.ENODEV})
+
+log = structlog.get_logger()
+
+
+class Reaper:
+    """Deletes what `bury` hands over; one thread, started by `start` and ended by `close`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._leaving: dict[Address, int] = {}  # how many host ends of the address are not gone yet
+        self._buried: list[Address] = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+
+    def start(self) -> None:
+        """Takes over what an earlier process left dying."""
+        with Conversation() as conversation:
+            links = conversation.dump(Step("list links of", "the host", links_dump()), read_link)
+        for link in links:
+            owned = hostend.owner(link)
+            if link.group == hostend.DYING and owned:
+                self.bury(owned[1])
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finishes the burst under way; what is still dying is left to the next start."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def bury(self, address: Address) -> None:
+        """The address's host end has just been moved into the group DYING."""
+        with self._changed:
+            self._leaving[address] = self._leaving.get(address, 0) + 1
+            self._buried.append(address)
+            self._changed.notify_all()
+
+    def leaving(self) -> frozenset[Address]:
+        with self._changed:
+            return frozenset(self._leaving)
+
+    def wait(self, timeout: float) -> bool:
+        """Until nothing is leaving any more; False when that took too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._leaving, timeout)
+
+    def _run(self) -> None:
+        with Conversation() as links, Conversation(NETLINK_NETFILTER) as connections:
+            while burst := self._next_burst():
+                began = self._clock()
+                try:
+                    _reap(links, connections, burst)
+                except DataPlaneError as error:
+                    log.warning("cannot delete interfaces of former pods yet", error=str(error), pods=len(burst))
+                    self._rest(RETRY)
+                    with self._changed:
+                        self._buried.extend(burst)
+                    continue
+                self._gone(burst)
+                self._rest(REST * (self._clock() - began))
+
+    def _next_burst(self) -> list[Address]:
+        """What is buried by now; waits for the first, and is empty only when closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._buried or self._closing)
+            burst, self._buried = self._buried, []
+            return [] if self._closing else burst
+
+    def _rest(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, seconds)
+
+    def _gone(self, burst: list[Address]) -> None:
+        with self._changed:
+            for address in burst:
+                self._leaving[address] -= 1
+                if not self._leaving[address]:
+                    del self._leaving[address]
+            self._changed.notify_all()
+
+
+def _reap(links: Conversation, connections: Conversation, burst: list[Address]) -> None:
+    """Connections first: as long as they are remembered the address counts as leaving."""
+    for address in sorted(set(burst)):
+        conntrack.flush(connections, address)
+    # ip link del group DYING
+    links.carry_out(
+        [Step("delete interfaces of", f"{len(burst)} former pods", link_delete(group=hostend.DYING), _NO_SUCH)]
+    )

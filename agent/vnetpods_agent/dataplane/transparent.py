@@ -1,0 +1,221 @@
+"""The transparent data plane: every pod behind a point-to-point link of its own, routed by the host.
+
+End state of an attachment, and who would undo it:
+- host: veth `azv…` with the owner in its alias, MAC and MTU as in the row, up, no IPv6 address;
+- host: route ADDRESS/32 to it (protocol 118), permanent neighbour ADDRESS -> the pod end's MAC;
+- pod: lo up; eth0 with MAC and MTU, up, ADDRESS/32; route to 169.254.1.1, default via it, permanent neighbour -> the
+  host end's MAC.
+The gateway 169.254.1.1 exists nowhere: the permanent neighbour makes the pod send to the host end without asking.
+
+The veth is born with both MACs and with its peer already in the pod's namespace: a later move between namespaces
+waits for rcu_barrier (a burst of 30 pods took 5 s instead of 0.75), and udev rewrites MACs that weren't set at birth.
+The pod's side is told through the netlink socket that the shim opened there, so CAP_NET_ADMIN is enough.
+
+All methods are called from one thread, the kernel's, and keep no state but the reaper's: each looks at the kernel
+again, so they can be repeated after a crash at any step. The birth is one message (all or nothing) and makes
+what follows attributable (see `hostend`); every later step replaces what it finds.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Collection, Sequence
+
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors
+from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists, hostend
+from vnetpods_agent.dataplane import rtnetlink as rt
+from vnetpods_agent.dataplane.checking import deviations
+from vnetpods_agent.dataplane.conversation import Conversation, Step
+from vnetpods_agent.dataplane.hostend import GATEWAY
+from vnetpods_agent.dataplane.reaper import Reaper
+
+_NO_IPV6 = frozenset({errno.EAFNOSUPPORT})  # a kernel without IPv6, or an MTU below 1280
+_NO_ROUTE = frozenset({errno.ESRCH, errno.ENODEV})
+_NO_NEIGHBOUR = frozenset({errno.ENOENT, errno.ENODEV})
+_NO_LINK = frozenset({errno.ENODEV})
+_TAKEN = {errno.EEXIST, errno.EBUSY}
+
+
+def birth(attachment: Attachment, attempt: int, netns_fd: int) -> Step:
+    """Equals `ip link add azv… index I address M mtu U type veth peer name eth0 index J address N mtu U netns FD`."""
+    host, pod = hostend.indexes(attachment.key, attempt)
+    here = rt.VethEnd(attachment.host_ifname, host, attachment.host_mac, attachment.mtu)
+    there = rt.VethEnd(attachment.key.ifname, pod, attachment.pod_mac, attachment.mtu)
+    return Step("create the interface of", str(attachment.key), rt.veth_create(here, there, netns_fd))
+
+
+def host_steps(attachment: Attachment, index: int) -> list[Step]:
+    name, address = attachment.host_ifname, attachment.address
+    return [
+        # ip link set azv… addrgenmode none (before it goes up; nobody speaks IPv6 here)
+        Step("keep IPv6 off", name, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6),
+        # ip link set azv… up alias "vnetpods 10.0.0.5 …" (the alias isn't taken at birth)
+        Step("bring up", name, rt.link_set(index, rt.link_alias(hostend.alias(attachment)), up=True)),
+        # ip neigh replace 10.0.0.5 lladdr <pod end> dev azv… nud permanent (before the route: nothing is ever asked
+        # by ARP)
+        Step("add the neighbour of", address, rt.neighbour_add(address, attachment.pod_mac, index)),
+        # ip route replace 10.0.0.5/32 dev azv… proto 118 scope link
+        Step("add the route to", address, rt.route_add(rt.Route(address, 32, index))),
+    ]
+
+
+def pod_steps(attachment: Attachment, index: int) -> list[Step]:
+    name, address, subject = attachment.key.ifname, attachment.address, str(attachment.key)
+    return [
+        # ip link set lo up (the runtime leaves it down)
+        Step("bring up lo of", subject, rt.link_set(rt.LOOPBACK, up=True)),
+        # ip link set eth0 addrgenmode none
+        Step(f"keep IPv6 off {name} of", subject, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6),
+        # ip link set eth0 up
+        Step(f"bring up {name} of", subject, rt.link_set(index, up=True)),
+        # ip addr replace 10.0.0.5/32 dev eth0
+        Step(f"add {address} to", subject, rt.address_add(address, 32, index)),
+        # ip neigh replace 169.254.1.1 lladdr <host end> dev eth0 nud permanent
+        Step(f"add the neighbour {GATEWAY} of", subject, rt.neighbour_add(GATEWAY, attachment.host_mac, index)),
+        # ip route replace 169.254.1.1/32 dev eth0 scope link
+        Step(f"add the route to {GATEWAY} of", subject, rt.route_add(rt.Route(GATEWAY, 32, index))),
+        # ip route replace default via 169.254.1.1 dev eth0
+        Step("add the default route of", subject, rt.route_add(rt.Route(rt.ANY, 0, index, GATEWAY))),
+    ]
+
+
+def farewell_steps(index: int, name: str, address: Address) -> list[Step]:
+    """The pod is unreachable after the first: without its route its packets also fail the anti-spoofing rule."""
+    return [
+        # ip link set azv… group DYING
+        Step("mark for deletion", name, rt.link_set(index, rt.link_group(hostend.DYING)), _NO_LINK),
+        # ip route del 10.0.0.5/32 dev azv… proto 118
+        Step("delete the route to", address, rt.route_delete(rt.Route(address, 32, index)), _NO_ROUTE),
+        # ip neigh del 10.0.0.5 dev azv…
+        Step("delete the neighbour of", address, rt.neighbour_delete(address, index), _NO_NEIGHBOUR),
+    ]
+
+
+class Transparent:
+    """The DataPlane of pods that the host routes to. `opened` makes conversations; tests cut them short with it."""
+
+    def __init__(self, reaper: Reaper, opened: Callable[[int | None], Conversation] | None = None) -> None:
+        self._open = opened or (lambda descriptor: Conversation(descriptor=descriptor))
+        self._host = self._open(None)
+        self._reaper = reaper
+
+    def close(self) -> None:
+        self._host.close()
+
+    def attach(self, attachment: Attachment, doors: Doors) -> None:
+        hostend.alias(attachment)  # refuses what could not be named, before anything is made
+        with self._open(doors.netlink_fd) as pod:
+            host_index, pod_index = self._born(attachment, doors, pod)
+            self._host.carry_out(host_steps(attachment, host_index))
+            pod.carry_out(pod_steps(attachment, pod_index))
+
+    def _born(self, attachment: Attachment, doors: Doors, pod: Conversation) -> tuple[int, int]:
+        """Indexes of host end and pod end, which exist when this returns."""
+        attempt = 0
+        for _ in range(hostend.INDEX_ATTEMPTS + 2):  # a stale end and a name's older holder may each cost a round
+            try:
+                self._host.carry_out([birth(attachment, attempt, doors.netns_fd)])
+            except DataPlaneError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                existing = self._existing(attachment, pod)
+                if existing:
+                    return existing
+                if not self._cleared(attachment):
+                    attempt += 1  # neither name is in the way: it was an index
+            else:
+                return hostend.indexes(attachment.key, attempt)
+        raise DataPlaneError("create the interface of", str(attachment.key), errno.EBUSY, "names or indexes stay taken")
+
+    def _existing(self, attachment: Attachment, pod: Conversation) -> tuple[int, int] | None:
+        """The ends of an earlier attach; None when the name is free in the pod. Raises InterfaceExists."""
+        name = attachment.key.ifname
+        there = pod.ask(Step("look for", name, rt.link_get(name=name)), rt.read_link)
+        if there is None:
+            return None
+        here = self._find(attachment)
+        if here and here.group != hostend.DYING and (here.peer, here.index) == (there.index, there.peer):
+            return here.index, there.index
+        raise InterfaceExists(
+            f"create {name} of", str(attachment.key), errno.EEXIST, "the namespace has one that isn't ours"
+        )
+
+    def _cleared(self, attachment: Attachment) -> bool:
+        """Frees the host end's name, if something holds it. Raises DataPlaneError when that isn't ours to move."""
+        name = attachment.host_ifname
+        holder = self._host.ask(Step("look for", name, rt.link_get(name=name)), rt.read_link)
+        if holder is None:
+            return False
+        owned = hostend.owner(holder)
+        if hostend.belongs_to(holder, attachment):
+            # the same container's, left over from an earlier namespace of it
+            self._host.carry_out([Step("delete the stale", name, rt.link_delete(holder.index), _NO_LINK)])
+        elif owned:
+            self._move_aside(holder, *owned)
+        else:
+            raise DataPlaneError(
+                "create", name, errno.EEXIST, "the host has an interface of that name which isn't ours"
+            )
+        return True
+
+    def _move_aside(self, link: rt.Link, key: AttachmentKey, address: Address) -> None:
+        """An older sandbox of the same pod name keeps its traffic, under another name, until its own DEL."""
+        rename = Step("move aside", link.name, rt.link_set(link.index, rt.link_name(hostend.aside_name(key))), _NO_LINK)
+        try:
+            self._host.carry_out([rename])
+        except DataPlaneError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # before kernel 6.2 only while down, which costs its route and neighbour
+            neighbours = self._host.dump(
+                Step("list neighbours of", link.name, rt.neighbours_dump(link.index)), rt.read_neighbour
+            )
+            self._host.carry_out([Step("take down", link.name, rt.link_set(link.index, up=False)), rename])
+            if link.group == hostend.DYING:
+                return
+            again = [Step("bring up", link.name, rt.link_set(link.index, up=True))]
+            again += [
+                Step("add the neighbour of", n.address, rt.neighbour_add(n.address, n.mac, n.index))
+                for n in neighbours
+                if n.permanent
+            ]
+            again += [Step("add the route to", address, rt.route_add(rt.Route(address, 32, link.index)))]
+            self._host.carry_out(again)
+
+    def _find(self, attachment: Attachment) -> rt.Link | None:
+        """The attachment's host end, by the places where it can be; what is found there counts only with the right
+        owner.
+        """
+        for attempt in range(hostend.INDEX_ATTEMPTS):
+            index, _ = hostend.indexes(attachment.key, attempt)
+            link = self._host.ask(Step("look for", str(attachment.key), rt.link_get(index)), rt.read_link)
+            if link and hostend.belongs_to(link, attachment):
+                return link
+        return None
+
+    def detach(self, attachment: Attachment) -> None:
+        link = self._find(attachment)
+        if link and link.group != hostend.DYING:
+            self._host.carry_out(farewell_steps(link.index, link.name, attachment.address))
+            self._reaper.bury(attachment.address)
+
+    def leaving(self) -> Collection[Address]:
+        return self._reaper.leaving()
+
+    def check(self, attachment: Attachment, doors: Doors) -> Sequence[str]:
+        with self._open(doors.netlink_fd) as pod:
+            return deviations(attachment, self._find(attachment), self._host, pod)
+
+    def interfaces(self) -> Sequence[HostInterface]:
+        links = self._host.dump(Step("list links of", "the host", rt.links_dump()), rt.read_link)
+        return [hostend.described(link) for link in links if hostend.is_host_end(link)]
+
+    def remove(self, interface: HostInterface) -> None:
+        link = self._host.ask(Step("look for", interface.name, rt.link_get(interface.index)), rt.read_link)
+        if link is None or not hostend.is_host_end(link) or hostend.described(link) != interface:
+            return  # gone, or somebody else's by now
+        if interface.address is None:
+            self._host.carry_out([Step("delete", link.name, rt.link_delete(link.index), _NO_LINK)])
+        else:
+            self._host.carry_out(farewell_steps(link.index, link.name, interface.address))
+            self._reaper.bury(interface.address)

@@ -1,0 +1,37 @@
+"""Worlds for the data plane's tests; see world.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.agent.dataplane.world import World, inside
+from vnetpods_agent.dataplane.reaper import Reaper
+from vnetpods_agent.dataplane.transparent import Transparent
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    try:
+        world.build()
+        with inside(world.host):
+            yield world
+    finally:
+        world.close()
+
+
+@pytest.fixture
+def reaper(world: World) -> Iterator[Reaper]:
+    reaper = Reaper()
+    reaper.start()
+    yield reaper
+    reaper.close()
+
+
+@pytest.fixture
+def plane(world: World, reaper: Reaper) -> Iterator[Transparent]:
+    plane = Transparent(reaper)
+    yield plane
+    plane.close()

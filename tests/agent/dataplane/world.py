@@ -1,0 +1,186 @@
+"""A small world of namespaces for one test: a VM ("host") with an uplink, its pods, and what lies behind the uplink
+("outside").
+
+The test's own thread lives inside the host's namespace, so that the code under test opens its sockets and starts its
+threads and programs there. Sockets for traffic are opened inside the other namespaces and then used from anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Pod
+
+CLONE_NEWNET = 0x40000000
+PRIMARY = Address("10.240.0.4")
+GATEWAY = "10.240.0.1"
+NIC_MAC = "00:0d:3a:1b:c7:21"
+INTERNET, PEER, IMDS, AZURE_DNS = "203.0.113.9", "10.9.0.9", "169.254.169.254", "168.63.129.16"
+POOL = (*(f"10.240.0.{last}" for last in range(5, 16)), "10.240.0.16/28")
+DIRECT = ("10.240.0.0/16", "10.9.0.0/16")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_numbers = itertools.count(1)
+
+
+def setns(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@contextlib.contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """The calling thread is in the named namespace meanwhile."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    there = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+    try:
+        setns(there)
+        yield
+    finally:
+        setns(before)
+        os.close(there)
+        os.close(before)
+
+
+def run(command: str, check: bool = True) -> str:
+    """Runs a program in the namespace of the calling thread."""
+    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{command}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def run_in(namespace: str, command: str, check: bool = True) -> str:
+    return run(f"nsenter --net=/run/netns/{namespace} {command}", check)
+
+
+@dataclass
+class World:
+    """Names of the namespaces, and what was opened in them."""
+
+    tag: str = field(default_factory=lambda: f"w{next(_numbers)}")
+    namespaces: list[str] = field(default_factory=list)
+    doors: list[Doors] = field(default_factory=list)
+
+    @property
+    def host(self) -> str:
+        return f"{self.tag}-host"
+
+    @property
+    def outside(self) -> str:
+        return f"{self.tag}-outside"
+
+    def namespace(self, name: str) -> str:
+        run(f"ip netns add {self.tag}-{name}")
+        self.namespaces.append(f"{self.tag}-{name}")
+        return f"{self.tag}-{name}"
+
+    def build(self) -> None:
+        """eth0 on the host, its other end outside, where everything answers that pods might call."""
+        for name in ("host", "outside"):
+            run_in(self.namespace(name), "ip link set lo up")
+        run_in(self.host, f"ip link add eth0 address {NIC_MAC} type veth peer name nic0 netns {self.outside}")
+        for command in (f"addr add {PRIMARY}/16 dev eth0", "link set eth0 up", f"route add default via {GATEWAY}"):
+            run_in(self.host, f"ip {command}")
+        for command in (
+            f"addr add {GATEWAY}/16 dev nic0",
+            "link set nic0 up",
+            f"route add 10.240.0.0/26 via {PRIMARY}",
+        ):
+            run_in(self.outside, f"ip {command}")
+        run_in(self.outside, f"ip route replace {PRIMARY}/32 dev nic0")
+        for address in (INTERNET, PEER, IMDS, AZURE_DNS):
+            run_in(self.outside, f"ip addr add {address}/32 dev lo")
+
+    def pod(self, address: str, name: str = "web-0", container: str = "", ifname: str = "eth0") -> PodHandle:
+        container = container or f"c{next(_numbers)}"
+        namespace = self.namespace(container)
+        attachment = Attachment(
+            key=AttachmentKey("vnetpods", container, ifname),
+            address=Address(address),
+            netns=f"/run/netns/{namespace}",
+            nic_mac=NIC_MAC,
+            mtu=1500,
+            boot_id="boot",
+            created=0.0,
+            pod=Pod("default", name),
+        )
+        return PodHandle(namespace, attachment, self.open_doors(namespace))
+
+    def open_doors(self, namespace: str) -> Doors:
+        """What the shim does: the namespace's descriptor and a NETLINK_ROUTE socket made inside it."""
+        with inside(namespace):
+            netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        doors = Doors(os.open(f"/run/netns/{namespace}", os.O_RDONLY), netlink.detach())
+        self.doors.append(doors)
+        return doors
+
+    def close(self) -> None:
+        for doors in self.doors:
+            os.close(doors.netns_fd)
+            os.close(doors.netlink_fd)
+        for namespace in self.namespaces:
+            run(f"ip netns del {namespace}")
+
+
+@dataclass(frozen=True)
+class PodHandle:
+    namespace: str
+    attachment: Attachment
+    doors: Doors
+
+    @property
+    def address(self) -> Address:
+        return self.attachment.address
+
+    @property
+    def host_ifname(self) -> str:
+        return self.attachment.host_ifname
+
+
+def caller_seen(
+    client: str, server: str, address: str, port: int = 80, source: str = "", timeout: float = 0.4
+) -> str | None:
+    """The source address that a TCP server in `server` sees when `client` calls `address`; None when nothing got
+    through.
+    """
+    with inside(server):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with inside(client):
+        caller = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with listener, caller:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("0.0.0.0", port))
+        listener.listen()
+        listener.settimeout(timeout)
+        caller.settimeout(timeout)
+        try:
+            if source:
+                caller.bind((source, 0))
+            caller.connect((address, port))
+            caller.sendall(b"hello")
+            accepted, peer = listener.accept()
+        except OSError:
+            return None
+        with accepted:
+            accepted.settimeout(timeout)
+            assert accepted.recv(5) == b"hello"
+            return str(peer[0])
+
+
+def routes(namespace: str) -> set[str]:
+    return {" ".join(line.split()) for line in run_in(namespace, "ip route show").splitlines()}
+
+
+def exists(namespace: str, interface: str) -> bool:
+    return Path(f"/run/netns/{namespace}").exists() and "mtu" in run_in(
+        namespace, f"ip link show {interface}", check=False
+    )
