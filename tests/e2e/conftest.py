@@ -1,0 +1,27 @@
+"""One cluster for all end-to-end tests: the demo's world, brought up when the first of them asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.demo.report import Report
+from tests.demo.world import World
+
+
+@pytest.fixture(scope="session")
+def report() -> Report:
+    return Report(Console(width=150, highlight=False, force_terminal=False))
+
+
+@pytest.fixture(scope="session")
+def world(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(Path(tmp_path_factory.mktemp("world")), report)
+    try:
+        world.up()
+        yield world
+    finally:
+        world.down()
