@@ -55,6 +55,8 @@ class Usage(msgspec.Struct, rename="camel", kw_only=True, frozen=True):
     cooling: int = 0
     free: int = 0
     waiting: int = 0
+    known: int | msgspec.UnsetType = msgspec.UNSET
+    """How many addresses the interfaces listed when these were counted; blocks count 16."""
 
 
 class Status(_Object, kw_only=True, frozen=True):

@@ -1,8 +1,8 @@
 """The operator's configuration: one YAML file, read at start and again when it changes.
 
-Everything that may be set stands here with its default, unit and reason; docs/operator.md shows it as a table. An unknown
-key or a value of the wrong kind stops the start (a reload keeps what was there) with file, key, value and what is
-expected. Nothing is read from the environment, except by azure-identity, whose variables are its own.
+Everything that may be set stands here with its default, unit and reason; docs/operator.md shows it as a table. An
+unknown key or a value of the wrong kind stops the start (a reload keeps what was there) with file, key, value and what
+is expected. Nothing is read from the environment, except by azure-identity, whose variables are its own.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ class Allowance(_Section, frozen=True):
 
 
 class Budget(_Section, frozen=True):
-    """Requests to ARM, per subscription. Microsoft.Network allows 33 reads and 3.3 writes per second to everybody together."""
+    """Requests to ARM, per subscription. Microsoft.Network allows 33 reads and 3.3 writes per second in the long run, to
+    everybody in the subscription together."""
 
     reads: Allowance = Allowance(per_second=15, burst=250)
     writes: Allowance = Allowance(per_second=2, burst=40)

@@ -1,0 +1,167 @@
+"""How many requests the operator sends to ARM, and whose turn it is.
+
+One token bucket per subscription and kind (read or write): Azure counts per subscription and principal, and everybody
+in the subscription shares Microsoft.Network's limits, so the operator stays below them by its own account. The bucket
+is pure arithmetic over the caller's clock. `Budget` lets tasks of the event loop wait for a token; the most urgent waiter
+is served first, then the one that came first. Urgency is read when a token is given, not when the waiting began, so a
+node whose pods start to wait overtakes while its request is already in line.
+
+A 429 closes its bucket until Retry-After has passed: a request before that is answered with a longer wait. Nothing is
+remembered over a restart; a bucket starts full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+
+class Urgency(IntEnum):
+    """Who goes first; lower is more urgent."""
+
+    WAITING = 0  # pods wait for an address
+    EMPTY = 1  # a node without any address
+    WARM = 2  # growth ahead of demand
+    RELEASE = 3  # addresses that go back
+    AUDIT = 4  # a look whether all is as it should be
+
+
+class Kind(StrEnum):
+    """Azure counts reads and writes apart."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(slots=True)
+class Ticket:
+    """On whose behalf the current task asks; the queue changes `urgency` while the task waits."""
+
+    urgency: Urgency = Urgency.AUDIT
+
+
+ticket: contextvars.ContextVar[Ticket] = contextvars.ContextVar("ticket")
+"""Set by each worker around its work."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """`burst` tokens at most, refilled at `rate` per second. Times are seconds on the caller's clock."""
+
+    rate: float
+    burst: float
+    level: float
+    at: float
+    closed_until: float = 0.0
+
+    def take(self, now: float) -> float:
+        """Takes a token and returns 0, or returns how many seconds to wait before asking again."""
+        if now < self.closed_until:
+            return self.closed_until - now
+        self._refill(now)
+        if self.level >= 1 - 1e-9:
+            self.level -= 1
+            return 0.0
+        return (1 - self.level) / self.rate
+
+    def close(self, until: float, now: float) -> None:
+        """No token before `until`; after that the bucket is as good as empty, so that there is no rush."""
+        self._refill(now)
+        self.closed_until = max(self.closed_until, until)
+        self.level = min(self.level, 1.0)
+        self.at = max(self.at, self.closed_until)
+
+    def lower(self, remaining: float, now: float) -> None:
+        """Azure says that only `remaining` requests are left: no more tokens than that."""
+        self._refill(now)
+        self.level = min(self.level, remaining)
+
+    def _refill(self, now: float) -> None:
+        if now > self.at:
+            self.level = min(self.burst, self.level + (now - self.at) * self.rate)
+            self.at = now
+
+
+@dataclass(slots=True)
+class _Line:
+    bucket: Bucket
+    waiters: list[tuple[Ticket, asyncio.Future[None]]] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+
+
+class Budget:
+    """Buckets for every subscription, made as they are needed; used from one event loop."""
+
+    def __init__(
+        self, rates: Callable[[Kind], tuple[float, float]], waited: Callable[[Kind, float], None] | None = None
+    ) -> None:
+        """`rates(kind)` gives rate and burst of a new bucket; `waited` hears how long each request was held back."""
+        self._rates = rates
+        self._waited = waited
+        self._lines: dict[tuple[str, Kind], _Line] = {}
+
+    async def acquire(self, subscription: str, kind: Kind) -> None:
+        """Returns when the request may be sent."""
+        line = self._line(subscription, kind)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if line.waiters or line.bucket.take(began) > 0:
+            turn: asyncio.Future[None] = loop.create_future()
+            waiter = (ticket.get(Ticket()), turn)
+            line.waiters.append(waiter)
+            self._serve(line)
+            try:
+                await turn
+            finally:
+                if waiter in line.waiters:
+                    line.waiters.remove(waiter)
+        if self._waited is not None:
+            self._waited(kind, loop.time() - began)
+
+    def close(self, subscription: str, kind: Kind, seconds: float) -> None:
+        """Azure asked for a pause of `seconds`."""
+        line, now = self._line(subscription, kind), asyncio.get_running_loop().time()
+        line.bucket.close(now + seconds, now)
+        self._serve(line)
+
+    def lower(self, subscription: str, kind: Kind, remaining: float) -> None:
+        """Azure said how many requests are left."""
+        line = self._line(subscription, kind)
+        line.bucket.lower(remaining, asyncio.get_running_loop().time())
+
+    def adjust(self) -> None:
+        """The configured rates have changed."""
+        for (_, kind), line in self._lines.items():
+            line.bucket.rate, line.bucket.burst = self._rates(kind)
+            line.bucket.level = min(line.bucket.level, line.bucket.burst)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are held back now."""
+        return sum(len(line.waiters) for line in self._lines.values())
+
+    def _line(self, subscription: str, kind: Kind) -> _Line:
+        key = (subscription.lower(), kind)
+        if key not in self._lines:
+            rate, burst = self._rates(kind)
+            self._lines[key] = _Line(Bucket(rate, burst, burst, asyncio.get_running_loop().time()))
+        return self._lines[key]
+
+    def _serve(self, line: _Line) -> None:
+        """Gives tokens to waiters while there are any, and comes back when the next one is due."""
+        loop = asyncio.get_running_loop()
+        if line.timer is not None:
+            line.timer.cancel()
+            line.timer = None
+        line.waiters = [waiter for waiter in line.waiters if not waiter[1].done()]
+        while line.waiters:
+            wait = line.bucket.take(loop.time())
+            if wait > 0:
+                line.timer = loop.call_later(wait, self._serve, line)
+                return
+            first = min(line.waiters, key=lambda waiter: waiter[0].urgency)  # the earliest of the most urgent
+            line.waiters.remove(first)
+            first[1].set_result(None)

@@ -1,0 +1,377 @@
+"""What to do next for one node: grow, release, repair or nothing, and why.
+
+`plan()` is pure and total: plain data in, plain data out, no clock of its own (times are seconds on the caller's
+clock), no I/O, no log. The reconciler calls it twice: with what the NodeIPPool says, to see whether anything is to be
+done at all, and with what was read from Azure a moment ago, to decide what is done. Nothing here survives a crash; a
+plan is made anew from the three truths.
+
+The rules are a chain, each adding its part to at most one write per NIC, in this order:
+1. settle         a NIC that Azure is working on is left alone.
+2. repair         half-made entries of ours go, a Failed NIC is written again as it is.
+3. restore        addresses that pods hold and that vanished from the NIC are asked for by value.
+4. finish release what the agent has acknowledged is removed, always.
+5. cancel release what it has not acknowledged is kept when addresses are short, or when it is asked for too long.
+6. grow           to `minimum`, and when free + on the way < warm or pods wait.
+7. start release  when more than 2 x warm was free long enough, down to 2 x warm, so that the next pod changes nothing.
+
+The one law: never shrink on absence. An address is removed only if it is ours, was listed as releasing, and the agent
+has listed it as released. Counts are in addresses; a /28 block counts 16 and takes one slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+
+from vnetpods_api import Reason, Usage
+
+BLOCK = 16
+"""Addresses of a /28, the only block size Azure knows."""
+SETTLE_SECONDS = 2.0
+"""How soon to look again at a NIC that Azure is working on."""
+
+
+def count(addresses: Iterable[str]) -> int:
+    """How many addresses these are, blocks included."""
+    return sum(BLOCK if "/" in address else 1 for address in addresses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    """One NIC as far as pods are concerned."""
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    """Usable by pods: ours and adopted ones."""
+    removable: frozenset[str] = frozenset()
+    """Those of them that are ours."""
+    excluded: frozenset[str] = frozenset()
+    """Those of them that the configuration excludes by now."""
+    slots: int = 0
+    """ipConfigurations that can still be added."""
+    prefixes: tuple[str, ...] = ()
+    pending: int = 0
+    """Addresses that Azure is still configuring for us."""
+    broken: frozenset[str] = frozenset()
+    """Names of entries of ours that a failed operation left half-made."""
+    failed: bool = False
+    busy: bool = False
+    grow_after: float = 0.0
+    """The subnet was full: not to be asked before."""
+    grow_most: int = 256
+    """The subnet was nearly full: not to be asked for more at once."""
+
+    def covers(self, address: str) -> bool:
+        """Whether the address is of this NIC's subnet."""
+        value = IPv4Address(address)
+        return any(value in IPv4Network(prefix) for prefix in self.prefixes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What is the case: the NICs, what pool and agent say, and what the operator remembers of earlier looks."""
+
+    nics: tuple[Nic, ...]
+    releasing: frozenset[str] = frozenset()
+    released: frozenset[str] = frozenset()
+    missing: tuple[str, ...] = ()
+    usage: Usage | None = None
+    agent_ready: bool = False
+    surplus_since: float | None = None
+    releasing_since: float | None = None
+    refused: frozenset[str] = frozenset()
+    """Addresses whose release the agent did not acknowledge in time, lately."""
+    restore_after: float = 0.0
+    repair_after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What configuration, pool and Node ask for."""
+
+    minimum: int
+    warm: int
+    batch: int
+    maximum: int
+    """The least of what was configured, what the pod limit leaves and what Azure allows."""
+    blocks: bool = False
+    paused: bool = False
+    release_after: float = 600.0
+    release_batch: int = 64
+    release_patience: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write of one NIC."""
+
+    nic: str
+    add: int = 0
+    """Single addresses, whichever Azure picks."""
+    blocks: int = 0
+    """/28 blocks, whichever Azure picks."""
+    restore: tuple[str, ...] = ()
+    """Addresses by value."""
+    remove: frozenset[str] = frozenset()
+    """Acknowledged addresses."""
+    sweep: frozenset[str] = frozenset()
+    """Names of half-made entries."""
+    rewrite: bool = False
+    """Write it even if nothing changes, to clear a Failed state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do and why. Without changes and with `releasing` as it was: nothing."""
+
+    changes: tuple[Change, ...]
+    releasing: frozenset[str]
+    reason: Reason
+    """GROWING, RELEASING, REPAIRING, PAUSED or IDLE."""
+    limit: Reason | None
+    """What stands in the way of having what is wanted, if anything does."""
+    detail: str
+    free: int
+    surplus: bool
+    """Whether more is free than should be; the caller remembers since when."""
+    overdue: frozenset[str]
+    """Releases that were cancelled because the agent kept them: to be tried last."""
+    look_again: float | None
+
+
+@dataclass(slots=True)
+class _Draft:
+    observed: Observed
+    wanted: Wanted
+    now: float
+    changes: dict[str, dict[str, object]] = field(default_factory=dict)
+    releasing: set[str] = field(default_factory=set)
+    overdue: set[str] = field(default_factory=set)
+    reason: Reason = Reason.IDLE
+    limit: Reason | None = None
+    detail: str = ""
+    surplus: bool = False
+    times: list[float] = field(default_factory=list)
+    present: set[str] = field(default_factory=set)
+    free: int = 0
+    slots: dict[str, int] = field(default_factory=dict)
+
+    def change(self, nic: str, reason: Reason, **what: object) -> None:
+        self.changes.setdefault(nic, {}).update(what)
+        self.because(reason)
+
+    def because(self, reason: Reason) -> None:
+        if self.reason is Reason.IDLE:
+            self.reason = reason
+
+    def blocked(self, limit: Reason, detail: str) -> None:
+        if self.limit is None:
+            self.limit, self.detail = limit, detail
+
+    @property
+    def writable(self) -> list[Nic]:
+        return [nic for nic in self.observed.nics if not nic.busy]
+
+    @property
+    def held(self) -> int:
+        """Addresses on the NICs that stay, as far as is decided yet."""
+        return count(self.present - self.releasing)
+
+    @property
+    def short(self) -> int:
+        """Addresses that pods will want soon and that are neither free nor on the way."""
+        waiting = self.observed.usage.waiting if self.observed.usage else 0
+        return self.wanted.warm + waiting - self.free - self.way
+
+    @property
+    def way(self) -> int:
+        """Addresses on the way."""
+        return sum(nic.pending for nic in self.observed.nics)
+
+
+def plan(observed: Observed, wanted: Wanted, now: float) -> Plan:
+    """Decides; see the module's text for the rules and their order."""
+    draft = _Draft(observed, wanted, now)
+    draft.present = {address for nic in observed.nics for address in nic.addresses}
+    draft.releasing = set(observed.releasing & draft.present)
+    draft.free = _free(observed, draft.present, draft.releasing)
+    draft.slots = {nic.name: nic.slots for nic in observed.nics}
+    if wanted.paused:
+        draft.reason = Reason.PAUSED
+    else:
+        for rule in (_settle, _repair, _restore, _finish_release, _cancel_release, _grow, _start_release):
+            rule(draft)
+    return Plan(
+        changes=tuple(Change(nic, **what) for nic, what in draft.changes.items()),  # type: ignore[arg-type]
+        releasing=frozenset(draft.releasing),
+        reason=draft.reason,
+        limit=draft.limit,
+        detail=draft.detail,
+        free=draft.free,
+        surplus=draft.surplus,
+        overdue=frozenset(draft.overdue),
+        look_again=min((t for t in draft.times if t > now), default=None),
+    )
+
+
+def _free(observed: Observed, present: set[str], releasing: set[str]) -> int:
+    """Addresses that the next pods can have: what the agent says, and what it didn't know yet when it said so.
+
+    An agent that doesn't say how many it knew accounts for them all the same: each is assigned, cooling, free or
+    acknowledged; those that pods hold and the NICs don't (missing) must not count.
+    """
+    usage = observed.usage
+    if usage is None:
+        return count(present - releasing)
+    if isinstance(usage.known, int):
+        known = usage.known - count(observed.released - present)
+    else:
+        acknowledged = count(observed.released & present)
+        known = usage.assigned + usage.cooling + usage.free + acknowledged - len(observed.missing)
+    return usage.free + max(0, count(present) - known)
+
+
+def _settle(draft: _Draft) -> None:
+    if any(nic.busy for nic in draft.observed.nics):
+        draft.times.append(draft.now + SETTLE_SECONDS)
+
+
+def _repair(draft: _Draft) -> None:
+    for nic in draft.writable:
+        if nic.broken:
+            draft.change(nic.name, Reason.REPAIRING, sweep=nic.broken)
+            draft.slots[nic.name] += len(nic.broken)
+        if nic.failed:
+            if draft.now >= draft.observed.repair_after:
+                draft.change(nic.name, Reason.REPAIRING, rewrite=True)
+            else:
+                draft.times.append(draft.observed.repair_after)
+
+
+def _restore(draft: _Draft) -> None:
+    lost = [address for address in draft.observed.missing if address not in draft.present]
+    if not lost:
+        return
+    draft.blocked(Reason.ADDRESS_LOST, f"pods hold {_some(lost)}, which somebody removed from the NIC")
+    if draft.now < draft.observed.restore_after:
+        draft.times.append(draft.observed.restore_after)
+        return
+    for nic in draft.writable:
+        mine = tuple(address for address in lost if nic.covers(address))[: draft.slots[nic.name]]
+        if mine:
+            lost = [address for address in lost if address not in mine]
+            draft.slots[nic.name] -= len(mine)
+            draft.change(nic.name, Reason.REPAIRING, restore=mine)
+
+
+def _finish_release(draft: _Draft) -> None:
+    acknowledged = draft.releasing & draft.observed.released
+    for nic in draft.writable:
+        gone = frozenset(acknowledged & nic.removable)
+        if gone:
+            draft.change(nic.name, Reason.RELEASING, remove=gone)
+            draft.slots[nic.name] += len(gone)
+
+
+def _cancel_release(draft: _Draft) -> None:
+    """An acknowledged release is finished, never cancelled: the agent will not use the address before it was gone."""
+    waiting = draft.releasing - draft.observed.released
+    if not waiting:
+        return
+    due = (draft.observed.releasing_since or draft.now) + draft.wanted.release_patience
+    if draft.short > 0:
+        draft.releasing -= waiting
+        draft.free += count(waiting)
+    elif draft.now >= due and draft.observed.agent_ready:
+        draft.releasing -= waiting
+        draft.overdue |= waiting
+    else:
+        draft.because(Reason.RELEASING)
+        draft.times.append(due)
+        if draft.now >= due:
+            draft.blocked(Reason.AGENT_SILENT, f"the node's agent has not acknowledged the release of {_some(waiting)}")
+
+
+def _grow(draft: _Draft) -> None:
+    wanted, usage = draft.wanted, draft.observed.usage
+    lacking = wanted.minimum - draft.held - draft.way
+    short = draft.short
+    if short > 0:
+        assigned = usage.assigned if usage else 0
+        lacking = max(lacking, short, wanted.batch, assigned // 2)
+    if lacking <= 0:
+        return
+    room = wanted.maximum - count(draft.present - (draft.releasing & draft.observed.released)) - draft.way
+    need = min(lacking, room)
+    if need <= 0:
+        draft.blocked(Reason.AT_CAPACITY, f"{draft.held} addresses are the most that this node may have")
+        return
+    for nic in draft.writable:
+        need -= _grow_on(draft, nic, need)
+    if need > 0 and all(draft.slots[nic.name] <= 0 for nic in draft.writable):
+        draft.blocked(Reason.AT_CAPACITY, "no ipConfiguration can be added to the machine's NICs")
+
+
+def _grow_on(draft: _Draft, nic: Nic, need: int) -> int:
+    """Asks this NIC for as much of `need` as it can give; returns how much that is."""
+    slots = draft.slots[nic.name]
+    if need <= 0 or slots <= 0:
+        return 0
+    if nic.grow_after > draft.now:
+        draft.blocked(Reason.SUBNET_FULL, f"the subnet of {nic.name} has no address left")
+        draft.times.append(nic.grow_after)
+        return 0
+    if nic.grow_most < need:
+        draft.blocked(Reason.SUBNET_FULL, f"the subnet of {nic.name} is nearly full")
+    need = min(need, nic.grow_most)
+    blocks = min(need // BLOCK, slots) if draft.wanted.blocks else 0
+    add = min(need - BLOCK * blocks, slots - blocks)
+    draft.slots[nic.name] -= blocks + add
+    draft.change(nic.name, Reason.GROWING, add=add, blocks=blocks)
+    return BLOCK * blocks + add
+
+
+def _start_release(draft: _Draft) -> None:
+    wanted, usage = draft.wanted, draft.observed.usage
+    retired = {a for nic in draft.observed.nics for a in nic.excluded & nic.removable} - draft.observed.released
+    if retired - draft.releasing:
+        draft.releasing |= retired
+        draft.because(Reason.RELEASING)
+    if usage is None or draft.short > 0 or draft.limit is Reason.ADDRESS_LOST:
+        return
+    surplus = min(draft.free - 2 * wanted.warm, draft.held - wanted.minimum)
+    if surplus <= 0:
+        return
+    draft.surplus = True
+    due = (draft.now if draft.observed.surplus_since is None else draft.observed.surplus_since) + wanted.release_after
+    if draft.now < due:
+        draft.times.append(due)
+    elif not draft.releasing and not draft.overdue and not draft.changes:
+        chosen = _surplus(draft, min(surplus, wanted.release_batch))
+        draft.releasing |= chosen
+        if chosen:
+            draft.free -= count(chosen)
+            draft.because(Reason.RELEASING)
+
+
+def _surplus(draft: _Draft, most: int) -> set[str]:
+    """Which to give back: the last NIC's first, the youngest first, those that were refused lately last."""
+    candidates = [
+        address
+        for nic in reversed(draft.observed.nics)
+        for address in reversed(nic.addresses)
+        if address in nic.removable and address not in draft.observed.released
+    ]
+    candidates.sort(key=lambda address: address in draft.observed.refused)
+    chosen: set[str] = set()
+    for address in candidates:
+        if count((address,)) <= most:
+            chosen.add(address)
+            most -= count((address,))
+    return chosen
+
+
+def _some(addresses: Iterable[str]) -> str:
+    ordered = sorted(addresses)
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
