@@ -85,7 +85,8 @@ class Response:
 
 
 Handler = Callable[[Request], Awaitable[Response]]
-"""Answers one call. It is cancelled when nobody waits for the answer any more."""
+"""Answers one call. Cancelled when nobody waits for the answer any more; it ends only when nothing uses the doors any
+more, since they are closed then and their numbers given to others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,135 @@
+"""What the agent puts on the host for the container runtime: the shim and the conflist, and how both go again.
+
+Order is everything here. The shim comes first and the conflist last, once an ADD can be served, for it is what makes
+the kubelet report the node Ready (aws#1923). The conflist stays when the agent stops: taking it away would make the
+pods of a full node undeletable. Uninstalling goes the other way round, conflist first.
+
+Both files appear by rename of a synced temporary file, so that a reader finds the old file, the new one or none, also
+after a crash at any point (aws#1437), and a running shim is never "text file busy". Temporary names start with a dot
+and end in `.tmp`: libcni reads every `.conf`, `.conflist` and `.json` of its folder. Called at start and on uninstall,
+from one task; blocking, a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+SHIM = "vnetpods"
+CONFLIST = "05-vnetpods.conflist"
+"""The runtime takes the alphabetically first file of its folder."""
+
+LEFTOVER_AGE = 600.0
+"""Seconds after which a temporary file is one whose writer was killed."""
+
+_CHAINED: dict[str, dict[str, Any]] = {
+    "portmap": {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
+    "bandwidth": {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+}
+_log = structlog.get_logger(component="installer")
+
+
+class InstallError(Exception):
+    """A file couldn't be put in place or taken away; says which, and what to look at."""
+
+
+def conflist(chained: Sequence[str] = (), *, bin_dir: Path) -> dict[str, Any]:
+    """The network as the runtime reads it (CNI specification 1.1.0, "Configuration format").
+
+    `chained` names reference plugins to run after ours ("portmap" for hostPort, "bandwidth" for the bandwidth
+    annotations). One whose program is missing from `bin_dir` is left out with a log line: a conflist that names a
+    missing program would fail every pod of the node.
+    """
+    plugins: list[dict[str, Any]] = [{"type": SHIM}]
+    for name in chained:
+        if name not in _CHAINED:
+            raise InstallError(f"plugin {name!r} can't be chained; known are {', '.join(sorted(_CHAINED))}")
+        if not (bin_dir / name).exists():
+            _log.warning("chained plugin is not installed, left out", plugin=name, folder=str(bin_dir))
+            continue
+        plugins.append(_CHAINED[name])
+    return {"cniVersion": "1.1.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"], "name": SHIM, "plugins": plugins}
+
+
+def install_shim(source: Path, bin_dir: Path) -> bool:
+    """Puts the shim where the runtime looks for plugins. False when the very same file is there already."""
+    try:
+        wanted = source.read_bytes()
+    except OSError as error:
+        raise InstallError(f"the shim can't be read from {source}: {error.strerror}; is the image whole?") from error
+    return _put(bin_dir / SHIM, wanted, mode=0o755)
+
+
+def install_conflist(conf_dir: Path, config: dict[str, Any], *, name: str = CONFLIST) -> bool:
+    """Puts the conflist in place; only when an ADD can be served. False when the very same file is there already."""
+    return _put(conf_dir / name, (json.dumps(config, indent=2) + "\n").encode(), mode=0o644)
+
+
+def uninstall(bin_dir: Path, conf_dir: Path, *, name: str = CONFLIST) -> None:
+    """Takes both away, conflist first, with what killed installers left. Files of others are not touched."""
+    for target in (conf_dir / name, bin_dir / SHIM):
+        if target.parent.is_dir():
+            _remove_leftovers(target, older_than=0.0)
+            if target.is_file() or target.is_symlink():
+                _log.info("removing", file=str(target))
+            try:
+                target.unlink(missing_ok=True)
+                _sync(target.parent)
+            except OSError as error:
+                raise InstallError(f"{target} can't be removed: {error.strerror}") from error
+
+
+def _put(target: Path, content: bytes, *, mode: int) -> bool:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target, older_than=LEFTOVER_AGE)
+        if _holds(target, content, mode):
+            return False
+        temporary = target.with_name(f".{target.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
+        with contextlib.ExitStack() as undo:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            undo.callback(temporary.unlink, missing_ok=True)
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            # Closed before the rename: a file still open for writing can't be executed (ETXTBSY).
+            temporary.replace(target)
+            undo.pop_all()
+        _sync(target.parent)
+    except OSError as error:
+        raise InstallError(
+            f"{target} can't be written: {error.strerror}; is its folder mounted into the agent's pod, and writable?"
+        ) from error
+    _log.info("installed", file=str(target), bytes=len(content))
+    return True
+
+
+def _holds(target: Path, content: bytes, mode: int) -> bool:
+    try:
+        return target.stat().st_mode & 0o7777 == mode and not target.is_symlink() and target.read_bytes() == content
+    except FileNotFoundError:
+        return False
+
+
+def _remove_leftovers(target: Path, *, older_than: float) -> None:
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime >= older_than:
+                leftover.unlink()
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
