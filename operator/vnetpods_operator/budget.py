@@ -2,9 +2,9 @@
 
 One token bucket per subscription and kind (read or write): Azure counts per subscription and principal, and everybody
 in the subscription shares Microsoft.Network's limits, so the operator stays below them by its own account. The bucket
-is pure arithmetic over the caller's clock. `Budget` lets tasks of the event loop wait for a token; the most urgent waiter
-is served first, then the one that came first. Urgency is read when a token is given, not when the waiting began, so a
-node whose pods start to wait overtakes while its request is already in line.
+is pure arithmetic over the caller's clock. `Budget` lets tasks of the event loop wait for a token; the most urgent
+waiter is served first, then the one that came first. Urgency is read when a token is given, not when the waiting began,
+so a node whose pods start to wait overtakes while its request is already in line.
 
 A 429 closes its bucket until Retry-After has passed: a request before that is answered with a longer wait. Nothing is
 remembered over a restart; a bucket starts full.

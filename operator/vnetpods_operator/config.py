@@ -174,8 +174,10 @@ class Allowance(_Section, frozen=True):
 
 
 class Budget(_Section, frozen=True):
-    """Requests to ARM, per subscription. Microsoft.Network allows 33 reads and 3.3 writes per second in the long run, to
-    everybody in the subscription together."""
+    """Requests to ARM, per subscription.
+
+    Microsoft.Network allows 33 reads and 3.3 writes per second in the long run, to everybody in it together.
+    """
 
     reads: Allowance = Allowance(per_second=15, burst=250)
     writes: Allowance = Allowance(per_second=2, burst=40)

@@ -1,0 +1,13 @@
+"""All that talks to Azure; nothing else in the operator imports azure.*."""
+
+from vnetpods_operator.azure.client import Arm, Watcher, opened
+from vnetpods_operator.azure.networks import Network, Networks
+from vnetpods_operator.azure.virtual_machine import VirtualMachine
+from vnetpods_operator.machine import Machine, MachineId
+
+__all__ = ["Arm", "Network", "Networks", "Watcher", "machine", "opened"]
+
+
+def machine(arm: Arm, id_: MachineId) -> Machine:
+    """The right kind of machine."""
+    return VirtualMachine(arm, id_)

@@ -1,0 +1,195 @@
+"""The way to ARM: one HTTP session, one credential, SDK clients per subscription, and every request through the budget.
+
+Each request of the SDK, polls of long-running operations included, passes `_BudgetPolicy`: it waits for a token on
+behalf of the task's ticket, counts and times the answer, and obeys Retry-After. Reads that were throttled wait and are
+sent again (a lost poll would mean not knowing how a write ended); writes are not, because by then the plan is stale.
+The SDK's own retries are switched off: they know nothing of the budget. Used from the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+import azure.core.pipeline.policies as core
+from azure.core.exceptions import HttpResponseError
+from azure.core.pipeline import PipelineRequest, PipelineResponse
+from azure.core.pipeline.transport import AioHttpTransport
+from azure.identity.aio import DefaultAzureCredential
+from azure.mgmt.core.policies import ARMHttpLoggingPolicy, AsyncARMChallengeAuthenticationPolicy
+
+from vnetpods_operator.azure.errors import from_response, retry_after
+from vnetpods_operator.budget import Budget, Kind
+from vnetpods_operator.cloud import Throttled
+from vnetpods_operator.config import Azure
+
+if TYPE_CHECKING:
+    from azure.mgmt.compute.aio import ComputeManagementClient
+    from azure.mgmt.network.aio import NetworkManagementClient
+
+USER_AGENT = "vnetpods-operator"
+THROTTLED_READS = 5
+"""How often a read that Azure throttles is sent again before the caller hears of it."""
+
+_SUBSCRIPTION = re.compile(r"/subscriptions/([^/?]+)", re.IGNORECASE)
+_OPERATIONS = (
+    ("operation", re.compile(r"/operations/|/operationStatuses/|/operationResults/", re.IGNORECASE)),
+    ("scale_set_nic", re.compile(r"/virtualMachineScaleSets/.*/networkInterfaces", re.IGNORECASE)),
+    ("scale_set_machine", re.compile(r"/virtualMachineScaleSets/[^/]+/virtualMachines", re.IGNORECASE)),
+    ("machine", re.compile(r"/virtualMachines/", re.IGNORECASE)),
+    ("nic", re.compile(r"/networkInterfaces", re.IGNORECASE)),
+    ("subnet", re.compile(r"/subnets/", re.IGNORECASE)),
+    ("vnet", re.compile(r"/virtualNetworks", re.IGNORECASE)),
+)
+
+
+def operation_of(method: str, url: str) -> str:
+    """The name under which a request is counted, such as `put_nic`."""
+    kind = next((name for name, pattern in _OPERATIONS if pattern.search(url)), "other")
+    return f"{method.lower()}_{kind}"
+
+
+class Watcher:
+    """Hears of every request; the metrics override it."""
+
+    def answered(self, operation: str, outcome: str, seconds: float) -> None:
+        """`outcome` is the HTTP status, or `no_answer`."""
+
+    def remaining(self, subscription: str, kind: Kind, requests: int) -> None:
+        """Azure said how many requests are left."""
+
+
+class _BudgetPolicy(core.AsyncHTTPPolicy[Any, Any]):
+    """See the module's text."""
+
+    def __init__(self, budget: Budget, watcher: Watcher) -> None:
+        super().__init__()
+        self._budget = budget
+        self._watcher = watcher
+
+    async def send(self, request: PipelineRequest[Any]) -> PipelineResponse[Any, Any]:
+        http = request.http_request
+        found = _SUBSCRIPTION.search(http.url)
+        subscription = found[1] if found else ""
+        kind = Kind.READ if http.method in ("GET", "HEAD") else Kind.WRITE
+        operation = operation_of(http.method, http.url)
+        for attempt in range(THROTTLED_READS):
+            await self._budget.acquire(subscription, kind)
+            response = await self._timed(request, operation)
+            self._heed(subscription, kind, response.http_response)
+            if response.http_response.status_code != 429:
+                break
+            if not await self._throttled(subscription, kind, response):
+                break
+            if kind is Kind.WRITE or attempt == THROTTLED_READS - 1:
+                break
+        return response
+
+    async def _timed(self, request: PipelineRequest[Any], operation: str) -> PipelineResponse[Any, Any]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            response: PipelineResponse[Any, Any] = await self.next.send(request)
+        except BaseException:
+            self._watcher.answered(operation, "no_answer", loop.time() - began)
+            raise
+        self._watcher.answered(operation, str(response.http_response.status_code), loop.time() - began)
+        return response
+
+    async def _throttled(self, subscription: str, kind: Kind, response: PipelineResponse[Any, Any]) -> bool:
+        """Closes the bucket if the 429 is about the quota and not about a lock on one resource."""
+        http = response.http_response
+        with contextlib.suppress(Exception):  # the body may be broken; then the status alone decides
+            await http.read()
+        if not isinstance(from_response(HttpResponseError(response=http), ""), Throttled):
+            return False
+        self._budget.close(subscription, kind, retry_after(http))
+        return True
+
+    def _heed(self, subscription: str, kind: Kind, http: Any) -> None:
+        for name, value in http.headers.items():
+            lower = name.lower()
+            if lower.startswith("x-ms-ratelimit-remaining-subscription") and lower.endswith(f"{kind.value}s"):
+                with contextlib.suppress(ValueError):
+                    self._watcher.remaining(subscription, kind, int(value))
+                    self._budget.lower(subscription, kind, float(value))
+
+
+class _InsecurePolicy(core.SansIOHTTPPolicy[Any, Any]):
+    """Allows tokens over http://, for an endpoint that says so itself (an emulator)."""
+
+    def on_request(self, request: PipelineRequest[Any]) -> None:
+        request.context.options["enforce_https"] = False
+
+
+class Arm:
+    """SDK clients per subscription; closed by leaving `opened()`."""
+
+    def __init__(self, config: Azure, budget: Budget, watcher: Watcher, credential: Any, transport: Any) -> None:
+        self.config = config
+        self._budget = budget
+        self._watcher = watcher
+        self._transport = transport
+        self._credential = credential
+        self._authentication = AsyncARMChallengeAuthenticationPolicy(credential, config.scope)
+        self._network: dict[str, NetworkManagementClient] = {}
+        self._compute: dict[str, ComputeManagementClient] = {}
+
+    def network(self, subscription: str) -> NetworkManagementClient:
+        key = subscription.lower()
+        if key not in self._network:
+            from azure.mgmt.network.aio import NetworkManagementClient  # noqa: PLC0415 - 67 MiB
+
+            self._network[key] = NetworkManagementClient(**self._arguments(subscription))
+        return self._network[key]
+
+    def compute(self, subscription: str) -> ComputeManagementClient:
+        key = subscription.lower()
+        if key not in self._compute:
+            from azure.mgmt.compute.aio import ComputeManagementClient  # noqa: PLC0415 - 45 MiB
+
+            self._compute[key] = ComputeManagementClient(**self._arguments(subscription))
+        return self._compute[key]
+
+    def network_arguments(self) -> dict[str, Any]:
+        """To pass with every call of the network client."""
+        version = self.config.network_api_version
+        return {"api_version": version} if version else {}
+
+    def compute_arguments(self) -> dict[str, Any]:
+        """To pass with every call of the compute client."""
+        version = self.config.compute_api_version
+        return {"api_version": version} if version else {}
+
+    def _arguments(self, subscription: str) -> dict[str, Any]:
+        policies: list[Any] = [
+            core.RequestIdPolicy(),
+            core.UserAgentPolicy(base_user_agent=USER_AGENT, user_agent_use_env=False),
+            core.ContentDecodePolicy(),
+            _BudgetPolicy(self._budget, self._watcher),
+            *([_InsecurePolicy()] if self.config.endpoint.startswith("http://") else []),
+            self._authentication,
+            ARMHttpLoggingPolicy(),
+        ]
+        return {
+            "credential": self._credential,
+            "subscription_id": subscription,
+            "base_url": self.config.endpoint.rstrip("/"),
+            "credential_scopes": [self.config.scope],
+            "policies": policies,
+            "transport": self._transport,
+            "polling_interval": self.config.poll,
+        }
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    config: Azure, budget: Budget, watcher: Watcher, credential: Callable[[], Any] = DefaultAzureCredential
+) -> AsyncIterator[Arm]:
+    """The way to ARM while the block runs."""
+    transport = AioHttpTransport(connection_timeout=10, read_timeout=float(config.request_timeout))
+    async with transport, credential() as held:
+        yield Arm(config, budget, watcher, held, transport)

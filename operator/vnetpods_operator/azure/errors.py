@@ -1,0 +1,112 @@
+"""The one place where the SDK's errors become those of vnetpods_operator.cloud.
+
+The code inside the error body decides, not the HTTP status: a failed long-running operation arrives with status 200.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from azure.core import exceptions as sdk
+
+from vnetpods_operator.cloud import (
+    AddressTaken,
+    AzureError,
+    Busy,
+    Changed,
+    Forbidden,
+    Gone,
+    NicFull,
+    Refused,
+    SubnetFull,
+    Throttled,
+    Unavailable,
+)
+
+_BY_CODE: dict[str, type[AzureError]] = {
+    "PreconditionFailed": Changed,
+    "PreconditionFailedEtagMismatch": Changed,
+    "RetryableErrorDueToAnotherOperation": Busy,
+    "AnotherOperationInProgress": Busy,
+    "RetryableError": Busy,
+    "OperationPreempted": Busy,
+    "Canceled": Busy,
+    "OperationNotAllowed": Refused,
+    "SubnetIsFull": SubnetFull,
+    "SubnetFull": SubnetFull,
+    "PrivateIPAddressIsAllocated": AddressTaken,
+    "PrivateIPAddressInUse": AddressTaken,
+    "PrivateIPAddressInReservedRange": AddressTaken,
+    "PrivateIPAddressNotInSubnet": AddressTaken,
+    "SecondaryIpConfigurationCountPerVMSSVMExceeded": NicFull,
+    "ResourceNotFound": Gone,
+    "ResourceGroupNotFound": Gone,
+    "ParentResourceNotFound": Gone,
+    "InstanceIdsListInstanceIdNotActiveVM": Gone,
+    "SubscriptionNotFound": Gone,
+    "NotFound": Gone,
+    "AuthorizationFailed": Forbidden,
+    "LinkedAuthorizationFailed": Forbidden,
+    "InvalidAuthenticationToken": Unavailable,
+    "InternalServerError": Unavailable,
+    "ServerTimeout": Unavailable,
+    "GatewayTimeout": Unavailable,
+    "ServiceUnavailable": Unavailable,
+}
+_SCALE_SET_PREFIX = "VMScaleSet"
+_BY_STATUS: dict[int, type[AzureError]] = {403: Forbidden, 404: Gone, 408: Unavailable, 409: Busy, 412: Changed}
+
+
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turns the SDK's errors inside the block into ours; `what` says what was being done to which resource."""
+    try:
+        yield
+    except sdk.ClientAuthenticationError as error:
+        raise Unavailable(f"{what}: no credentials: {_first_line(error.message)}", "NoCredentials") from error
+    except sdk.HttpResponseError as error:
+        raise from_response(error, what) from error
+    except (sdk.AzureError, TimeoutError) as error:
+        text = _first_line(str(error)) or type(error).__name__
+        raise Unavailable(f"{what}: no answer: {text}", type(error).__name__) from error
+
+
+def from_response(error: sdk.HttpResponseError, what: str) -> AzureError:
+    """The error that the body's code means, else the one that the status means."""
+    code, message, inner = _codes(error)
+    text = f"{what}: {message or _first_line(error.message)}"
+    for candidate in (code, *inner):
+        kind = _BY_CODE.get(candidate.removeprefix(_SCALE_SET_PREFIX))
+        if kind is not None:
+            return kind(text, candidate)
+    status = error.status_code or 0
+    if status == 429:
+        return Throttled(text, code or "TooManyRequests", retry_after(error.response))
+    if status in _BY_STATUS:
+        return _BY_STATUS[status](text, code)
+    passing = status >= 500 or status == 0 or (status < 300 and not code)
+    return Unavailable(text, code or str(status)) if passing else Refused(text, code or str(status))
+
+
+def retry_after(response: Any) -> float:
+    """Seconds that the answer asks to wait; 30 when it doesn't say."""
+    value = response.headers.get("Retry-After", "") if response is not None else ""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        return 30.0
+
+
+def _codes(error: sdk.HttpResponseError) -> tuple[str, str, list[str]]:
+    """Code and message of the body's error, and the codes nested in its details."""
+    found: Any = error.error
+    if found is None:
+        return "", "", []
+    inner = [str(detail.code) for detail in found.details or () if detail.code]
+    return str(found.code or ""), str(found.message or ""), inner
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:500] if text.strip() else ""

@@ -1,0 +1,113 @@
+"""ARM's JSON of a NIC: read it into our words, and change in it our own ipConfigurations and nothing else.
+
+A NIC is written whole, and a property that is missing from the write is reset; so the body that was read is sent back
+as it is, with entries of ours added or taken out. What our entries look like follows from Azure's rules: all entries of
+a NIC are in one subnet and name the same application security groups, so both are copied from the primary; load
+balancer pools are not, because outbound rules refuse pools that secondary entries belong to. Pure.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Network
+from typing import Any
+
+from vnetpods_api.names import IP_CONFIGURATION_PREFIX
+from vnetpods_operator.machine import Entry, Nic
+from vnetpods_operator.planner import Change
+
+
+def parse(body: dict[str, Any]) -> Nic:
+    """What ARM answered for a NIC."""
+    properties = body.get("properties", {})
+    configurations = properties.get("ipConfigurations", [])
+    return Nic(
+        id=body["id"],
+        name=body.get("name") or body["id"].rpartition("/")[2],
+        mac=properties.get("macAddress", "").replace("-", ":").lower(),
+        subnet=_subnet(configurations),
+        etag=body.get("etag") or properties.get("etag", ""),
+        state=properties.get("provisioningState", "Succeeded"),
+        primary=bool(properties.get("primary")),
+        entries=tuple(entry(configuration) for configuration in configurations),
+        tags=body.get("tags") or {},
+        body=body,
+    )
+
+
+def entry(configuration: dict[str, Any]) -> Entry:
+    """One ipConfiguration."""
+    properties = configuration.get("properties", {})
+    return Entry(
+        name=configuration.get("name", ""),
+        address=_address(properties),
+        state=properties.get("provisioningState", "Succeeded"),
+        primary=bool(properties.get("primary")),
+    )
+
+
+def edited(body: dict[str, Any], change: Change, new_name: Callable[[], str]) -> dict[str, Any]:
+    """A copy of a NIC's body with the change made. `new_name` gives eight hex digits."""
+    result = dict(body)
+    properties = result["properties"] = dict(body["properties"])
+    properties["ipConfigurations"] = edited_configurations(properties["ipConfigurations"], change, new_name)
+    return result
+
+
+def edited_configurations(
+    configurations: list[dict[str, Any]], change: Change, new_name: Callable[[], str]
+) -> list[dict[str, Any]]:
+    """The entries after the change: others' as they were and in their order, ours at the end."""
+    kept = [c for c in configurations if not _leaves(entry(c), change)]
+    primary = next((c for c in configurations if c.get("properties", {}).get("primary")), configurations[0])
+    taken = {c.get("name", "").lower() for c in kept}
+    wanted: list[dict[str, Any]] = [{"privateIPAllocationMethod": "Dynamic"}] * change.add
+    wanted += [{"privateIPAllocationMethod": "Dynamic", "privateIPAddressPrefixLength": 28}] * change.blocks
+    wanted += [{"privateIPAllocationMethod": "Static", "privateIPAddress": address} for address in change.restore]
+    for allocation in wanted:
+        name = _fresh(taken, new_name)
+        kept.append({"name": name, "properties": allocation | _like(primary)})
+    return kept
+
+
+def _leaves(found: Entry, change: Change) -> bool:
+    return found.ours and (found.address in change.remove or found.name in change.sweep)
+
+
+def _like(primary: dict[str, Any]) -> dict[str, Any]:
+    """What a new entry has in common with the primary."""
+    properties = primary["properties"]
+    common: dict[str, Any] = {"privateIPAddressVersion": "IPv4", "primary": False}
+    common["subnet"] = {"id": properties["subnet"]["id"]}
+    groups = properties.get("applicationSecurityGroups")
+    if groups:
+        common["applicationSecurityGroups"] = [{"id": group["id"]} for group in copy.copy(groups)]
+    return common
+
+
+def _fresh(taken: set[str], new_name: Callable[[], str]) -> str:
+    while (name := IP_CONFIGURATION_PREFIX + new_name()) in taken:
+        pass
+    taken.add(name)
+    return name
+
+
+def _subnet(configurations: Iterable[dict[str, Any]]) -> str:
+    for configuration in configurations:
+        subnet = configuration.get("properties", {}).get("subnet", {}).get("id")
+        if subnet:
+            return str(subnet)
+    return ""
+
+
+def _address(properties: dict[str, Any]) -> str | None:
+    """Blocks come as `10.0.0.16/28` or as a bare address beside a prefix length, perhaps with host bits set."""
+    if properties.get("privateIPAddressVersion", "IPv4") != "IPv4":
+        return None
+    value = properties.get("privateIPAddress") or None
+    if value is None:
+        return None
+    bare, _, length = str(value).partition("/")
+    length = length or str(properties.get("privateIPAddressPrefixLength") or 32)
+    return bare if length == "32" else str(IPv4Network(f"{bare}/{length}", strict=False))

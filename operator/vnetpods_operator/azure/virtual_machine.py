@@ -1,0 +1,80 @@
+"""Standalone virtual machines and instances of flexible scale sets: ordinary VMs with ordinary NIC resources.
+
+A write is GET → change our entries → PUT with If-Match → poll → read back; the GET was `nics()`. If the process dies
+after ARM accepted the PUT, the next `nics()` shows what became of it: entries of ours are known by their names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from vnetpods_operator.azure.client import Arm
+from vnetpods_operator.azure.errors import translated
+from vnetpods_operator.azure.nics import edited, parse
+from vnetpods_operator.cloud import Gone, Unavailable
+from vnetpods_operator.machine import MachineId, Nic
+from vnetpods_operator.planner import Change
+
+
+def body(response: Any, _model: Any, _headers: Any) -> Any:
+    """What ARM sent, as it sent it: models of the SDK would be a second truth."""
+    return response.http_response.json()
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualMachine:
+    """A Machine (see vnetpods_operator.machine)."""
+
+    arm: Arm
+    id: MachineId
+
+    async def nics(self) -> tuple[Nic, ...]:
+        """Reads the VM for its list of NICs, then each NIC."""
+        with translated(f"reading virtual machine {self.id.name} in {self.id.group}"):
+            machine: Any = await self.arm.compute(self.id.subscription).virtual_machines.get(
+                self.id.group, self.id.name, cls=body, **self.arm.compute_arguments()
+            )
+        references = machine.get("properties", {}).get("networkProfile", {}).get("networkInterfaces", [])
+        nics = await asyncio.gather(*(self._nic(reference["id"]) for reference in references))
+        return tuple(sorted(nics, key=lambda nic: not nic.primary))
+
+    async def write(self, nic: Nic, change: Change) -> Nic:
+        """One PUT; raises Changed when the NIC isn't as read any more."""
+        subscription, group, name = _place(nic.id)
+        what = f"writing NIC {name} in {group}"
+        wanted: Any = edited(nic.body, change, lambda: secrets.token_hex(4))
+        with translated(what):
+            try:
+                async with asyncio.timeout(self.arm.config.operation_timeout):
+                    poller = await self.arm.network(subscription).network_interfaces.begin_create_or_update(
+                        group,
+                        name,
+                        wanted,
+                        headers={"If-Match": nic.etag},
+                        cls=body,
+                        **self.arm.network_arguments(),
+                    )
+                    after: Any = await poller.result()
+                    return parse(after)
+            except TimeoutError as error:
+                seconds = self.arm.config.operation_timeout
+                raise Unavailable(f"{what}: not done after {seconds:.0f} s", "OperationTimeout") from error
+
+    async def _nic(self, resource: str) -> Nic:
+        subscription, group, name = _place(resource)
+        with translated(f"reading NIC {name} in {group}"):
+            found: Any = await self.arm.network(subscription).network_interfaces.get(
+                group, name, cls=body, **self.arm.network_arguments()
+            )
+            return parse(found)
+
+
+def _place(resource: str) -> tuple[str, str, str]:
+    """Subscription, resource group and name out of a resource id."""
+    parts = resource.strip("/").split("/")
+    if len(parts) < 8 or parts[0].lower() != "subscriptions" or parts[2].lower() != "resourcegroups":
+        raise Gone(f"{resource} is not a resource id of a NIC", "InvalidResourceId")
+    return parts[1], parts[3], parts[-1]

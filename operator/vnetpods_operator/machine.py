@@ -1,0 +1,167 @@
+"""A virtual machine and its NICs as the operator sees them, whatever kind of machine it is.
+
+`MachineId` is what a Node's providerID says. `Nic` and `Entry` are what was read from Azure, in our words;
+`usable_by_pods` sorts a NIC's entries (ipConfigurations) into ours, adopted and foreign and gives the planner its view.
+`Machine` is the protocol behind which vnetpods_operator.azure has one module per kind. All but the protocol is pure.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Any, Protocol
+
+from vnetpods_api.names import IP_CONFIGURATION_PREFIX
+from vnetpods_operator import planner
+
+ENTRIES_PER_NIC = 256
+"""ipConfigurations that Azure allows on a NIC, and on all NICs of a machine together."""
+
+_PROVIDER_ID = re.compile(
+    r"^azure://(?P<id>/subscriptions/(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)"
+    r"/providers/Microsoft[.]Compute/(?:virtualMachines/(?P<name>[^/]+)"
+    r"|virtualMachineScaleSets/(?P<scale_set>[^/]+)/virtualMachines/(?P<instance>[^/]+)))$",
+    re.IGNORECASE,
+)
+
+
+class UnsupportedProvider(Exception):  # noqa: N818 - named after what happened
+    """A providerID that is not that of an Azure virtual machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineId:
+    """A virtual machine's place in Azure; `scale_set` only for instances of a uniform scale set."""
+
+    id: str
+    subscription: str
+    group: str
+    name: str
+    scale_set: str | None = None
+
+    @classmethod
+    def from_provider_id(cls, provider_id: str) -> MachineId:
+        found = _PROVIDER_ID.match(provider_id)
+        if found is None:
+            raise UnsupportedProvider(provider_id)
+        return cls(
+            id=found["id"],
+            subscription=found["subscription"],
+            group=found["group"],
+            name=found["name"] or found["instance"],
+            scale_set=found["scale_set"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One ipConfiguration. `address` is a single IPv4 address, a /28 block, or None while there is none (or IPv6)."""
+
+    name: str
+    address: str | None
+    state: str
+    primary: bool
+
+    @property
+    def ours(self) -> bool:
+        return self.name.lower().startswith(IP_CONFIGURATION_PREFIX) and not self.primary
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A NIC as read. `body` is what ARM answered, kept only as long as the node is worked on; `etag` is its fence."""
+
+    id: str
+    name: str
+    mac: str
+    subnet: str
+    etag: str
+    state: str
+    primary: bool
+    entries: tuple[Entry, ...]
+    tags: dict[str, str] = field(default_factory=dict)
+    body: Any = None
+
+    @property
+    def primary_address(self) -> str | None:
+        return next((entry.address for entry in self.entries if entry.primary), None)
+
+
+class Machine(Protocol):
+    """One kind of virtual machine. Both verbs raise the errors of vnetpods_operator.cloud and nothing else."""
+
+    async def nics(self) -> tuple[Nic, ...]:
+        """Reads the machine and its NICs, the primary first."""
+
+    async def write(self, nic: Nic, change: planner.Change) -> Nic:
+        """Makes the change in one write that fails when the NIC is no longer as read; returns the NIC read back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Which entries pods may use."""
+
+    adopt: tuple[str, ...] = ()
+    """Patterns for names of entries made by others."""
+    exclude: tuple[tuple[int, int], ...] = ()
+    """Ranges of addresses that are not handed out."""
+
+    def adopted(self, entry: Entry) -> bool:
+        return not entry.primary and any(fnmatch.fnmatchcase(entry.name.lower(), p.lower()) for p in self.adopt)
+
+    def excluded(self, address: str) -> bool:
+        bare, _, block = address.partition("/")
+        first = int(IPv4Address(bare))
+        last = first + (planner.BLOCK - 1 if block else 0)
+        return any(first <= high and low <= last for low, high in self.exclude)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an earlier SubnetIsFull taught about a subnet."""
+
+    grow_after: float = 0.0
+    grow_most: int = ENTRIES_PER_NIC
+
+
+def usable_by_pods(
+    nics: Collection[Nic], published: Collection[str], naming: Naming, prefixes: dict[str, tuple[str, ...]]
+) -> tuple[planner.Nic, ...]:
+    """The planner's view. `published`: addresses that the pool lists or pods hold, which are not half-made whatever
+    their state; `prefixes`: of each subnet by lower-case id.
+    """
+    free = max(0, ENTRIES_PER_NIC - sum(len(nic.entries) for nic in nics))
+    views = []
+    for nic in nics:
+        ours = [entry for entry in nic.entries if entry.ours]
+        found = [entry for entry in nic.entries if entry.address and (entry.ours or naming.adopted(entry))]
+        good = [e for e in found if e.state == "Succeeded" or (e.state == "Updating" and e.address in published)]
+        kept = [e for e in good if not naming.excluded(_address(e)) or _address(e) in published]
+        views.append(
+            planner.Nic(
+                name=nic.name,
+                addresses=tuple(_address(entry) for entry in kept),
+                removable=frozenset(_address(entry) for entry in kept if entry.ours),
+                excluded=frozenset(_address(entry) for entry in kept if naming.excluded(_address(entry))),
+                slots=min(free, ENTRIES_PER_NIC - len(nic.entries)),
+                prefixes=prefixes.get(nic.subnet.lower(), ()),
+                pending=planner.count(e.address or "" for e in ours if e not in good and e.state != "Failed"),
+                broken=frozenset(e.name for e in ours if e.state == "Failed" and e.address not in published),
+                failed=nic.state == "Failed" or any(e.state == "Failed" for e in found if e.address in published),
+                busy=nic.state == "Updating",
+            )
+        )
+    return tuple(views)
+
+
+def foreign(nics: Iterable[Nic], naming: Naming) -> list[Entry]:
+    """Secondary entries that are neither ours nor adopted."""
+    return [e for nic in nics for e in nic.entries if not (e.primary or e.ours or naming.adopted(e))]
+
+
+def _address(entry: Entry) -> str:
+    assert entry.address is not None
+    return entry.address
