@@ -124,9 +124,12 @@ class Spool:
     def _set_aside(self, path: Path, reason: str) -> None:
         bad = path.with_suffix(".bad")
         _log.error("spooled call set aside", file=str(bad), reason=reason)
-        path.replace(bad)
-        for old in sorted(self.folder.glob("*.bad"))[:-KEPT_BAD]:
-            old.unlink(missing_ok=True)
+        try:
+            path.replace(bad)
+            for old in sorted(self.folder.glob("*.bad"))[:-KEPT_BAD]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("spooled call can't be set aside, it stays", file=path.name, error=str(error))
 
     def _sync(self) -> None:
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
