@@ -65,15 +65,16 @@ class Attachment:
     @property
     def pod_mac(self) -> str:
         """A locally administered unicast MAC derived from the key, for the pod's end."""
-        return _mac("pod", self.key)
+        return mac("pod", self.key)
 
     @property
     def host_mac(self) -> str:
         """The same for the host's end."""
-        return _mac("host", self.key)
+        return mac("host", self.key)
 
 
-def _mac(end: str, key: AttachmentKey) -> str:
+def mac(end: str, key: AttachmentKey) -> str:
+    """The MAC of an attachment's "pod" or "host" end."""
     digest = hashlib.sha1(f"{end} {key.network} {key}".encode(), usedforsecurity=False).digest()
     octets = bytes([digest[0] & 0xFE | 0x02]) + digest[1:6]
     return octets.hex(":")

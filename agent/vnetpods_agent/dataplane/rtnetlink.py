@@ -53,7 +53,7 @@ NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_PERMANENT = 0x80
 FRA_PRIORITY, FRA_FWMARK, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 6, 10, 14, 15, 16, 21
 FR_ACT_TO_TBL, RTN_UNICAST = 1, 1
-RT_TABLE_MAIN = 254
+RT_TABLE_MAIN, RTNH_F_ONLINK = 254, 4
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 PROTOCOL = 118
@@ -184,8 +184,9 @@ def address_delete(address: str, prefix: int, index: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Route:
-    """`ip route add DESTINATION/PREFIX [via GATEWAY] dev INDEX table TABLE proto PROTOCOL scope …`; link scope
-    without gateway.
+    """`ip route add DESTINATION/PREFIX [via GATEWAY] dev INDEX [onlink] table TABLE proto PROTOCOL scope …`.
+
+    The scope is link without a gateway, else global. `onlink`: the gateway isn't looked for in other routes first.
     """
 
     destination: str
@@ -194,6 +195,7 @@ class Route:
     gateway: str = ""
     table: int = RT_TABLE_MAIN
     protocol: int = PROTOCOL
+    onlink: bool = False
 
 
 def route_add(route: Route) -> bytes:
@@ -209,7 +211,8 @@ def route_delete(route: Route) -> bytes:
 def _route(route: Route) -> bytes:
     scope = SCOPE_UNIVERSE if route.gateway else SCOPE_LINK
     table = route.table if route.table < 256 else 0
-    head = RTMSG.pack(socket.AF_INET, route.prefix, 0, 0, table, route.protocol, scope, RTN_UNICAST, 0)
+    flags = RTNH_F_ONLINK if route.onlink else 0
+    head = RTMSG.pack(socket.AF_INET, route.prefix, 0, 0, table, route.protocol, scope, RTN_UNICAST, flags)
     payload = head + _number(RTA_TABLE, route.table) + _number(RTA_OIF, route.index)
     if route.prefix:
         payload += attribute(RTA_DST, socket.inet_aton(route.destination))
@@ -359,7 +362,7 @@ def read_address(payload: bytes) -> HeldAddress:
 
 def read_route(payload: bytes) -> Route:
     """Routes of other kinds (several next hops, blackholes) come out with index 0."""
-    _, prefix, _, _, table, protocol, _, _, _ = RTMSG.unpack_from(payload)
+    _, prefix, _, _, table, protocol, _, _, flags = RTMSG.unpack_from(payload)
     found = dict(attributes(payload, RTMSG.size))
     gateway = found.get(RTA_GATEWAY)
     return Route(
@@ -369,6 +372,7 @@ def read_route(payload: bytes) -> Route:
         gateway=socket.inet_ntoa(gateway) if gateway else "",
         table=_value(found.get(RTA_TABLE)) or table,
         protocol=protocol,
+        onlink=bool(flags & RTNH_F_ONLINK),
     )
 
 

@@ -87,6 +87,7 @@ class World:
         """eth0 on the host, its other end outside, where everything answers that pods might call."""
         for name in ("host", "outside"):
             run_in(self.namespace(name), "ip link set lo up")
+            run_in(f"{self.tag}-{name}", "sysctl -qw net.ipv6.conf.default.disable_ipv6=1")  # no packets but the test's
         run_in(self.host, f"ip link add eth0 address {NIC_MAC} type veth peer name nic0 netns {self.outside}")
         for command in (f"addr add {PRIMARY}/16 dev eth0", "link set eth0 up", f"route add default via {GATEWAY}"):
             run_in(self.host, f"ip {command}")

@@ -1,0 +1,152 @@
+"""Keeps on the host what pods need there: declared whole, put right by looking, within seconds after somebody undid
+it.
+
+systemd-networkd, NetworkManager, cloud agents, firewalls and people flush rules and routes that they don't know. A
+thread of its own listens to the kernel's news, looks at the areas concerned and puts right what differs (see
+`upkeep`). Nothing is durable: a new process declares again. `declare`, `held_by_host` and `wait` may be called from
+any thread, `on_event` is called from the reconciler's.
+
+An area is looked at at most once per `PAUSE` however much happens, and every `PERIOD` even if nothing is heard; one
+that failed again after `PAUSE`. The longest way back is thus some three seconds; five are promised.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from vnetpods_agent.attachment import Address
+from vnetpods_agent.dataplane import DataPlaneError, HostState
+from vnetpods_agent.dataplane.events import Area, News
+from vnetpods_agent.dataplane.upkeep import Happening, Upkeep
+
+FAILED = "HostStateFailed"
+PAUSE = {
+    Area.ADDRESSES: 0.1,
+    Area.SETTINGS: 1.0,
+    Area.ROUTING: 1.0,
+    Area.RULESET: 1.0,
+    Area.FORWARDING: 2.0,
+    Area.PODS: 2.0,
+}
+"""Seconds between two looks at an area. Pods come in bursts, each with some news about its link: those wait for one
+look.
+"""
+PERIOD = {**dict.fromkeys(Area, 60.0), Area.SETTINGS: 4.0, Area.FORWARDING: 4.0}
+"""Legacy iptables tells nobody of its changes, and only some sysctls are told of."""
+BREATH = 0.2
+"""The thread sleeps at least this long between two readings of the news, so that it doesn't compete with a burst of
+ADDs.
+"""
+
+OnEvent = Callable[[str, str], None]
+log = structlog.get_logger()
+
+
+class HostReconciler:
+    """One thread, from `start` to `close`. `on_event(kind, message)` hears of everything that was put right or can't
+    be.
+    """
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._changed = threading.Condition()
+        self._state: HostState | None = None
+        self._settled = False
+        self._closing = False
+        self._held: frozenset[Address] = frozenset()
+        self._failing: dict[Area, str] = {}
+        self._last: dict[Area, list[Happening]] = {}
+        self._news = News()
+        self._upkeep = Upkeep()
+        self._thread = threading.Thread(target=self._run, name="host state", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """The host's state stays as it is: pods live from it. A second call does nothing."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+        self._news.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._news.close()
+        self._upkeep.close()
+
+    def declare(self, state: HostState) -> None:
+        """What must hold from now on; the same again costs nothing."""
+        with self._changed:
+            if state == self._state:
+                return
+            self._state = state
+            self._settled = False
+        self._news.wake()
+
+    def wait(self, timeout: float) -> bool:
+        """Until what was declared last has been put in place everywhere; False when that takes longer or fails."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._settled, timeout)
+
+    def held_by_host(self) -> frozenset[Address]:
+        """Addresses of the pool that the host holds itself and that were left there: not to be given to pods."""
+        with self._changed:
+            return self._held
+
+    def uninstall(self) -> list[str]:
+        """Instead of `start`: takes everything of ours away; what must stay for running pods is said."""
+        return self._upkeep.uninstall()
+
+    def _run(self) -> None:
+        seen: HostState | None = None
+        due = dict.fromkeys(Area, float("inf"))
+        earliest = dict.fromkeys(Area, 0.0)
+        while True:
+            news = self._news.wait(min(due.values()) - time.monotonic() if seen else 3600.0)
+            with self._changed:
+                if self._closing:
+                    return
+                state = self._state
+            if state is None:
+                continue
+            now = time.monotonic()
+            if state != seen:
+                seen, due = state, dict.fromkeys(Area, now)
+            for area in news:
+                due[area] = min(due[area], max(now, earliest[area]))
+            for area in Area:
+                if due[area] <= now:
+                    fine = self._look(area, state)
+                    earliest[area] = time.monotonic() + PAUSE[area]
+                    due[area] = time.monotonic() + PERIOD[area] if fine else earliest[area]
+            self._announce(state)
+            time.sleep(BREATH)
+
+    def _look(self, area: Area, state: HostState) -> bool:
+        try:
+            happenings = self._upkeep.look(area, state)
+        except (DataPlaneError, OSError) as error:
+            if self._failing.get(area) != str(error):  # once, not every second
+                self._failing[area] = str(error)
+                log.warning("cannot keep the host's state", area=area.value, error=str(error))
+                self._on_event(FAILED, f"cannot put right {area.value}: {error}")
+            return False
+        self._failing.pop(area, None)
+        before, self._last[area] = self._last.get(area, []), happenings
+        for happening in happenings:
+            if happening not in before:  # what lasts is said once
+                log.info("host state", area=area.value, kind=happening.kind, message=happening.message)
+                self._on_event(happening.kind, happening.message)
+        return True
+
+    def _announce(self, state: HostState) -> None:
+        with self._changed:
+            self._held = self._upkeep.held_by_host
+            if state == self._state and not self._failing and not self._settled:
+                self._settled = True
+                self._changed.notify_all()

@@ -1,0 +1,68 @@
+"""Small facts about this machine that the data plane and its callers ask for.
+
+Pure but for `boot_id` and `Uplinks.look`, which only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vnetpods_agent.dataplane import Nic
+from vnetpods_agent.dataplane.conversation import Conversation, Step
+from vnetpods_agent.dataplane.rtnetlink import (
+    HeldAddress,
+    Link,
+    addresses_dump,
+    links_dump,
+    read_address,
+    read_link,
+)
+
+
+def boot_id() -> str:
+    """Changes with every boot: attachments of another boot id are void."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def links(conversation: Conversation) -> list[Link]:
+    return conversation.dump(Step("list links of", "the host", links_dump()), read_link)
+
+
+def addresses(conversation: Conversation) -> list[HeldAddress]:
+    return conversation.dump(Step("list addresses of", "the host", addresses_dump()), read_address)
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """A NIC of the pool together with the interface that carries it."""
+
+    nic: Nic
+    link: Link
+
+
+def uplinks(nics: Iterable[Nic], links: Sequence[Link], held: Sequence[HeldAddress]) -> list[Uplink]:
+    """The interface of every NIC that has one.
+
+    Several interfaces may have the NIC's MAC: with accelerated networking the virtual function is enslaved to the
+    synthetic interface and repeats its MAC, and a bridge repeats that of its port. The one that holds the primary
+    address is meant; else one that is nobody's port.
+    """
+    found = []
+    for nic in nics:
+        candidates = [link for link in links if link.mac == nic.mac.lower()]
+        holders = {address.index for address in held if address.address == nic.primary_address}
+        candidates.sort(key=lambda link: (link.index not in holders, link.master != 0, link.index))
+        if candidates:
+            found.append(Uplink(nic, candidates[0]))
+    return found
+
+
+def uplink_mtu(mac: str) -> int | None:
+    """The MTU of the interface with this MAC, as pods on that NIC should have it; None when there is no such
+    interface.
+    """
+    with Conversation() as conversation:
+        found = uplinks([Nic(mac, "", (), ())], links(conversation), [])  # type: ignore[arg-type]
+    return found[0].link.mtu if found else None

@@ -1,0 +1,110 @@
+"""The nftables table of ours, as text: one table, whole, the same text for the same state.
+
+Pure. Nothing in it depends on which pods exist: pods' addresses are those of the pool, and whether a pod uses its own
+is asked of the routing table. So no rule and no set element changes when a pod comes or goes, and a packet meets the
+same few rules at one pod and at 250.
+
+- `from_pods` (raw, before conntrack): nothing leaves a pod under a source that isn't routed to that very pod; no
+IPv6; IMDS is refused unless allowed.
+- `entry` (mangle; only with several NICs): remembers by which NIC a connection came in, and marks what pods send with
+  the NIC it must leave by: the NIC of entry for answers, that of the pod's address otherwise (see `routing`).
+- `source`: what leaves by a NIC for neither a direct nor a pool address gets that NIC's primary address. The decision
+  is made after Services were resolved, and only for pods: the node's own traffic isn't in the pool.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from vnetpods_agent.attachment import HOST_PREFIX
+from vnetpods_agent.dataplane import HostState
+from vnetpods_agent.dataplane.kernel import Uplink
+
+FAMILY, TABLE = "inet", "vnetpods"
+IMDS = "169.254.169.254"
+AZURE_SERVICE = "168.63.129.16"
+"""Azure's DNS and health probes: answers only a primary address, so it is never direct."""
+
+MARK_MASK = 0x00000F00
+"""Bits of packet and connection mark that name a NIC. Free of kube-proxy's (0x4000, 0x8000) and Calico's
+(0xffff0000).
+"""
+NIC_LIMIT = 15
+
+
+def nic_mark(number: int) -> int:
+    """The mark of the nth NIC (from 1)."""
+    return number << 8
+
+
+def collapsed(networks: Iterable[str]) -> list[ipaddress.IPv4Network]:
+    """Sorted, without overlaps; host bits are cut off: "10.0.0.7/8" means 10.0.0.0/8."""
+    return list(ipaddress.collapse_addresses(ipaddress.IPv4Network(network, strict=False) for network in networks))
+
+
+def ruleset(state: HostState, uplinks: Sequence[Uplink]) -> str:
+    """What `nft -f` gets: replaces the table in one transaction, so no packet sees it missing."""
+    several = list(enumerate(uplinks[:NIC_LIMIT], start=1)) if len(uplinks) > 1 else []
+    lines = [
+        f"table {FAMILY} {TABLE}",
+        f"delete table {FAMILY} {TABLE}",
+        f"table {FAMILY} {TABLE} {{",
+        *_set("pool", (address for nic in state.nics for address in nic.addresses)),
+        *_set("direct", state.direct),
+        *(line for number, uplink in several for line in _set(f"pool_{number}", uplink.nic.addresses)),
+        *_chain("from_pods", "filter hook prerouting priority raw", _from_pods(state)),
+        *(_chain("entry", "filter hook prerouting priority mangle", _entry(several)) if several else ()),
+        *_chain("source", "nat hook postrouting priority srcnat", _source(uplinks)),
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _set(name: str, networks: Iterable[str]) -> list[str]:
+    members = ", ".join(str(network) for network in collapsed(networks))
+    elements = f" elements = {{ {members} }};" if members else ""
+    return [f"  set {name} {{ type ipv4_addr; flags interval;{elements} }}"]
+
+
+def _chain(name: str, hook: str, rules: Sequence[str]) -> list[str]:
+    return [f"  chain {name} {{", f"    type {hook}; policy accept;", *(f"    {rule}" for rule in rules), "  }"]
+
+
+def _from_pods(state: HostState) -> list[str]:
+    return [
+        f'iifname != "{HOST_PREFIX}*" accept',
+        "meta nfproto != ipv4 drop",
+        # a program that looks for an identity gets an answer at once instead of a timeout
+        *(() if state.imds else (f"ip daddr {IMDS} reject with icmp admin-prohibited",)),
+        "fib saddr . iif oif missing drop",
+    ]
+
+
+def _entry(several: Sequence[tuple[int, Uplink]]) -> list[str]:
+    keep = f"0x{0xFFFFFFFF ^ MARK_MASK:08x}"
+    rules = []
+    for number, uplink in several:
+        mark = f"0x{nic_mark(number):08x}"
+        rules.append(f'iifname "{uplink.link.name}" ct state new ct mark set ct mark and {keep} or {mark}')
+    rules.append(f'iifname != "{HOST_PREFIX}*" accept')
+    for number, _ in several:
+        mark = f"0x{nic_mark(number):08x}"
+        entered = f"ct direction reply ct mark and 0x{MARK_MASK:08x} == {mark}"
+        rules.append(f"{entered} meta mark set meta mark and {keep} or {mark} accept")
+    for number, _ in several:
+        rules.append(f"ip saddr @pool_{number} meta mark set meta mark and {keep} or 0x{nic_mark(number):08x}")
+    return rules
+
+
+def _source(uplinks: Sequence[Uplink]) -> list[str]:
+    if not uplinks:
+        return []
+    primaries = ", ".join(f'"{uplink.link.name}" : {uplink.nic.primary_address}' for uplink in uplinks)
+    translate = f"snat ip to oifname map {{ {primaries} }} fully-random"
+    return [
+        "ip saddr != @pool accept",
+        f"ip daddr {{ {AZURE_SERVICE}, {IMDS} }} {translate}",
+        "ip daddr @pool accept",
+        f"ip daddr != @direct {translate}",
+    ]

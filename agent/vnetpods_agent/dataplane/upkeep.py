@@ -1,0 +1,271 @@
+"""One look at a part of the host's state: what is there, what should be there, and the difference put right.
+
+Blocking and without a thread of its own: the host reconciler calls `look` for one area after the other. What the
+kernel shows is compared anew every time; the only thing remembered is how nft lists the table that was loaded last (a
+new process loads it again). Touched is only what carries our mark: the table `vnetpods`, rules and routes with
+protocol 118, `azv…` links with our alias, and, among addresses, those of the pool.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vnetpods_agent.attachment import HOST_PREFIX, Address, mac
+from vnetpods_agent.dataplane import HostState, forwarding, hostend, kernel, routing
+from vnetpods_agent.dataplane import rtnetlink as rt
+from vnetpods_agent.dataplane.conversation import Conversation, Step
+from vnetpods_agent.dataplane.events import Area
+from vnetpods_agent.dataplane.kernel import Uplink
+from vnetpods_agent.dataplane.programs import ProgramFailed, output
+from vnetpods_agent.dataplane.ruleset import FAMILY, TABLE, collapsed, ruleset
+
+ADDRESS_TAKEN = "AddressTakenFromHost"
+ADDRESS_ON_HOST = "AddressOnHost"
+RESTORED = "HostStateRestored"
+NIC_MISSING = "NicMissing"
+
+_SYSCTL = Path("/proc/sys/net/ipv4")
+_THERE = frozenset({errno.EEXIST})
+_GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
+_NO_NAMESPACE = frozenset({errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP})
+_ADVICE = (
+    "the node must not hold pods' addresses; with cloud-init set apply_network_config_for_secondary_ips: false"
+    " (datasource Azure)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something worth an Event: what was put right, or what only a person can put right."""
+
+    kind: str
+    message: str
+
+
+class Upkeep:
+    """The eyes and hands of the host reconciler; belongs to its thread."""
+
+    def __init__(self) -> None:
+        self._route = Conversation()
+        self._loaded = ""
+        self._listing = ""
+        self._routed: tuple[list[rt.Rule], list[rt.Route]] = ([], [])
+        self.held_by_host: frozenset[Address] = frozenset()
+
+    def close(self) -> None:
+        self._route.close()
+
+    def look(self, area: Area, state: HostState) -> list[Happening]:
+        """Puts one area right; says what it changed that had been right before, and what it can't change.
+
+        Raises DataPlaneError, OSError.
+        """
+        match area:
+            case Area.ADDRESSES:
+                return self._addresses(state)
+            case Area.SETTINGS:
+                return self._settings(state)
+            case Area.ROUTING:
+                return self._routing(state)
+            case Area.RULESET:
+                return self._ruleset(state)
+            case Area.FORWARDING:
+                return [
+                    Happening(RESTORED, f"the FORWARD policy of {variant} is DROP: opened it for pods")
+                    for variant in forwarding.open_for_pods()
+                ]
+            case Area.PODS:
+                return self._pods(state)
+
+    def _uplinks(self, state: HostState) -> list[Uplink]:
+        return kernel.uplinks(state.nics, kernel.links(self._route), kernel.addresses(self._route))
+
+    def _addresses(self, state: HostState) -> list[Happening]:
+        """The host must not own pods' addresses: it would answer for them itself. Never a primary, never one outside
+        the pool.
+        """
+        pool = collapsed(address for nic in state.nics for address in nic.addresses)
+        primaries = {nic.primary_address for nic in state.nics}
+        names = {link.index: link.name for link in kernel.links(self._route)}
+        happenings: list[Happening] = []
+        staying: set[Address] = set()
+        for held in kernel.addresses(self._route):
+            name = names.get(held.index, "")
+            address = ipaddress.IPv4Address(held.address)
+            if held.address in primaries or name.startswith(HOST_PREFIX) or not any(address in net for net in pool):
+                continue
+            if state.take_from_host and _keeps_the_others(name):
+                # ip addr del 10.0.0.7/24 dev eth0
+                removal = rt.address_delete(held.address, held.prefix, held.index)
+                self._route.carry_out([Step(f"remove from {name}", held.address, removal, _GONE)])
+                happenings.append(Happening(ADDRESS_TAKEN, f"removed {held.address} from {name}: {_ADVICE}"))
+            else:
+                staying.add(Address(held.address))
+                happenings.append(Happening(ADDRESS_ON_HOST, f"{name} holds {held.address} of the pool: {_ADVICE}"))
+        self.held_by_host = frozenset(staying)
+        return happenings
+
+    def _settings(self, state: HostState) -> list[Happening]:
+        uplinks = self._uplinks(state)
+        wanted = {_SYSCTL / "ip_forward": "1"}
+        for uplink in uplinks:
+            conf = _SYSCTL / "conf" / uplink.link.name
+            wanted[conf / "forwarding"] = "1"
+            # The stricter of the two counts: strict (1) drops what comes in by another NIC than answers would leave by
+            if _read(conf / "rp_filter") != "2" and "1" in {
+                _read(conf / "rp_filter"),
+                _read(_SYSCTL / "conf/all/rp_filter"),
+            }:
+                wanted[conf / "rp_filter"] = "2"
+        found = {uplink.nic.mac for uplink in uplinks}
+        happenings = [
+            Happening(NIC_MISSING, f"no interface of this machine has the MAC {nic.mac} of the pool's NIC")
+            for nic in state.nics
+            if nic.mac not in found
+        ]
+        for path, value in wanted.items():
+            if _read(path) != value:
+                path.write_text(value)
+                happenings.append(Happening(RESTORED, f"set {path.relative_to('/proc/sys')} to {value}"))
+        return happenings
+
+    def _routing(self, state: HostState) -> list[Happening]:
+        rules, routes = routing.wanted(self._uplinks(state))
+        listed = self._route.dump(Step("list rules of", "the host", rt.rules_dump()), rt.read_rule)
+        ours = [rule for rule in listed if rule.protocol == rt.PROTOCOL]
+        if not rules and not ours:
+            return []
+        there = [
+            route
+            for table in routing.TABLES
+            for route in self._route.dump(
+                Step("list routes of", f"table {table}", rt.routes_dump(table)), rt.read_route
+            )
+        ]
+        steps = [
+            Step("add a rule for", f"mark {rule.mark:#x}", rt.rule_add(rule), _THERE)
+            for rule in rules
+            if rule not in ours
+        ]
+        steps += [Step("add to table", str(route.table), rt.route_add(route)) for route in routes if route not in there]
+        added = len(steps)
+        steps += [
+            Step("delete a rule for", f"mark {rule.mark:#x}", rt.rule_delete(rule), _GONE)
+            for rule in ours
+            if rule not in rules
+        ]
+        steps += [
+            Step("delete from table", str(route.table), rt.route_delete(route), _GONE)
+            for route in there
+            if route not in routes
+        ]
+        if steps:
+            self._route.carry_out(steps)
+        known, self._routed = (rules, routes) == self._routed, (rules, routes)
+        if not known or not added:
+            return []
+        return [Happening(RESTORED, f"policy routing of secondary NICs: {added} rules and routes were missing")]
+
+    def _ruleset(self, state: HostState) -> list[Happening]:
+        text = ruleset(state, self._uplinks(state))
+        known = text == self._loaded
+        if known and list_table() == self._listing:
+            return []
+        output("load the nftables table", ["nft", "-f", "-"], text)
+        self._loaded, self._listing = text, list_table()
+        return [Happening(RESTORED, f"the nftables table {TABLE} was missing or changed")] if known else []
+
+    def _pods(self, state: HostState) -> list[Happening]:
+        """Routes before links: a pod that is detached in between then shows as dying, not as one without route."""
+        routes = self._route.dump(Step("list routes of", "the host", rt.routes_dump()), rt.read_route)
+        neighbours = self._route.dump(Step("list neighbours of", "the host", rt.neighbours_dump()), rt.read_neighbour)
+        links = kernel.links(self._route)
+        mtus = _mtus(kernel.uplinks(state.nics, links, kernel.addresses(self._route)))
+        ends = [(link, *owned) for link in links if hostend.is_host_end(link) and (owned := hostend.owner(link))]
+        claims = Counter(address for _, _, address in ends)
+        routed = {route.destination for route in routes if route.prefix == 32}
+        happenings: list[Happening] = []
+        for link, key, address in ends:
+            pod_mac, host_mac = mac("pod", key), mac("host", key)
+            steps: list[Step] = []
+            if link.mac != host_mac:
+                steps.append(
+                    Step("restore the MAC of", link.name, rt.link_set(link.index, rt.link_mac(host_mac)), _GONE)
+                )
+            if not link.up:
+                steps.append(Step("bring up", link.name, rt.link_set(link.index, up=True), _GONE))
+            if rt.Neighbour(link.index, address, pod_mac, permanent=True) not in neighbours:
+                steps.append(
+                    Step("add the neighbour of", address, rt.neighbour_add(address, pod_mac, link.index), _GONE)
+                )
+            if address not in routed and claims[address] == 1:
+                steps.append(Step("add the route to", address, rt.route_add(rt.Route(address, 32, link.index)), _GONE))
+            if steps:
+                self._route.carry_out(steps)
+                done = ", ".join(step.what for step in steps)
+                happenings.append(Happening(RESTORED, f"{link.name} of {key} with {address}: {done}"))
+            self._follow_mtu(link, next((mtu for net, mtu in mtus if ipaddress.IPv4Address(address) in net), link.mtu))
+        return happenings
+
+    def _follow_mtu(self, link: rt.Link, mtu: int) -> None:
+        """Both ends: the pod's is reached through the namespace's id, for which CAP_NET_ADMIN is enough."""
+        if link.mtu == mtu:
+            return
+        steps = [Step("set the MTU of", link.name, rt.link_set(link.index, rt.link_mtu(mtu)), _GONE)]
+        if link.peer_netnsid is not None:
+            peer = rt.link_set(link.peer, rt.link_mtu(mtu), netnsid=link.peer_netnsid)
+            steps.append(Step("set the MTU behind", link.name, peer, _GONE | _NO_NAMESPACE))
+        self._route.carry_out(steps)
+
+    def uninstall(self) -> list[str]:
+        """Takes everything of ours away, unless pods still live from it; says what stays and why."""
+        left = [link.name for link in kernel.links(self._route) if hostend.is_host_end(link)]
+        if left:
+            some = ", ".join(sorted(left)[:5])
+            return [f"{len(left)} pods still run on addresses of the VNet ({some}): what they need stays until they go"]
+        self._routing(HostState((), ()))
+        forwarding.close()
+        try:
+            output("delete the nftables table", ["nft", "delete", "table", FAMILY, TABLE])
+        except ProgramFailed:
+            if list_table():
+                raise
+        self._loaded = self._listing = ""
+        return []
+
+
+def list_table() -> str:
+    """How nft shows our table now, without counters; empty when there is none."""
+    try:
+        return output("list the nftables table", ["nft", "-s", "list", "table", FAMILY, TABLE])
+    except ProgramFailed as error:
+        if error.errno != errno.EIO:
+            raise
+        return ""
+
+
+def _mtus(uplinks: Sequence[Uplink]) -> list[tuple[ipaddress.IPv4Network, int]]:
+    return [(network, uplink.link.mtu) for uplink in uplinks for network in collapsed(uplink.nic.addresses)]
+
+
+def _keeps_the_others(name: str) -> bool:
+    """Deleting an interface's first address of a subnet would take the later ones along, the primary among them."""
+    own, general = _SYSCTL / "conf" / name / "promote_secondaries", _SYSCTL / "conf/all/promote_secondaries"
+    if "1" not in {_read(own), _read(general)}:
+        try:
+            own.write_text("1")
+        except OSError:
+            return False
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:  # the interface has just gone
+        return ""

@@ -1,0 +1,227 @@
+"""What the host does for pods, and that it is back soon after somebody undid it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.agent.dataplane.world import (
+    AZURE_DNS,
+    DIRECT,
+    IMDS,
+    INTERNET,
+    NIC_MAC,
+    PEER,
+    POOL,
+    PRIMARY,
+    PodHandle,
+    World,
+    caller_seen,
+    run,
+    run_in,
+)
+from vnetpods_agent.dataplane import HostState, Nic
+from vnetpods_agent.dataplane.hoststate import HostReconciler
+from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane.upkeep import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, list_table
+
+NIC = Nic(NIC_MAC, PRIMARY, ("10.240.0.0/16",), POOL)
+STATE = HostState((NIC,), DIRECT)
+
+
+@dataclass
+class Keeper:
+    """A reconciler and what it said."""
+
+    reconciler: HostReconciler
+    events: list[tuple[str, str]] = field(default_factory=list)
+
+    def declare(self, state: HostState) -> None:
+        self.reconciler.declare(state)
+        assert self.reconciler.wait(5), self.events
+
+    def kinds(self) -> set[str]:
+        return {kind for kind, _ in self.events}
+
+
+@pytest.fixture
+def keeper(world: World) -> Iterator[Keeper]:
+    events: list[tuple[str, str]] = []
+    reconciler = HostReconciler(lambda kind, message: events.append((kind, message)))
+    reconciler.start()
+    yield Keeper(reconciler, events)
+    reconciler.close()
+
+
+def eventually(claim: Callable[[], object], seconds: float = 5.0) -> None:
+    """The promise is five seconds."""
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline, "still not so"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def pod(world: World, plane: Transparent, keeper: Keeper) -> PodHandle:
+    keeper.declare(STATE)
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    return pod
+
+
+@pytest.mark.parametrize(
+    ("address", "seen"),
+    [
+        pytest.param(PEER, "10.240.0.5", id="direct"),
+        pytest.param("10.240.0.1", "10.240.0.5", id="own-subnet"),
+        pytest.param(INTERNET, PRIMARY, id="internet"),
+        pytest.param(AZURE_DNS, PRIMARY, id="azure-dns"),
+        pytest.param(IMDS, None, id="imds"),
+    ],
+)
+def test_what_a_pod_is_seen_as(world: World, pod: PodHandle, address: str, seen: str | None) -> None:
+    assert caller_seen(pod.namespace, world.outside, address) == seen
+
+
+def test_imds_can_be_allowed_and_sees_the_primary_address(world: World, pod: PodHandle, keeper: Keeper) -> None:
+    keeper.declare(HostState((NIC,), DIRECT, imds=True))
+    assert caller_seen(pod.namespace, world.outside, IMDS) == PRIMARY
+
+
+def test_the_node_itself_is_not_translated(world: World, pod: PodHandle) -> None:
+    run("ip addr add 10.99.0.9/32 dev lo")
+    run_in(world.outside, f"ip route add 10.99.0.9/32 via {PRIMARY}")
+    assert caller_seen(world.host, world.outside, INTERNET, source="10.99.0.9") == "10.99.0.9"
+
+
+@pytest.mark.parametrize("forged", ["10.240.0.6", "198.51.100.7", PRIMARY])
+def test_a_pod_cannot_send_from_another_address(world: World, plane: Transparent, pod: PodHandle, forged: str) -> None:
+    other = world.pod("10.240.0.6", "other")
+    plane.attach(other.attachment, other.doors)
+    run_in(pod.namespace, f"ip addr add {forged}/32 dev eth0")
+    assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
+    before = packets(world.outside, "nic0"), packets(other.namespace, "eth0")
+    for address, server in ((PEER, world.outside), (other.address, other.namespace)):
+        assert caller_seen(pod.namespace, server, address, source=forged) is None
+    assert (packets(world.outside, "nic0"), packets(other.namespace, "eth0")) == before
+
+
+def packets(namespace: str, interface: str) -> str:
+    return run_in(namespace, "cat /proc/net/dev").split(f"{interface}:")[1].split()[1]
+
+
+def test_an_added_direct_range_counts_without_restart(world: World, pod: PodHandle, keeper: Keeper) -> None:
+    assert caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY
+    keeper.declare(HostState((NIC,), (*DIRECT, "203.0.113.0/24")))
+    assert caller_seen(pod.namespace, world.outside, INTERNET) == pod.address
+
+
+@pytest.mark.parametrize(
+    "undo",
+    [
+        "nft flush ruleset",
+        "nft delete table inet vnetpods",
+        "nft flush chain inet vnetpods from_pods",
+        "nft add rule inet vnetpods source accept",
+        "nft flush set inet vnetpods pool",
+    ],
+)
+def test_the_table_comes_back(pod: PodHandle, keeper: Keeper, undo: str) -> None:
+    whole = list_table()
+    run(undo)
+    assert list_table() != whole
+    eventually(lambda: list_table() == whole)
+
+
+def test_foreign_tables_are_left_alone(pod: PodHandle, keeper: Keeper) -> None:
+    run("nft add table inet somebody")
+    run("nft add chain inet somebody forward { type filter hook forward priority 0 ; }")
+    run("nft delete table inet vnetpods")
+    eventually(list_table)
+    assert "table inet somebody" in run("nft list tables")
+
+
+@pytest.mark.parametrize(
+    ("undo", "command", "expected"),
+    [
+        pytest.param("ip route flush proto 118", "ip route", "10.240.0.5 dev azv", id="host-route"),
+        pytest.param("ip link set {azv} down", "ip route", "10.240.0.5 dev azv", id="link-down"),
+        pytest.param("ip neigh flush all nud permanent", "ip neigh", "10.240.0.5 dev azv", id="neighbour"),
+        pytest.param("ip link set {azv} address 02:11:22:33:44:55", "ip link show {azv}", "{mac}", id="mac"),
+        pytest.param("sysctl -qw net.ipv4.ip_forward=0", "sysctl net.ipv4.ip_forward", "= 1", id="ip_forward"),
+        pytest.param(
+            "sysctl -qw net.ipv4.conf.eth0.forwarding=0", "sysctl net.ipv4.conf.eth0.forwarding", "= 1", id="forwarding"
+        ),
+        pytest.param(
+            "sysctl -qw net.ipv4.conf.all.rp_filter=1", "sysctl net.ipv4.conf.eth0.rp_filter", "= 2", id="rp_filter"
+        ),
+    ],
+)
+def test_what_was_undone_comes_back(
+    world: World, pod: PodHandle, keeper: Keeper, undo: str, command: str, expected: str
+) -> None:
+    words = {"azv": pod.host_ifname, "mac": pod.attachment.host_mac}
+    run(undo.format(**words))
+    assert expected.format(**words) not in run(command.format(**words))
+    eventually(lambda: expected.format(**words) in run(command.format(**words)))
+    eventually(lambda: caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("address", ["10.240.0.7", "10.240.0.20"])
+def test_a_pool_address_is_taken_from_the_host(keeper: Keeper, moment: str, address: str) -> None:
+    if moment == "after":
+        keeper.declare(STATE)
+    run(f"ip addr add {address}/16 dev eth0")
+    run("ip addr add 10.241.7.7/16 dev eth0")  # nobody's
+    keeper.declare(STATE)
+    eventually(lambda: address not in run("ip addr show eth0"))
+    assert f"{PRIMARY}/16" in run("ip addr show eth0")
+    assert "10.241.7.7/16" in run("ip addr show eth0")
+    assert ADDRESS_TAKEN in keeper.kinds()
+    assert keeper.reconciler.held_by_host() == frozenset()
+
+
+def test_the_primary_survives_even_when_the_pool_address_came_first(world: World, keeper: Keeper) -> None:
+    run("ip addr flush dev eth0")
+    run("ip addr add 10.240.0.7/16 dev eth0")
+    run(f"ip addr add {PRIMARY}/16 dev eth0")
+    assert "secondary" in next(line for line in run("ip addr show eth0").splitlines() if PRIMARY in line)
+    keeper.declare(STATE)
+    assert "10.240.0.7" not in run("ip addr show eth0")
+    assert f"{PRIMARY}/16" in run("ip addr show eth0")
+
+
+def test_or_it_is_only_reported(keeper: Keeper) -> None:
+    run("ip addr add 10.240.0.7/16 dev eth0")
+    keeper.declare(HostState((NIC,), DIRECT, take_from_host=False))
+    assert "10.240.0.7/16" in run("ip addr show eth0")
+    assert keeper.reconciler.held_by_host() == {"10.240.0.7"}
+    assert keeper.kinds() == {ADDRESS_ON_HOST} | (keeper.kinds() & {"HostStateRestored"})
+    run("ip addr del 10.240.0.7/16 dev eth0")
+    eventually(lambda: keeper.reconciler.held_by_host() == frozenset())
+
+
+def test_a_nic_that_the_machine_does_not_have_is_said_once(keeper: Keeper) -> None:
+    absent = Nic("00:0d:3a:00:00:01", PRIMARY, ("10.240.0.0/16",), POOL)
+    keeper.declare(HostState((absent,), DIRECT))
+    time.sleep(4.5)  # the settings are looked at again after four seconds
+    assert [kind for kind, _ in keeper.events].count(NIC_MISSING) == 1
+
+
+def test_uninstall_leaves_what_running_pods_need_and_later_goes_whole(
+    world: World, plane: Transparent, pod: PodHandle, keeper: Keeper
+) -> None:
+    keeper.reconciler.close()
+    leaving = HostReconciler(lambda kind, message: None)
+    assert "1 pods still run" in leaving.uninstall()[0]
+    assert caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY
+    plane.detach(pod.attachment)
+    assert leaving.uninstall() == []
+    assert list_table() == ""
+    assert run("ip route show proto 118") == ""
+    assert leaving.uninstall() == []
+    leaving.close()
