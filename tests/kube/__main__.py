@@ -1,11 +1,12 @@
-"""`python -m tests.kube build [program…]`: has the programs ready before anything needs them."""
+"""`python -m tests.kube build [program…]` has programs ready; `… down FOLDER…` ends clusters that were kept."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from tests.kube import binaries
+from tests.kube import binaries, cluster
 
 
 def main() -> int:
@@ -13,14 +14,31 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build (or find) programs; without names those of a whole cluster")
     build.add_argument("names", nargs="*", metavar="program")
+    down = commands.add_parser("down", help="end kept clusters, by the folders they were brought up in")
+    down.add_argument("folders", nargs="+", type=Path, metavar="folder")
     arguments = parser.parse_args()
+    if arguments.command == "build":
+        return _build(arguments.names or list(binaries.CLUSTER))
+    return _down(arguments.folders)
+
+
+def _build(names: list[str]) -> int:
     try:
-        found = binaries.programs(*(arguments.names or binaries.CLUSTER))
+        found = binaries.programs(*names)
     except binaries.BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name, path in found.items():
         print(f"{name:26} {path}")
+    return 0
+
+
+def _down(folders: list[Path]) -> int:
+    for folder in folders:
+        if not (folder / cluster.STATE).exists():
+            print(f"{folder}: no cluster was brought up there, or it is gone already")
+            continue
+        print(f"{folder}: ended {', '.join(cluster.down(folder))}")
     return 0
 
 

@@ -17,13 +17,13 @@ import ssl
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tests.kube import binaries, pki
 from tests.kube.api import Api, KubeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 READY_SECONDS = 60
@@ -128,7 +128,7 @@ def running(folder: Path, *extra: str) -> Iterator[ApiServer]:
         etcd.kill()
 
 
-def etcd_flags(folder: Path, client: str, peer: str) -> list[str]:
+def etcd_flags(folder: Path | str, client: str, peer: str) -> list[str]:
     """One member; `client` and `peer` are address:port."""
     return [
         f"--data-dir={folder}",
@@ -163,7 +163,18 @@ def server_flags(folder: Path, etcd: str, address: str, port: int) -> list[str]:
     ]
 
 
-def await_ready(url: str, authority: Path, programs: list[Program]) -> None:
+class Started(Protocol):
+    """What is asked of a program that should be running: is it, and what were its last words."""
+
+    log: Path
+
+    @property
+    def running(self) -> bool: ...
+
+    def tail(self) -> str: ...
+
+
+def await_ready(url: str, authority: Path, programs: Sequence[Started]) -> None:
     """Returns when /readyz says ok; KubeError carries the log of the program that died, or of the API server."""
     host, _, port = url.removeprefix("https://").partition(":")
     context = ssl.create_default_context(cafile=str(authority))
@@ -180,7 +191,7 @@ def await_ready(url: str, authority: Path, programs: list[Program]) -> None:
             connection.close()
         for program in programs:
             if not program.running:
-                raise KubeError(f"{program.command[0]} ended at start; end of {program.log}:\n{program.tail()}")
+                raise KubeError(f"{program.log.stem} ended at start; end of {program.log}:\n{program.tail()}")
         if time.monotonic() > deadline:
             raise KubeError(f"{url} not ready after {READY_SECONDS} s; end of its log:\n{programs[-1].tail()}")
         time.sleep(0.05)

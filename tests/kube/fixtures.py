@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
     from tests.kube.apiserver import ApiServer
 
-NEEDS = {"apiserver": binaries.API_SERVER}
-"""Fixture name → the programs it needs."""
+NEEDS = {"apiserver": binaries.API_SERVER, "e2e": (*binaries.CLUSTER, *binaries.REFERENCE_PLUGINS)}
+"""Marker → the programs that tests with it need."""
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds what the chosen tests need: a cold build takes minutes, a test's timeout is one."""
     if session.config.option.collectonly:
         return
-    used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    used = {marker.name for item in session.items for marker in item.iter_markers()}
     wanted = dict.fromkeys(program for name, programs in NEEDS.items() if name in used for program in programs)
     if wanted:
         binaries.programs(*wanted)
