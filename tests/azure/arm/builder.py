@@ -1,0 +1,198 @@
+"""Builds clouds in a line: VNets, subnets, peerings, NICs, VMs, and reads them back. For tests and the demo, not for
+the product.
+
+Everything goes through `Cloud.handle` as the owner (who has no budget, no faults and no line in the ledger), so that
+what is built obeys the same rules. Every method takes and returns plain values: the client of the running emulator
+offers the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.azure.arm.clock import Clock
+from tests.azure.arm.cloud import OWNER, Cloud
+from tests.azure.arm.requests import Request
+
+SUBSCRIPTION = "00000000-0000-0000-0000-000000000001"
+GROUP = "vnetpods"
+LOCATION = "westeurope"
+API_VERSION = "2024-01-01"
+
+Body = dict[str, Any]
+
+
+class RefusedError(Exception):
+    """The cloud said no to something that a test wanted to build."""
+
+
+class Builder:
+    """`subscription` and `group` are where short names live; every `name` may also be a whole id."""
+
+    def __init__(self, cloud: Cloud, clock: Clock, subscription: str = SUBSCRIPTION, group: str = GROUP) -> None:
+        self._cloud = cloud
+        self._clock = clock
+        self.subscription = subscription
+        self.group = group
+
+    def id(self, kind: str, name: str) -> str:
+        """`id("Microsoft.Network/networkInterfaces", "w1")`; a whole id is returned as it is."""
+        if name.startswith("/"):
+            return name
+        names = name.split("/")
+        provider, *types = kind.split("/")
+        path = "/".join(f"{part}/{value}" for part, value in zip(types, names, strict=True))
+        return f"/subscriptions/{self.subscription}/resourceGroups/{self.group}/providers/{provider}/{path}"
+
+    def request(self, method: str, path: str, body: Body | None = None) -> Body:
+        """Any ARM request as the owner. Raises RefusedError with the service's words."""
+        reply = self._cloud.handle(
+            Request(method, path, {"api-version": API_VERSION}, body=body, principal=OWNER), self._clock.now()
+        )
+        if reply.status >= 400:
+            error = reply.body["error"]
+            raise RefusedError(f"{method} {path}: {reply.status} {error['code']}: {error['message']}")
+        found: Body = reply.body or {}
+        return found
+
+    def put(self, kind: str, name: str, properties: Body | None = None, **rest: Any) -> Body:
+        """Any resource of a kind; returns its body."""
+        return self.request("PUT", self.id(kind, name), {"location": LOCATION, "properties": properties or {}, **rest})
+
+    def get(self, kind: str, name: str) -> Body:
+        return self.request("GET", self.id(kind, name))
+
+    def delete(self, kind: str, name: str) -> None:
+        self.request("DELETE", self.id(kind, name))
+
+    # -- networks
+
+    def create_vnet(self, name: str, *prefixes: str) -> str:
+        body = {"addressSpace": {"addressPrefixes": list(prefixes)}}
+        return str(self.put("Microsoft.Network/virtualNetworks", name, body)["id"])
+
+    def create_subnet(self, vnet: str, name: str, prefix: str, **properties: Any) -> str:
+        path = f"{self.id('Microsoft.Network/virtualNetworks', vnet)}/subnets/{name}"
+        return str(self.request("PUT", path, {"properties": {"addressPrefix": prefix, **properties}})["id"])
+
+    def peer(self, one: str, other: str) -> None:
+        """Peers two VNets in both directions."""
+        ids = [self.id("Microsoft.Network/virtualNetworks", name) for name in (one, other)]
+        for here, there in (ids, ids[::-1]):
+            name = "to-" + there.rsplit("/", 1)[1]
+            body = {
+                "properties": {
+                    "remoteVirtualNetwork": {"id": there},
+                    "allowVirtualNetworkAccess": True,
+                    "allowForwardedTraffic": True,
+                }
+            }
+            self.request("PUT", f"{here}/virtualNetworkPeerings/{name}", body)
+
+    # -- NICs and VMs
+
+    def create_nic(
+        self, name: str, subnet: str, address: str | None = None, secondaries: int = 0, **properties: Any
+    ) -> str:
+        """A NIC in a subnet ("vnet/subnet" or an id): `ipconfig1` is its primary, then so many dynamic `ipconfig2…`."""
+        reference = {"id": self.id("Microsoft.Network/virtualNetworks/subnets", subnet)}
+        first: Body = {"subnet": reference, "primary": True, "privateIPAllocationMethod": "Dynamic"}
+        if address is not None:
+            first |= {"privateIPAllocationMethod": "Static", "privateIPAddress": address}
+        more: Body = {"subnet": reference, "primary": False}
+        parts = [{"name": "ipconfig1", "properties": first}]
+        parts += [{"name": f"ipconfig{number}", "properties": more} for number in range(2, secondaries + 2)]
+        return str(
+            self.put("Microsoft.Network/networkInterfaces", name, {"ipConfigurations": parts, **properties})["id"]
+        )
+
+    def create_vm(
+        self, name: str, subnet: str | None = None, address: str | None = None, *, nics: list[str] | None = None
+    ) -> str:
+        """A VM with the NIC `<name>-nic` in a subnet, or with NICs that exist (the first is primary). Returns the VM's
+        id."""
+        ids = [self.id("Microsoft.Network/networkInterfaces", nic) for nic in nics or ()]
+        if subnet is not None:
+            ids = [self.create_nic(f"{name}-nic", subnet, address), *ids]
+        return str(self.put("Microsoft.Compute/virtualMachines", name, _vm_properties(name, ids))["id"])
+
+    def create_vms(self, count: int, subnet: str, name: str = "vm-{}") -> list[str]:
+        """VMs 0…count-1 with one NIC each."""
+        return [self.create_vm(name.format(number), subnet) for number in range(count)]
+
+    def nic(self, name: str) -> Body:
+        """A NIC as ARM shows it."""
+        return self.get("Microsoft.Network/networkInterfaces", name)
+
+    def addresses(self, nic: str) -> dict[str, str]:
+        """ipConfiguration → address of a NIC, in its order."""
+        parts = self.nic(nic)["properties"]["ipConfigurations"]
+        return {part["name"]: part["properties"]["privateIPAddress"] for part in parts}
+
+    def add_address(self, nic: str, name: str, address: str | None = None, **properties: Any) -> str:
+        """Somebody else adds an ipConfiguration to a NIC; returns the address it got."""
+        body = self.nic(nic)
+        reference = body["properties"]["ipConfigurations"][0]["properties"]["subnet"]
+        part: Body = {
+            "subnet": reference,
+            "privateIPAllocationMethod": "Static" if address else "Dynamic",
+            **properties,
+        }
+        if address:
+            part["privateIPAddress"] = address
+        body["properties"]["ipConfigurations"] = [
+            *body["properties"]["ipConfigurations"],
+            {"name": name, "properties": part},
+        ]
+        self.request("PUT", body["id"], body)
+        return self.addresses(nic)[name]
+
+    def remove_address(self, nic: str, name: str) -> None:
+        """Somebody else removes an ipConfiguration from a NIC."""
+        body = self.nic(nic)
+        parts = [part for part in body["properties"]["ipConfigurations"] if part["name"].lower() != name.lower()]
+        body["properties"]["ipConfigurations"] = parts
+        self.request("PUT", body["id"], body)
+
+    # -- what happened
+
+    def requests(
+        self, operation: str | None = None, *, principal: str | None = None, resource: str | None = None
+    ) -> list[Body]:
+        """The request ledger, filtered (see requests.Ledger.select)."""
+        entries = self._cloud.ledger.select(operation, principal=principal, resource=resource)
+        return [{field: getattr(entry, field) for field in entry.__dataclass_fields__} for entry in entries]
+
+    def counts(self, since: float | None = None) -> dict[str, int]:
+        """Requests by operation (`Microsoft.Network/networkInterfaces/write`)."""
+        return self._cloud.ledger.counts(since)
+
+    def now(self) -> float:
+        """The cloud's time; mark a moment with it and pass it as `since`."""
+        return self._clock.now()
+
+    def set_duration(self, kind: str, seconds: float) -> None:
+        """How long writes of a resource type (or "*") stay InProgress."""
+        self._cloud.settings.durations[kind.lower()] = seconds
+
+    def configure(self, **settings: Any) -> None:
+        """Sets fields of settings.Settings, or of its guesses."""
+        for name, value in settings.items():
+            owner: Any = self._cloud.settings if hasattr(self._cloud.settings, name) else self._cloud.settings.guesses
+            if not hasattr(owner, name):
+                raise RefusedError(f"no setting is called {name}")
+            setattr(owner, name, value)
+
+
+def _vm_properties(name: str, nics: list[str]) -> Body:
+    entries = [{"id": nic, "properties": {"primary": position == 0}} for position, nic in enumerate(nics)]
+    image = {"publisher": "Debian", "offer": "debian-12", "sku": "12-gen2", "version": "latest"}
+    return {
+        "hardwareProfile": {"vmSize": "Standard_D4s_v5"},
+        "storageProfile": {
+            "imageReference": image,
+            "osDisk": {"osType": "Linux", "createOption": "FromImage", "name": f"{name}-disk"},
+        },
+        "osProfile": {"computerName": name, "adminUsername": "azureuser"},
+        "networkProfile": {"networkInterfaces": entries},
+    }

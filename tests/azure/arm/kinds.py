@@ -1,0 +1,17 @@
+"""The resource types this cloud knows."""
+
+from __future__ import annotations
+
+from tests.azure.arm import machines, networks, nics, plain
+from tests.azure.arm.model import Kind
+
+ALL = (
+    Kind(nics.TYPE, nics.write, nics.written, nics.remove),
+    Kind(networks.TYPE, networks.write, networks.written, networks.remove, networks.shown),
+    Kind(networks.SUBNET, networks.write_subnet, remove=networks.remove_subnet, shown=networks.shown_subnet),
+    Kind(networks.PEERING, networks.write_peering, networks.written_peering, networks.remove_peering),
+    Kind(machines.TYPE, machines.write, machines.written, machines.remove),
+    *plain.KINDS,
+)
+
+BY_TYPE = {kind.type.lower(): kind for kind in ALL}

@@ -1,0 +1,364 @@
+"""Network interfaces: what a PUT must satisfy, and which addresses it gets.
+
+Pure; called from `cloud.Cloud.handle`. A PUT replaces the whole NIC: what it leaves out is reset, what the service
+itself decides (macAddress, virtualMachine, primary) is kept, properties nobody here knows survive. Either everything of
+a write happens or nothing. Rules (documented by the service's errors): one subnet per NIC, one set of ASGs, exactly one
+primary and it is IPv4, unique names, at most 256 addresses per NIC and per VM, /28 blocks on secondary configurations
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.azure.arm.addresses import BLOCK, Claim, SubnetSpace
+from tests.azure.arm.errors import ArmError, missing_reference
+from tests.azure.arm.ids import ResourceId, key, parse
+from tests.azure.arm.model import Model
+from tests.azure.arm.store import Body, Resource, guid
+
+TYPE = "Microsoft.Network/networkInterfaces"
+LIMIT = 256
+ASG_LIMIT = 20
+SINGLE_REFERENCES = ("publicIPAddress", "gatewayLoadBalancer")
+LIST_REFERENCES = (
+    "applicationSecurityGroups",
+    "loadBalancerBackendAddressPools",
+    "loadBalancerInboundNatRules",
+    "applicationGatewayBackendAddressPools",
+    "virtualNetworkTaps",
+)
+SERVICE_OWNED = ("macAddress", "virtualMachine", "primary", "resourceGuid")
+"""Properties that a PUT can't change."""
+
+
+def configurations(resource: Resource) -> list[Body]:
+    found: list[Body] = resource.properties.get("ipConfigurations") or []
+    return found
+
+
+def held(resource: Resource | None) -> dict[str, str]:
+    """ipConfiguration (lower case) → address, IPv4 only."""
+    if resource is None:
+        return {}
+    return {
+        part["name"].lower(): part["properties"]["privateIPAddress"]
+        for part in configurations(resource)
+        if part["properties"].get("privateIPAddress") and ":" not in part["properties"]["privateIPAddress"]
+    }
+
+
+def write(model: Model, nic: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
+    """The NIC as it is after this PUT, addresses allocated. Raises ArmError and changes nothing when a rule says no."""
+    wanted = body.get("properties") or {}
+    parts = [_configuration(nic, part) for part in wanted.get("ipConfigurations") or ()]
+    _check_shape(nic, parts)
+    space = _subnet(model, nic, parts)
+    _check_asgs(parts)
+    _check_references(model, nic, wanted, parts)
+    _check_public_ips(model, nic, parts)
+    _check_limits(model, nic, len(parts), current)
+    before = held(current)
+    if current is not None and _subnet_key(current) != key(parts[0]["properties"]["subnet"]["id"]):
+        before = {}
+    claim = Claim(space, nic.key, now, before)
+    _allocate(claim, parts)
+    if current is not None and not before:
+        release(model, current, now)
+    claim.commit(model.settings.removed_stays_taken)
+    return _assemble(nic, body, wanted, parts, current)
+
+
+def remove(model: Model, resource: Resource, now: float) -> None:
+    """Raises NicInUse while a VM has it."""
+    machine = resource.properties.get("virtualMachine")
+    if machine:
+        raise ArmError(
+            400,
+            "NicInUse",
+            f"Network Interface {resource.id} is used by existing resource {machine['id']}. "
+            "In order to delete the network interface, it must be dissociated from the resource.",
+        )
+    release(model, resource, now)
+    for reference, user in _linked(resource.body):
+        model.unlink(reference, user)
+
+
+def release(model: Model, resource: Resource, now: float) -> None:
+    """Gives all addresses back, without asking."""
+    space = model.spaces.get(_subnet_key(resource))
+    if space is not None:
+        Claim(space, resource.id.key, now, held(resource)).commit(model.settings.removed_stays_taken)
+
+
+def _subnet_key(resource: Resource) -> str:
+    return key(configurations(resource)[0]["properties"]["subnet"]["id"])
+
+
+def _configuration(nic: ResourceId, given: Any) -> Body:
+    """One ipConfiguration as it will be stored: references reduced to ids, nulls and empty lists gone."""
+    name = given.get("name") if isinstance(given, dict) else None
+    if not isinstance(name, str) or not name:
+        raise ArmError(400, "InvalidRequestFormat", f"An ipConfiguration of {nic} has no name.")
+    properties = {field: value for field, value in (given.get("properties") or {}).items() if value not in (None, [])}
+    for field in (*SINGLE_REFERENCES, "subnet"):
+        if field in properties:
+            properties[field] = {"id": properties[field].get("id", "")}
+    for field in LIST_REFERENCES:
+        if field in properties:
+            properties[field] = [{"id": entry.get("id", "")} for entry in properties[field]]
+    properties.setdefault("privateIPAllocationMethod", "Dynamic")
+    properties.setdefault("privateIPAddressVersion", "IPv4")
+    rest = {field: value for field, value in given.items() if field not in ("name", "id", "etag", "type", "properties")}
+    return {
+        "name": name,
+        "id": f"{nic}/ipConfigurations/{name}",
+        "type": f"{TYPE}/ipConfigurations",
+        **rest,
+        "properties": {"provisioningState": "Succeeded", **properties},
+    }
+
+
+def _check_shape(nic: ResourceId, parts: list[Body]) -> None:
+    if not parts:
+        raise ArmError(
+            400,
+            "NetworkInterfaceMustHaveAtLeastOneIpConfiguration",
+            f"Network interface {nic} has no IP configuration.",
+        )
+    names = [part["name"].lower() for part in parts]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ArmError(
+            400, "DuplicateResourceName", f"Resource {nic} has two child resources with the same name ({twice})."
+        )
+    for part in parts:
+        if not part["properties"].get("subnet", {}).get("id"):
+            raise ArmError(400, "SubnetNotSpecified", f"IP configuration {part['id']} has no subnet.")
+    primaries = [part for part in parts if part["properties"].get("primary")]
+    if not primaries and len(parts) > 1 and not any("primary" in part["properties"] for part in parts):
+        primaries = parts[:1]
+    if not primaries and len(parts) == 1:
+        primaries = parts
+    if len(primaries) != 1:
+        raise ArmError(
+            400,
+            "NetworkInterfaceMustHaveExactlyOnePrimaryIpConfiguration"
+            if not primaries
+            else "MultiplePrimaryIpConfigurationsOnNic",
+            f"Network interface {nic} must have exactly one primary IP configuration, {len(primaries)} are given.",
+        )
+    for part in parts:
+        part["properties"]["primary"] = part is primaries[0]
+    _check_primary(primaries[0])
+
+
+def _check_primary(part: Body) -> None:
+    if part["properties"]["privateIPAddressVersion"] != "IPv4":
+        raise ArmError(
+            400, "Ipv6IPConfigurationCannotBePrimary", f"IP configuration {part['id']} is IPv6 and can't be primary."
+        )
+    if part["properties"].get("privateIPAddressPrefixLength"):
+        raise ArmError(
+            400,
+            "PrimaryIpConfigurationCannotHavePrefixLength",
+            f"IP configuration {part['id']} is primary and can't be a block.",
+        )
+
+
+def _subnet(model: Model, nic: ResourceId, parts: list[Body]) -> SubnetSpace:
+    subnets = {key(part["properties"]["subnet"]["id"]): part["properties"]["subnet"]["id"] for part in parts}
+    for wanted in subnets.values():
+        if parse(wanted).key not in model.spaces:
+            raise missing_reference(wanted, str(nic))
+    if len(subnets) > 1:
+        raise ArmError(
+            400,
+            "IpConfigurationsOnSameNicCannotUseDifferentSubnets",
+            f"Ip configurations on the same Network Interface {nic} cannot use different subnets: "
+            f"{', '.join(subnets.values())}.",
+        )
+    return model.spaces[next(iter(subnets))]
+
+
+def _check_asgs(parts: list[Body]) -> None:
+    sets = [{key(entry["id"]) for entry in part["properties"].get("applicationSecurityGroups", ())} for part in parts]
+    if any(other != sets[0] for other in sets):
+        raise ArmError(
+            400,
+            "AllIpConfigurationsOnANicMustBelongToTheSameApplicationSecurityGroups",
+            f"All ip configurations of the NIC of {parts[0]['id']} must belong to the same application security "
+            "groups.",
+        )
+    if len(sets[0]) > ASG_LIMIT:
+        raise ArmError(
+            400,
+            "ApplicationSecurityGroupLimitReached",
+            f"{parts[0]['id']} names {len(sets[0])} groups, {ASG_LIMIT} are allowed.",
+        )
+
+
+def _check_references(model: Model, nic: ResourceId, wanted: Body, parts: list[Body]) -> None:
+    """Whatever a NIC refers to must exist and be settled; only the first problem is reported, as the service does."""
+    for reference in references(wanted, parts):
+        target = model.store.get(parse(reference))
+        if target is None:
+            raise missing_reference(reference, str(nic))
+        if target.state == "Failed":
+            raise ArmError(
+                429,
+                "RetryableError",
+                "A retryable error occurred.",
+                [
+                    (
+                        "ReferencedResourceNotProvisioned",
+                        f"Cannot proceed with operation because resource {reference} is in Failed state.",
+                    )
+                ],
+                {"Retry-After": "10"},
+            )
+
+
+def references(properties: Body, parts: list[Body]) -> Iterator[str]:
+    """Ids of everything but subnets that this NIC body names."""
+    group = properties.get("networkSecurityGroup")
+    if group:
+        yield group.get("id", "")
+    for part in parts:
+        inner = part.get("properties") or {}
+        yield from (inner[field]["id"] for field in SINGLE_REFERENCES if inner.get(field))
+        for field in LIST_REFERENCES:
+            yield from (entry["id"] for entry in inner.get(field) or ())
+
+
+def _check_public_ips(model: Model, nic: ResourceId, parts: list[Body]) -> None:
+    seen: dict[str, str] = {}
+    for part in parts:
+        reference = part["properties"].get("publicIPAddress")
+        if not reference:
+            continue
+        holder = next(iter(model.links(reference["id"])), "")
+        twice = key(reference["id"]) in seen
+        if twice or (holder and not key(holder).startswith(nic.key + "/")):
+            raise ArmError(
+                400,
+                "PublicIPAddressInUse",
+                f"Resource {part['id']} is referencing public IP address {reference['id']} that is already allocated "
+                f"to resource {holder}.",
+            )
+        if part["properties"].get("privateIPAddressPrefixLength"):
+            raise ArmError(
+                400,
+                "PublicIPAddressNotAllowedOnPrefix",
+                f"IP configuration {part['id']} is a block and can't have a public IP.",
+            )
+        seen[key(reference["id"])] = part["id"]
+
+
+def _check_limits(model: Model, nic: ResourceId, count: int, current: Resource | None) -> None:
+    guesses = model.settings.guesses
+    if count > LIMIT:
+        raise ArmError(
+            400,
+            guesses.nic_limit_code,
+            f"Network interface {nic} would have {count} IP configurations, {LIMIT} are allowed.",
+        )
+    machine = current.properties.get("virtualMachine") if current else None
+    vm = model.store.get(parse(machine["id"])) if machine else None
+    if vm is None:
+        return
+    others = [key(entry["id"]) for entry in vm.properties.get("networkProfile", {}).get("networkInterfaces", ())]
+    total = count + sum(
+        len(configurations(other)) for entry in others if entry != nic.key and (other := model.store.get(entry))
+    )
+    if total > LIMIT:
+        raise ArmError(
+            400,
+            guesses.vm_limit_code,
+            f"Virtual machine {vm.id} would have {total} IP configurations, {LIMIT} are allowed.",
+        )
+
+
+def _allocate(claim: Claim, parts: list[Body]) -> None:
+    """Static values and kept ones first, so that nothing new is put where one of them is."""
+    later: list[Body] = []
+    for part in parts:
+        properties = part["properties"]
+        length = properties.get("privateIPAddressPrefixLength")
+        if length is not None and length != BLOCK:
+            raise ArmError(
+                400,
+                "InvalidPrivateIPAddressPrefixLength",
+                f"{part['id']}: only /{BLOCK} is supported, /{length} is given.",
+            )
+        if properties["privateIPAddressVersion"] != "IPv4":
+            continue
+        if properties["privateIPAllocationMethod"].lower() == "static":
+            properties["privateIPAddress"] = claim.static(part["name"], _static_text(part, length))
+        elif part["name"].lower() in claim.previous:
+            properties["privateIPAddress"] = claim.dynamic(part["name"], block=bool(length))
+        else:
+            later.append(part)
+    for part in later:
+        block = bool(part["properties"].get("privateIPAddressPrefixLength"))
+        part["properties"]["privateIPAddress"] = claim.dynamic(part["name"], block=block)
+
+
+def _static_text(part: Body, length: int | None) -> str:
+    text = part["properties"].get("privateIPAddress")
+    if not text:
+        raise ArmError(
+            400,
+            "PrivateIPAddressNotSpecified",
+            f"Private IP address is required when privateIPAllocationMethod is Static ({part['id']}).",
+        )
+    return text if length is None or "/" in text else f"{text}/{length}"
+
+
+def _assemble(nic: ResourceId, body: Body, wanted: Body, parts: list[Body], current: Resource | None) -> Body:
+    owned = (
+        {field: current.properties[field] for field in SERVICE_OWNED if field in current.properties} if current else {}
+    )
+    properties = {field: value for field, value in wanted.items() if value is not None and field not in SERVICE_OWNED}
+    if "networkSecurityGroup" in properties:
+        properties["networkSecurityGroup"] = {"id": properties["networkSecurityGroup"].get("id", "")}
+    dns = {"dnsServers": [], **(properties.get("dnsSettings") or {})}
+    dns["appliedDnsServers"] = dns["dnsServers"]
+    dns["internalDomainNameSuffix"] = "vnetpods.internal.cloudapp.net"
+    properties.setdefault("enableAcceleratedNetworking", False)
+    properties.setdefault("enableIPForwarding", False)
+    properties.setdefault("disableTcpStateTracking", False)
+    properties.setdefault("nicType", "Standard")
+    rest = {field: value for field, value in body.items() if field not in ("properties", "etag") and value is not None}
+    return {
+        **rest,
+        "properties": {
+            **properties,
+            "resourceGuid": guid("nic", nic.key),
+            **owned,
+            "dnsSettings": dns,
+            "ipConfigurations": parts,
+        },
+    }
+
+
+def written(model: Model, nic: Resource, previous: Body | None) -> None:
+    """Who uses which public IP, security group or pool is kept up to date in the links."""
+    for reference in _linked(previous):
+        model.unlink(reference[0], reference[1])
+    for reference in _linked(nic.body):
+        model.link(reference[0], reference[1])
+
+
+def _linked(body: Body | None) -> list[tuple[str, str]]:
+    """(target, user): the user is the ipConfiguration, or the NIC itself for a security group."""
+    properties = (body or {}).get("properties") or {}
+    found = []
+    for part in properties.get("ipConfigurations") or ():
+        found += [(reference, part["id"]) for reference in references({}, [part])]
+    if properties.get("networkSecurityGroup"):
+        found.append(
+            (properties["networkSecurityGroup"]["id"], properties["ipConfigurations"][0]["id"].rsplit("/", 2)[0])
+        )
+    return found

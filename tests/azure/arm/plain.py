@@ -1,0 +1,66 @@
+"""Resource types with little behaviour of their own: security groups, route tables, NAT gateways, public IPs.
+
+Pure. What is refused here is deleting something that a NIC or a subnet still refers to.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from tests.azure.arm.errors import ArmError
+from tests.azure.arm.ids import ResourceId
+from tests.azure.arm.model import Kind, Model
+from tests.azure.arm.store import Body, Resource, guid
+
+PUBLIC_IP = "Microsoft.Network/publicIPAddresses"
+PUBLIC_RANGE = ipaddress.IPv4Network("20.1.0.0/16")
+"""Where public addresses come from."""
+
+
+def write(model: Model, resource: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
+    properties = {field: value for field, value in (body.get("properties") or {}).items() if value is not None}
+    return {**body, "properties": {**properties, "resourceGuid": guid(resource.kind, resource.key)}}
+
+
+def remove(model: Model, resource: Resource, now: float) -> None:
+    users = model.links(resource.id.key)
+    if users:
+        raise ArmError(
+            400,
+            "InUseResourceCannotBeDeleted",
+            f"{resource.id} is used by {users[0]} and can't be deleted while it is.",
+        )
+
+
+def write_public_ip(model: Model, resource: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
+    written = write(model, resource, body, current, now)
+    properties = written["properties"]
+    properties.pop("ipConfiguration", None)
+    properties.setdefault("publicIPAllocationMethod", "Dynamic")
+    properties.setdefault("publicIPAddressVersion", "IPv4")
+    properties.setdefault("idleTimeoutInMinutes", 4)
+    properties["ipAddress"] = current.properties["ipAddress"] if current else _lowest_public(model)
+    written.setdefault("sku", {"name": "Basic", "tier": "Regional"})
+    return written
+
+
+def shown_public_ip(model: Model, resource: Resource) -> Body:
+    """With the ipConfiguration that uses it, if one does."""
+    users = model.links(resource.id.key)
+    if not users:
+        return resource.body
+    return {**resource.body, "properties": {**resource.properties, "ipConfiguration": {"id": users[0]}}}
+
+
+def _lowest_public(model: Model) -> str:
+    used = {other.properties["ipAddress"] for other in model.store.of_kind(PUBLIC_IP)}
+    return next(str(address) for address in PUBLIC_RANGE.hosts() if str(address) not in used)
+
+
+KINDS = (
+    Kind("Microsoft.Network/networkSecurityGroups", write, remove=remove),
+    Kind("Microsoft.Network/applicationSecurityGroups", write, remove=remove),
+    Kind("Microsoft.Network/routeTables", write, remove=remove),
+    Kind("Microsoft.Network/natGateways", write, remove=remove),
+    Kind(PUBLIC_IP, write_public_ip, remove=remove, shown=shown_public_ip),
+)

@@ -1,0 +1,119 @@
+"""The HTTP face of the cloud: what the Azure SDK talks to, on any number of addresses.
+
+One aiohttp application in the caller's event loop; requests are decoded here, decided by `Cloud.handle` (synchronously,
+so two never overlap in the model) and encoded here. After a request that changed something, `changed` is awaited before
+the answer goes out: the fabric then already passes what the answer promises. An exception in here is a bug: it is kept
+in `bugs`, and closing raises it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import traceback
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from aiohttp import web
+
+from tests.azure.arm import identity
+from tests.azure.arm.builder import Builder
+from tests.azure.arm.clock import Clock, SystemClock
+from tests.azure.arm.cloud import Cloud
+from tests.azure.arm.requests import Reply, Request
+from tests.azure.arm.settings import Settings
+
+BODY_LIMIT = 16 << 20
+
+
+async def _unchanged() -> None: ...
+
+
+class Emulator:
+    """The cloud with its servers. `async with Emulator() as azure: … azure.url`."""
+
+    def __init__(self, settings: Settings | None = None, clock: Clock | None = None) -> None:
+        self.cloud = Cloud(settings)
+        self.clock = clock or SystemClock()
+        self.build = Builder(self.cloud, self.clock)
+        self.changed: Callable[[], Awaitable[None]] = _unchanged
+        self.bugs: list[str] = []
+        self.url = ""
+        self._runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1.0)
+        self._generation = 0
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        self.url = await self.listen("127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+        if self.bugs and error is None:
+            raise AssertionError("the emulator failed inside:\n" + "\n".join(self.bugs))
+
+    async def start(self) -> None:
+        await self._runner.setup()
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def listen(self, host: str, port: int) -> str:
+        """Serves on one more address; returns its URL."""
+        listener = socket.create_server((host, port), backlog=1024)
+        await web.SockSite(self._runner, listener).start()
+        return f"http://{host}:{listener.getsockname()[1]}"
+
+    def _application(self) -> web.Application:
+        application = web.Application(client_max_size=BODY_LIMIT)
+        application.router.add_get("/metadata/identity/oauth2/token", self._token)
+        application.router.add_route("*", "/{path:.*}", self._serve)
+        return application
+
+    async def _token(self, http: web.Request) -> web.Response:
+        now = self.clock.now()
+        status, body = identity.token_reply(dict(http.query), dict(http.headers), identity.DEFAULT_PRINCIPAL, now)
+        return web.json_response(body, status=status)
+
+    async def _serve(self, http: web.Request) -> web.StreamResponse:
+        try:
+            request = await _decode(http)
+            reply = self.cloud.handle(request, self.clock.now())
+        except msgspec.DecodeError as error:
+            reply = Reply(
+                400,
+                {"error": {"code": "InvalidRequestContent", "message": f"The request content was invalid: {error}"}},
+            )
+        except Exception:  # noqa: BLE001 - the edge: a bug becomes a 500 for the client and a failure of the test
+            self.bugs.append(traceback.format_exc())
+            reply = Reply(500, {"error": {"code": "EmulatorBug", "message": traceback.format_exc(limit=3)}})
+        if self.cloud.generation != self._generation:
+            self._generation = self.cloud.generation
+            await self.changed()
+        return await _encode(http, reply)
+
+
+async def _decode(http: web.Request) -> Request:
+    raw = await http.read()
+    return Request(
+        method=http.method,
+        path=http.path.replace("//", "/"),
+        query=dict(http.query),
+        headers={name.lower(): value for name, value in http.headers.items()},
+        body=msgspec.json.decode(raw) if raw else None,
+        principal=identity.principal(http.headers.get("Authorization", "")),
+        base=f"{http.scheme}://{http.host}",
+    )
+
+
+async def _encode(http: web.Request, reply: Reply) -> web.StreamResponse:
+    if reply.delay:
+        await asyncio.sleep(reply.delay)
+    if reply.cut and http.transport is not None:
+        http.transport.abort()
+    raw = reply.raw if reply.raw is not None else (b"" if reply.body is None else msgspec.json.encode(reply.body))
+    return web.Response(status=reply.status, body=raw, headers=reply.headers, content_type="application/json")

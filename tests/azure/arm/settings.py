@@ -1,0 +1,57 @@
+"""What a test may choose about the cloud, and every guess about the service that nobody has yet seen confirmed.
+
+A *guess* is behaviour that neither documentation nor a recording settles; it stands here under one name so that it can
+be changed when a real subscription says otherwise. Seconds everywhere. Mutable on purpose: a test changes a field while
+the cloud runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(slots=True)
+class Guesses:
+    """Unconfirmed behaviour of the service."""
+
+    etags_enforced: bool = True
+    """A NIC PUT with a stale If-Match answers 412. Recorded for load balancers, public IPs and NSGs, unproven for
+    NICs."""
+    parallel_writes: Literal["retryable", "conflict", "accept"] = "retryable"
+    """A write to a NIC whose last operation still runs: 429 RetryableErrorDueToAnotherOperation, 409
+    AnotherOperationInProgress, or accepted, ending the earlier operation with OperationPreempted."""
+    nic_limit_code: str = "PrivateIPAddressCountPerNicLimitReached"
+    """More than 256 ipConfigurations on a plain NIC; the real code is unknown, nobody may depend on it."""
+    vm_limit_code: str = "PrivateIPAddressCountPerVmLimitReached"
+    """The same for all NICs of one VM."""
+    joins_checked: Literal["all", "changed"] = "all"
+    """Whether join permissions are checked for every reference in a body, or only for those that changed."""
+    listed_configurations: int = 1000
+    """`subnet.ipConfigurations` is null when the subnet has more than this many."""
+    throttle_code: str = "TooManyRequests"
+    """The error code of a Microsoft.Network throttle."""
+
+
+@dataclass(slots=True)
+class Settings:
+    """How this cloud behaves. Durations are how long an operation stays InProgress."""
+
+    durations: dict[str, float] = field(default_factory=dict)
+    """Resource type in lower case (or "*") → seconds; what is missing is done at once."""
+    retry_after: int = 1
+    """The Retry-After of an unfinished operation, in whole seconds."""
+    operation_header: bool = True
+    """False: writes answer Succeeded without any Azure-AsyncOperation header, as newer API versions may."""
+    removed_stays_taken: float = 0.0
+    """How long a removed address still counts as allocated when asked for (8 minutes were seen)."""
+    page: int = 500
+    """Resources per page of a list; the next page is behind `nextLink`."""
+    metadata_lag: float = 0.0
+    """Seconds by which instance metadata shows a NIC's state late."""
+    throttling: bool = False
+    """Whether the published read and write budgets are enforced."""
+    guesses: Guesses = field(default_factory=Guesses)
+
+    def duration(self, kind: str) -> float:
+        return self.durations.get(kind.lower(), self.durations.get("*", 0.0))
