@@ -1,0 +1,72 @@
+"""vnetpods-agent: the agent of one node.
+
+run        serves the node's container runtime until SIGTERM
+install    puts the shim in place (the conflist comes with `run`, once an address is known)
+uninstall  takes conflist and shim away, and rules and routes unless pods still need them
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vnetpods_agent import logs
+from vnetpods_agent.config import Config, ConfigError, load
+
+_USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "vnetpods-agent", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("command", choices=["run", "install", "uninstall"])
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="see docs/agent.md")
+    options = parser.parse_args(arguments)
+    try:
+        config = load(options.config)
+    except ConfigError as error:
+        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
+        return _USAGE_ERROR
+    logs.configure(config.log_level)
+    return {"run": _run, "install": _install, "uninstall": _uninstall}[options.command](config)
+
+
+def _run(config: Config) -> int:
+    from vnetpods_agent.kubeapi import AccessError  # noqa: PLC0415 - only where it is needed
+    from vnetpods_agent.service import Agent  # noqa: PLC0415 - only where it is needed
+
+    async def live() -> None:
+        await Agent(config).run()
+
+    try:
+        asyncio.run(live())
+    except AccessError as error:
+        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
+        return _USAGE_ERROR
+    return 0
+
+
+def _install(config: Config) -> int:
+    from vnetpods_agent import installer  # noqa: PLC0415 - only where it is needed
+
+    if config.paths.shim is None:
+        print("vnetpods-agent: paths.shim is not set: there is nothing to install", file=sys.stderr)  # noqa: T201 - for whoever started it
+        return _USAGE_ERROR
+    installer.install_shim(config.paths.shim, config.paths.cni_bin)
+    return 0
+
+
+def _uninstall(config: Config) -> int:
+    from vnetpods_agent.service import uninstall  # noqa: PLC0415 - only where it is needed
+
+    for remark in uninstall(config):
+        print(remark)  # noqa: T201 - for whoever started it
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,352 @@
+"""The only way into and out of the custody of an address: pool, ledger and kernel in the one order that survives a
+crash.
+
+Everything runs in the event loop; the ledger's and the kernel's lanes do what blocks.
+    attach   pool (memory) -> ledger (durable) -> kernel -> answer.     A crash leaves a row, which the sweeper or a
+    repeated
+             ADD finds; the kernel never has what the ledger lacks.
+    detach   kernel -> ledger -> pool -> answer.                        A crash leaves a row without interface: swept.
+Calls for one attachment take turns, calls for different ones overlap. A detach that finds an attach under way abandons
+it: that ADD fails and undoes what it did before the detach has its turn (ACN#4829: DEL overtakes ADD). A caller that
+goes away while it waits for an address gives back its place in the queue; one that goes away later is abandoned in the
+same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import structlog
+
+from vnetpods_agent import faults
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Pod
+from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface
+from vnetpods_agent.lane import Lane
+from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
+from vnetpods_agent.pool import Pool
+from vnetpods_agent.records import Adopt, Assign, Release
+
+LONG_WAIT = 5.0
+"""Seconds after which a waiting pod is told by an Event."""
+_LEAVING_SOON = 0.02
+
+log = structlog.get_logger(component="custody")
+
+
+class CustodyError(Exception):
+    """├── NoAddress    none became free in time; says why
+    └── Abandoned    the call lost its purpose while it was under way
+    """
+
+
+class NoAddress(CustodyError): ...  # noqa: N818 - its name is the finding
+
+
+class Abandoned(CustodyError): ...  # noqa: N818
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An attachment to be."""
+
+    key: AttachmentKey
+    netns: str
+    pod: Pod | None
+
+
+@dataclass(slots=True)
+class _Errand:
+    """An attach under way."""
+
+    abandoned: str = ""
+    waiting: asyncio.Future[Address] | None = None
+
+    def abandon(self, why: str) -> None:
+        self.abandoned = why
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_exception(Abandoned(why))
+
+    def check(self) -> None:
+        if self.abandoned:
+            raise Abandoned(self.abandoned)
+
+
+@dataclass(slots=True)
+class _Turn:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What custody needs to know of the rest of the agent."""
+
+    clock: Callable[[], float]
+    boot_id: str
+    mtu: Callable[[str], int]  # of the NIC with that MAC
+    cause: Callable[[], str]  # why there are no more addresses
+    changed: Callable[[], None]  # counts have changed
+    waits_long: Callable[[Wanted, str], None]
+
+
+class Custody:
+    """All attachments of this node. `attachments` mirrors the ledger."""
+
+    def __init__(self, pool: Pool, ledger: Ledger, kernel: Lane, plane: DataPlane, surroundings: Surroundings) -> None:
+        self.attachments: dict[AttachmentKey, Attachment] = {}
+        self._pool = pool
+        self._ledger = ledger
+        self._kernel = kernel
+        self._plane = plane
+        self._around = surroundings
+        self._loop = asyncio.get_running_loop()
+        self._turns: dict[AttachmentKey, _Turn] = {}
+        self._errands: dict[AttachmentKey, _Errand] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._on_host: frozenset[Address] = frozenset()
+        self._closing = False
+
+    # what others ask
+
+    def busy(self, key: AttachmentKey) -> bool:
+        """Whether a call for it is under way."""
+        return key in self._turns
+
+    async def attach(self, wanted: Wanted, doors: Doors, deadline: float) -> Attachment:
+        """The attachment, durable and working. For one that exists already everything is made sure of again.
+
+        Waits for an address until `deadline` (loop time). Raises NoAddress, Abandoned, LedgerUnavailable,
+        DataPlaneError.
+        """
+        key = wanted.key
+        async with self._turn(key):
+            if (found := self.attachments.get(key)) is not None:
+                found = await self._updated(found, wanted)
+                await self._kernel.submit(self._plane.attach, found, doors)
+                return found
+            errand = self._errands[key] = _Errand()
+            try:
+                return await self._establish(wanted, doors, deadline, errand)
+            finally:
+                del self._errands[key]
+
+    async def detach(self, key: AttachmentKey, *, before: float | None = None) -> Attachment | None:
+        """Nobody holds the address any more when this returns; None when nobody did. Once begun it is carried through.
+
+        `before`: leaves alone what was attached after that moment. Raises DataPlaneError, and then the address stays
+        held.
+        """
+        if errand := self._errands.get(key):
+            errand.abandon("the pod was deleted while its address was being set up")
+        async with self._turn(key):
+            attachment = self.attachments.get(key)
+            if attachment is None or (before is not None and attachment.created > before):
+                return None
+            await self._through(self._give_back(attachment))
+            return attachment
+
+    async def void(self, attachment: Attachment, since: float) -> None:
+        """The attachment has come to an end without us, at `since`; nothing of it is in the kernel."""
+        async with self._turn(attachment.key):
+            if self.attachments.get(attachment.key) is attachment:
+                await self._through(self._record_release(attachment, since))
+
+    async def adopt(self, interface: HostInterface) -> str:
+        """A pod's interface without attachment: it becomes one, unless its address is somebody else's; says what was
+        done.
+
+        Since an ADD is durable before the kernel is touched, such a pod is proof of a ledger that forgot, not of a pod
+        that is gone.
+        """
+        key, address = interface.key, interface.address
+        if key is None or address is None:
+            return ""
+        async with self._turn(key):
+            if key in self.attachments or interface not in await self._kernel.submit(self._plane.interfaces):
+                return ""
+            if self._pool.holder(address) is not None:
+                await self._kernel.submit(self._plane.remove, interface)
+                return "removed"
+            mac = self._pool.mac(address)
+            now = self._around.clock()
+            attachment = Attachment(key, address, "", mac, self._around.mtu(mac), self._around.boot_id, now)
+            self._pool.adopt(address, key)
+            self.attachments[key] = attachment
+            with contextlib.suppress(LedgerUnavailable):
+                await self._ledger.commit(Adopt(attachment))
+            return "adopted"
+
+    def exclude(self, addresses: frozenset[Address]) -> None:
+        """Addresses that the host has on its own interfaces: not to be given out."""
+        self._on_host = addresses
+        self.serve()
+
+    def serve(self) -> None:
+        """Gives addresses to whoever waits, as far as there are any; called whenever there may be."""
+        self._look_at_kernel()
+        for key, address in self._pool.serve(self._around.clock()):
+            future = self._errands[key].waiting
+            assert future is not None
+            if future.done():  # abandoned in this very round
+                self._pool.untake(address)
+            else:
+                future.set_result(address)
+        self._around.changed()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._pool.waiting() and (delay := self._next_chance()) is not None:
+            self._timer = self._loop.call_later(delay, self.serve)
+
+    def close(self) -> None:
+        """The agent ends: whoever waits for an address is cancelled, so that the next agent is asked instead."""
+        self._closing = True
+        for errand in self._errands.values():
+            if errand.waiting is not None:
+                errand.waiting.cancel()
+
+    # attach
+
+    async def _establish(self, wanted: Wanted, doors: Doors, deadline: float, errand: _Errand) -> Attachment:
+        address = await self._address(wanted, deadline, errand)
+        faults.reach("add.chosen")
+        mac = self._pool.mac(address)
+        created = self._around.clock()
+        attachment = Attachment(
+            wanted.key, address, wanted.netns, mac, self._around.mtu(mac), self._around.boot_id, created, wanted.pod
+        )
+        try:
+            await self._ledger.commit(Assign(attachment))
+        except LedgerUnavailable:
+            self._pool.untake(address)
+            self.serve()
+            raise
+        except AddressTaken:
+            # memory and disk disagree, which must not happen: at least don't choose it again at once
+            self._pool.release(address, created)
+            raise
+        except asyncio.CancelledError:
+            self.attachments[attachment.key] = attachment
+            await self._undo(attachment)
+            raise
+        self.attachments[attachment.key] = attachment
+        faults.reach("add.durable")
+        try:
+            errand.check()
+            await self._kernel.submit(self._plane.attach, attachment, doors)
+            faults.reach("add.attached")
+            errand.check()
+        except BaseException:
+            await self._undo(attachment)
+            raise
+        self._around.changed()
+        return attachment
+
+    async def _address(self, wanted: Wanted, deadline: float, errand: _Errand) -> Address:
+        self._look_at_kernel()
+        address = self._pool.take(wanted.key, self._around.clock())
+        if address is not None:
+            return address
+        waiting: asyncio.Future[Address] = self._loop.create_future()
+        errand.waiting = waiting
+        if self._closing:
+            waiting.cancel()
+        reminder = self._loop.call_later(LONG_WAIT, lambda: self._around.waits_long(wanted, self._around.cause()))
+        self.serve()  # also publishes the need
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await waiting
+        except TimeoutError:
+            self._withdraw_claim(wanted.key, waiting)
+            raise NoAddress(self._around.cause()) from None
+        except BaseException:
+            self._withdraw_claim(wanted.key, waiting)
+            raise
+        finally:
+            errand.waiting = None
+            reminder.cancel()
+
+    def _withdraw_claim(self, key: AttachmentKey, waiting: asyncio.Future[Address]) -> None:
+        """The caller no longer wants an address, of which it may have been given one in the same instant."""
+        self._pool.leave(key)
+        if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+            self._pool.untake(waiting.result())
+        self.serve()
+
+    async def _undo(self, attachment: Attachment) -> None:
+        faults.reach("add.rolling-back")
+        try:
+            await self._through(self._give_back(attachment))
+        except DataPlaneError as error:
+            log.warning(
+                "an ADD can't be undone now, left to the sweeper", attachment=str(attachment.key), error=str(error)
+            )
+
+    async def _updated(self, found: Attachment, wanted: Wanted) -> Attachment:
+        """The row as the repeated ADD tells it: a path or a pod's name that we didn't know."""
+        updated = replace(found, netns=wanted.netns, pod=wanted.pod or found.pod)
+        if updated != found:
+            await self._ledger.commit(Assign(updated))
+            self.attachments[found.key] = updated
+        return updated
+
+    # detach
+
+    async def _give_back(self, attachment: Attachment) -> None:
+        faults.reach("del.begun")
+        await self._kernel.submit(self._plane.detach, attachment)
+        faults.reach("del.detached")
+        await self._record_release(attachment, self._around.clock())
+        faults.reach("del.released")
+
+    async def _record_release(self, attachment: Attachment, since: float) -> None:
+        try:
+            await self._ledger.commit(Release(attachment.key, since))
+        except LedgerUnavailable as error:
+            # the ledger makes up for it with its next write; a pod's deletion is never held up by a full disk
+            log.warning("release not on disk yet", attachment=str(attachment.key), error=str(error))
+        del self.attachments[attachment.key]
+        self._pool.release(attachment.address, since)
+        self.serve()
+
+    async def _through(self, work: Coroutine[Any, Any, None]) -> None:
+        """Carries `work` through to its end, even when the caller is cancelled meanwhile."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    # within
+
+    def _look_at_kernel(self) -> None:
+        leaving = self._plane.leaving()
+        self._pool.set_unusable(self._on_host.union(leaving) if leaving else self._on_host)
+
+    def _next_chance(self) -> float | None:
+        """Seconds until an address may come free by itself."""
+        now = self._around.clock()
+        if self._plane.leaving():
+            return _LEAVING_SOON
+        change = self._pool.next_change(now)
+        return None if change is None else max(change - now, 0.001)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, key: AttachmentKey) -> AsyncIterator[None]:
+        turn = self._turns.setdefault(key, _Turn())
+        turn.users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[key]

@@ -1,0 +1,242 @@
+"""Which pod holds which address: the agent's memory that survives a crash, a power cut and an upgrade.
+
+SQLite in WAL mode with synchronous=FULL. When the outcome of `commit` arrives, its operations are on the disk. All file
+access happens in the ledger's own thread; whatever was submitted while a commit was under way shares the next one, so
+fifty ADDs cost two or three disk syncs. The file is read when the agent starts and never again: the thread keeps a
+mirror.
+
+Damage: a file that can't be used is set aside as `ledger.db.damaged-<time>`, and the caller rebuilds the content from
+the kernel. A disk that can't be written fails ADDs, but a release always succeeds: the mirror drops the row, and the
+first transaction that gets through again writes the whole mirror, before anything new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from vnetpods_agent import faults
+from vnetpods_agent.lane import Job, Lane, Outcome, settle
+from vnetpods_agent.records import FACTS, Content, Operation, UnknownFormat, create, enter, read, rewrite, statements
+
+_DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+_IDLE = 0.5  # seconds without work after which the log is moved into the file
+_CHECKPOINT_BYTES = 256 * 1024
+_AUTOCHECKPOINT_PAGES = 4096  # under load without a pause: 16 MB
+
+
+log = structlog.get_logger()
+
+
+class LedgerError(Exception):
+    """├── LedgerUnavailable   the disk refuses; nothing was changed
+    └── AddressTaken        another attachment holds the address
+    """
+
+
+class LedgerUnavailable(LedgerError): ...  # noqa: N818 - its name is the finding
+
+
+class AddressTaken(LedgerError): ...  # noqa: N818
+
+
+class Ledger(Lane):
+    """The thread and its file."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        super().__init__("ledger")
+        self._path = path
+        self._clock = clock
+        self._connection: sqlite3.Connection | None = None
+        self._mirror = Content()
+        self._behind = False  # the file lacks something that the mirror has
+        self.trouble = ""  # why nothing can be written at present
+
+    # from the loop
+
+    def load(self) -> Outcome[tuple[Content, str]]:
+        """Once, at start: what the file holds, and why that is less than it should be ("" when all is well, "new" when
+        there was none).
+        """
+        return self.submit(self._load)
+
+    def commit(self, *operations: Operation) -> Outcome[None]:
+        """All of them or none, durable when the outcome is there. Raises AddressTaken, LedgerUnavailable (a Release
+        counts even then).
+        """
+        return self.submit(self._apply, operations)
+
+    # in the thread
+
+    def run(self) -> None:
+        closing = False
+        while not closing:
+            try:
+                jobs = [self._jobs.get(timeout=_IDLE)]
+            except queue.Empty:
+                if self._behind:
+                    self._transact([])
+                self._checkpoint()
+                continue
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    jobs.append(self._jobs.get_nowait())
+            closing = None in jobs
+            self.work([job for job in jobs if job is not None])
+        self._disconnect()
+
+    def work(self, jobs: Sequence[Job]) -> None:
+        self.busy_since = time.monotonic()
+        commits = [job for job in jobs if job.call == self._apply]
+        for job in jobs:
+            if job.call != self._apply:
+                job.do()
+        if commits:
+            self._transact(commits)
+        self.busy_since = None
+        self._loop.call_soon_threadsafe(settle, jobs)
+
+    def _transact(self, jobs: Sequence[Job]) -> None:
+        """One durable transaction for all; each job fails alone when its own operations are refused."""
+        try:
+            try:
+                self._write(jobs)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                self._disconnect()
+                log.exception("the ledger was damaged while in use", aside=str(self._set_aside()))
+                self._write(jobs)
+        except (sqlite3.Error, OSError) as error:
+            self._disconnect()
+            self._behind = True
+            self.trouble = f"{self._path} can't be written ({error}); is the disk full or read-only?"
+            for job in jobs:
+                job.error = LedgerUnavailable(self.trouble)
+                enter(self._mirror, [operation for operation in job.args[0] if isinstance(operation, FACTS)])
+        else:
+            self.trouble = ""
+            for job in jobs:
+                if job.error is None:
+                    enter(self._mirror, job.args[0])
+
+    def _write(self, jobs: Sequence[Job]) -> None:
+        connection = self._connected()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if self._behind:
+                rewrite(connection, self._mirror)
+            for job in jobs:
+                job.error = None
+                connection.execute("SAVEPOINT job")
+                try:
+                    job.do()
+                    if job.error is not None:
+                        raise job.error
+                except sqlite3.IntegrityError as error:
+                    connection.execute("ROLLBACK TO job")
+                    job.error = AddressTaken(f"{job.args[0]}: {error}")
+                connection.execute("RELEASE job")
+            faults.reach("ledger.written")
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        faults.reach("ledger.committed")
+        self._behind = False
+
+    def _apply(self, operations: Sequence[Operation]) -> None:
+        connection = self._connected()
+        for operation in operations:
+            for statement, rows in statements(operation):
+                connection.executemany(statement, rows)
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            new = not self._path.exists()
+            self._connection = _connect(self._path)
+            if new:
+                create(self._connection)
+                _sync_folder(self._path.parent)
+                self._behind = True
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _checkpoint(self) -> None:
+        """Nobody waits just now: moves what the log has gathered into the file, so that no ADD has to pay for it."""
+        if self._connection is not None and _size(self._path.with_name(self._path.name + "-wal")) > _CHECKPOINT_BYTES:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _load(self) -> tuple[Content, str]:
+        trouble = "" if self._path.exists() else "new"
+        try:
+            try:
+                self._mirror = read(self._connected())
+            except (sqlite3.DatabaseError, UnknownFormat) as error:
+                if isinstance(error, sqlite3.DatabaseError) and not _is_damage(error):
+                    raise
+                self._disconnect()
+                trouble = f"{self._path} is unusable ({error}); it was set aside as {self._set_aside()}"
+                self._mirror = read(self._connected())
+        except (sqlite3.Error, OSError) as error:
+            self._disconnect()
+            self._behind = True
+            self.trouble = trouble = f"{self._path} can't be opened ({error}); is the disk full or read-only?"
+        return self._mirror.copy(), trouble
+
+    def _set_aside(self) -> Path:
+        aside = self._path.with_name(f"{self._path.name}.damaged-{int(self._clock())}")
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        _sync_folder(self._path.parent)
+        self._behind = True
+        return aside
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether the file's content is at fault. What the disk refuses (full, read-only, I/O) a new file wouldn't mend."""
+    if error.sqlite_errorcode if hasattr(error, "sqlite_errorcode") else 0:
+        return error.sqlite_errorcode & 0xFF in _DAMAGE
+    return not isinstance(error, sqlite3.OperationalError)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,91 @@
+"""What is counted, and the small HTTP server on the node's loopback that shows it: /metrics, /healthz, /readyz.
+
+Counters are bumped in the event loop; gauges are read when somebody asks. docs/agent.md lists names and meanings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from vnetpods_agent.sweeper import Sweep
+from vnetpods_api import Usage
+
+_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 5, 15, 60, 120)
+
+
+class Metrics:
+    """All of the agent's metrics. `usage` and `gauges` are asked at every scrape."""
+
+    def __init__(self, usage: Callable[[], Usage], gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(_Pool(usage, gauges))
+        self.calls = Histogram(
+            "vnetpods_agent_call_seconds",
+            "CNI calls from the frame's arrival to the answer.",
+            ["verb", "outcome"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.swept = Counter(
+            "vnetpods_agent_swept", "What sweeps found and put right.", ["finding"], registry=self.registry
+        )
+        self.replayed = Counter(
+            "vnetpods_agent_spool_replayed", "Spooled calls that were done.", registry=self.registry
+        )
+        self.events = Counter(
+            "vnetpods_agent_host_events", "What the data plane put right or met.", ["kind"], registry=self.registry
+        )
+        self.reports = Counter(
+            "vnetpods_agent_reports", "Reports to the address source.", ["outcome"], registry=self.registry
+        )
+
+    def observe(self, verb: str, outcome: str, seconds: float) -> None:
+        self.calls.labels(verb, outcome).observe(seconds)
+
+    def sweep(self, sweep: Sweep) -> None:
+        for finding in ("gone", "superseded", "adopted", "removed"):
+            self.swept.labels(finding).inc(getattr(sweep, finding))
+
+
+class _Pool(Collector):
+    def __init__(self, usage: Callable[[], Usage], gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
+        self._usage = usage
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        usage = self._usage()
+        addresses = GaugeMetricFamily("vnetpods_agent_addresses", "Addresses of this node by state.", labels=["state"])
+        for state in ("assigned", "cooling", "free"):
+            addresses.add_metric([state], getattr(usage, state))
+        yield addresses
+        yield GaugeMetricFamily("vnetpods_agent_waiting", "Pods that wait for an address.", value=usage.waiting)
+        for name, (meaning, value) in self._gauges.items():
+            yield GaugeMetricFamily(f"vnetpods_agent_{name}", meaning, value=value())
+
+
+async def serve(metrics: Metrics, unfit: Callable[[], str], address: str, port: int) -> tuple[web.AppRunner, int]:
+    """Starts the server; returns what to clean up and the port. `unfit` says why the agent isn't ready."""
+
+    async def show(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(metrics.registry), content_type="text/plain", charset="utf-8")
+
+    async def health(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readiness(_: web.Request) -> web.Response:
+        why = unfit()
+        return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
+
+    application = web.Application()
+    application.add_routes([web.get("/metrics", show), web.get("/healthz", health), web.get("/readyz", readiness)])
+    runner = web.AppRunner(application, access_log=None, handle_signals=False)
+    await runner.setup()
+    site = web.TCPSite(runner, address, port)
+    await site.start()
+    return runner, runner.addresses[0][1]

@@ -1,0 +1,131 @@
+"""The NodeIPPool of this node as a source of addresses: one object, listed and watched; the status applied server-side.
+
+Runs in the event loop; `watch` is iterated by one task, `publish` called by another. List without resourceVersion, so
+that the first answer is the API server's newest and not a cache's: an old version must never look like a step of the
+release handshake. Then a watch from there; after its end or an error (410, a lost connection) list again, with a
+growing pause if it failed. A pool that is deleted is simply not heard of until it is there again: nothing follows from
+absence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+
+from vnetpods_agent.kubeapi import ApiError, KubeApi, KubeError
+from vnetpods_agent.source import Report, SourceUnavailable, Supply
+from vnetpods_api import (
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    NodeIPPool,
+    Reason,
+    Status,
+    apply_body,
+    condition,
+    from_object,
+    merge,
+)
+from vnetpods_api.names import AGENT_MANAGER, GROUP, PLURAL, VERSION
+
+_PATH = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
+_WATCH_SECONDS = 240
+_RETRY = (0.2, 15.0)
+_GONE = 410
+
+log = structlog.get_logger(component="nodeippool")
+
+
+class NodeIPPoolSource:
+    """An AddressSource. It owns the API session it is given."""
+
+    def __init__(self, api: KubeApi, node: str) -> None:
+        self._api = api
+        self._node = node
+        self._query = {"fieldSelector": f"metadata.name={node}"}
+        self._trouble = "the API server has not answered yet"
+        self._conditions: tuple[Condition, ...] = ()
+
+    @property
+    def trouble(self) -> str:
+        return self._trouble
+
+    async def close(self) -> None:
+        await self._api.close()
+
+    async def watch(self) -> AsyncIterator[Supply]:
+        retry = _RETRY[0]
+        while True:
+            try:
+                listed = await self._api.get(_PATH, self._query)
+                retry = _RETRY[0]
+                self._trouble = (
+                    "" if listed["items"] else f"there is no NodeIPPool {self._node} yet; does the operator run?"
+                )
+                for item in listed["items"]:
+                    if (supply := self._supply(item)) is not None:
+                        yield supply
+                version = listed["metadata"]["resourceVersion"]
+                async for supply in self._events(version):
+                    yield supply
+            except KubeError as error:
+                if not (isinstance(error, ApiError) and error.status == _GONE):
+                    self._trouble = str(error)
+                    log.warning("NodeIPPool can't be watched", error=str(error))
+            await asyncio.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            retry = min(retry * 2, _RETRY[1])
+
+    async def _events(self, version: str) -> AsyncIterator[Supply]:
+        """Until the API server doesn't go on from `version` any more. Raises KubeError."""
+        while True:
+            query = {**self._query, "resourceVersion": version}
+            async for event in self._api.watch(_PATH, query, _WATCH_SECONDS):
+                kind, item = event.get("type"), event.get("object") or {}
+                if kind == "ERROR":
+                    raise ApiError(int(item.get("code") or 0), f"watch {_PATH}", str(item.get("message")))
+                version = item["metadata"]["resourceVersion"]
+                if kind in ("ADDED", "MODIFIED"):
+                    self._trouble = ""
+                    if (supply := self._supply(item)) is not None:
+                        yield supply
+                elif kind == "DELETED":
+                    self._trouble = f"the NodeIPPool {self._node} was deleted"
+                    log.warning("NodeIPPool deleted; going on with what is known", node=self._node)
+
+    def _supply(self, item: Any) -> Supply | None:
+        try:
+            pool: NodeIPPool = from_object(item)
+        except msgspec.ValidationError as error:
+            self._trouble = f"the NodeIPPool {self._node} can't be read: {error}"
+            log.error("NodeIPPool can't be read", error=str(error))  # noqa: TRY400 - the trace says nothing more
+            return None
+        self._conditions = pool.status.conditions
+        return Supply(pool.status)
+
+    async def publish(self, report: Report) -> None:
+        status = Status(
+            usage=report.usage,
+            released=report.released,
+            missing=report.missing,
+            conditions=tuple(merge(self._conditions, [_agent_ready(report, datetime.now(UTC))])),
+        )
+        query = {"fieldManager": AGENT_MANAGER, "force": "true"}
+        try:
+            await self._api.apply(f"{_PATH}/{self._node}/status", query, apply_body(self._node, status=status))
+        except KubeError as error:
+            raise SourceUnavailable(f"NodeIPPool {self._node}: {error}") from error
+
+
+def _agent_ready(report: Report, now: datetime) -> Condition:
+    if report.serving:
+        message = "the agent answers the container runtime"
+        return condition(ConditionType.AGENT_READY, ConditionStatus.TRUE, Reason.AGENT_SERVING, message, now)
+    reason = Reason.AGENT_STOPPED if report.stopping else Reason.AGENT_STARTING
+    message = "the agent was stopped" if report.stopping else report.message
+    return condition(ConditionType.AGENT_READY, ConditionStatus.FALSE, reason, message, now)

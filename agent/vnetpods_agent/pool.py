@@ -1,0 +1,247 @@
+"""The addresses of this node: which one the next pod gets, who waits, and which ones go back to the subnet.
+
+Pure: no I/O, no clock; `now` is seconds since the epoch and always an argument. The event loop owns the only instance.
+Nothing here is durable: what must survive (who holds what, when an address came free, what was withdrawn) is in the
+ledger, and `restore` takes it from there. The rules are those of docs/architecture.md.
+
+A *unit* is an entry of `interfaces[].addresses` as the operator wrote it: one address or a /28 block. The release
+handshake speaks of units, pods get addresses. An address is
+    held      by a pod, or by an ADD that is under way;
+    idle      listed and not held; of these the one unused for longest comes first, those never used before all others;
+    cooling   idle, released less than `cooldown` ago: others may still send to its former pod;
+    blocked   in a unit that is releasing or withdrawn: out of use, whatever else it is;
+    withdrawn this node has promised never to use the unit again, until the source confirmed that it takes the promise
+    back; unusable  on one of the host's own interfaces, or on a former pod's that is not yet gone from the kernel;
+    missing   held, but no longer listed: the pod is left alone, and the operator asks Azure for it again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+from vnetpods_agent.attachment import Address, AttachmentKey
+from vnetpods_api import Interface, Usage
+
+_LARGEST_BLOCK = 28  # Azure's block size for a NIC; anything wider is somebody's mistake
+
+
+@lru_cache(maxsize=4096)
+def expand(unit: str) -> tuple[Address, ...]:
+    """The addresses of a unit; none when it isn't an IPv4 address or a block of at most sixteen."""
+    try:
+        network = ipaddress.IPv4Network(unit, strict=False)
+    except ValueError:
+        return ()
+    if network.prefixlen < _LARGEST_BLOCK:
+        return ()
+    return tuple(Address(str(address)) for address in network)
+
+
+class Pool:
+    """See the module's docstring. Every method is a decision without waiting in between."""
+
+    def __init__(self, cooldown: float) -> None:
+        self.cooldown = cooldown
+        self._mac: dict[Address, str] = {}  # every listed address and its NIC
+        self._units: frozenset[str] = frozenset()
+        self._releasing: tuple[str, ...] = ()
+        self._withdrawn: dict[str, None] = {}
+        self._blocked: frozenset[Address] = frozenset()
+        self._unusable: frozenset[Address] = frozenset()
+        self._held: dict[Address, AttachmentKey] = {}
+        self._idle: dict[Address, None] = {}  # in the order of last use
+        self._since: dict[Address, float] = {}  # when an address was released last
+        self._queue: dict[AttachmentKey, None] = {}
+
+    # what others know
+
+    def restore(
+        self, held: Mapping[Address, AttachmentKey], since: Mapping[Address, float], withdrawn: Iterable[str]
+    ) -> None:
+        """Takes over what the ledger remembers, before anything else."""
+        self._held = dict(held)
+        self._since = dict(since)
+        self._withdrawn = dict.fromkeys(withdrawn)
+        self._arrange()
+
+    def supply(self, interfaces: Iterable[Interface]) -> None:
+        """What the operator lists now. Addresses that are gone are forgotten, unless a pod holds them; no interface at
+        all says nothing.
+        """
+        interfaces = tuple(interfaces)
+        if not interfaces:
+            return
+        primaries = {interface.primary_address for interface in interfaces}
+        self._units = frozenset(unit for interface in interfaces for unit in interface.addresses)
+        self._releasing = tuple(unit for interface in interfaces for unit in interface.releasing if unit in self._units)
+        self._mac = {
+            address: interface.mac
+            for interface in interfaces
+            for unit in interface.addresses
+            for address in expand(unit)
+            if address not in primaries
+        }
+        self._arrange()
+
+    def set_unusable(self, addresses: Iterable[Address]) -> None:
+        """Addresses that the kernel still or already has elsewhere."""
+        self._unusable = frozenset(addresses)
+
+    # pods
+
+    def take(self, key: AttachmentKey, now: float) -> Address | None:
+        """An address for `key`; else it stands in the queue, until `serve` names it or it leaves. The first to come is
+        the first to get.
+        """
+        if not self._queue:
+            address = self._first(now)
+            if address is not None:
+                self._hold(address, key)
+                return address
+        self._queue[key] = None
+        return None
+
+    def serve(self, now: float) -> list[tuple[AttachmentKey, Address]]:
+        """Who of the queue gets an address now, in the order of arrival."""
+        served = []
+        while self._queue and (address := self._first(now)) is not None:
+            key = next(iter(self._queue))
+            del self._queue[key]
+            self._hold(address, key)
+            served.append((key, address))
+        return served
+
+    def leave(self, key: AttachmentKey) -> None:
+        """Gives back the place in the queue."""
+        self._queue.pop(key, None)
+
+    def untake(self, address: Address) -> None:
+        """The address was taken and no pod ever had it: it is the first to be used again."""
+        del self._held[address]
+        if address in self._mac:
+            self._idle = {address: None, **self._idle}
+
+    def release(self, address: Address, now: float) -> None:
+        """A pod has given the address back; it cools down from now on."""
+        del self._held[address]
+        self._since[address] = now
+        if address in self._mac:
+            self._idle[address] = None
+
+    def adopt(self, address: Address, key: AttachmentKey) -> None:
+        """A pod was found to have the address already."""
+        self._idle.pop(address, None)
+        self._held[address] = key
+
+    # the release handshake
+
+    def withdrawable(self, now: float) -> list[str]:
+        """Units asked back that no pod holds and that have cooled down: once withdrawn in the ledger, say so to
+        `withdraw`.
+        """
+        return [
+            unit
+            for unit in self._releasing
+            if unit not in self._withdrawn and not any(a in self._held or self._cooling(a, now) for a in expand(unit))
+        ]
+
+    def withdraw(self, units: Iterable[str]) -> None:
+        """The ledger has it: these are out of use until they are reinstated."""
+        self._withdrawn.update(dict.fromkeys(units))
+        self._arrange()
+
+    def returning(self) -> list[str]:
+        """Withdrawn units that nobody asks for any more. They may be reinstated when the source has confirmed a report
+        without them.
+        """
+        releasing = set(self._releasing)
+        return [unit for unit in self._withdrawn if unit not in releasing]
+
+    def reinstate(self, units: Iterable[str]) -> None:
+        """Confirmed and in the ledger: usable again, if listed; else forgotten."""
+        for unit in units:
+            self._withdrawn.pop(unit, None)
+        self._arrange()
+
+    def released(self) -> tuple[str, ...]:
+        """What the report lists under `released`."""
+        return tuple(unit for unit in self._releasing if unit in self._withdrawn)
+
+    def is_withdrawn(self, unit: str) -> bool:
+        return unit in self._withdrawn
+
+    def holds(self, unit: str) -> bool:
+        """Whether a pod has an address of the unit."""
+        return any(address in self._held for address in expand(unit))
+
+    # what is the case
+
+    def missing(self) -> tuple[Address, ...]:
+        return tuple(sorted(address for address in self._held if address not in self._mac))
+
+    def holder(self, address: Address) -> AttachmentKey | None:
+        return self._held.get(address)
+
+    def mac(self, address: Address) -> str:
+        """The NIC of a listed address; empty for one that isn't listed."""
+        return self._mac.get(address, "")
+
+    def listed(self) -> int:
+        """Addresses that are ours to use, now or later: none means that no ADD can be served."""
+        return sum(1 for address in self._mac if address not in self._blocked)
+
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def usage(self, now: float) -> Usage:
+        cooling = free = 0
+        for address in self._idle:
+            if self._cooling(address, now):
+                cooling += 1
+            elif address not in self._blocked and address not in self._unusable:
+                free += 1
+        return Usage(assigned=len(self._held), cooling=cooling, free=free, waiting=len(self._queue))
+
+    def next_change(self, now: float) -> float | None:
+        """When the next idle address will have cooled down; None when none is cooling."""
+        return min((self._since[a] + self.cooldown for a in self._idle if self._cooling(a, now)), default=None)
+
+    def cold(self, now: float) -> list[Address]:
+        """Addresses of which only the time of their release is known, and that has passed: the ledger may forget
+        them.
+        """
+        return [a for a in self._since if a not in self._mac and a not in self._held and not self._cooling(a, now)]
+
+    def forget(self, addresses: Iterable[Address]) -> None:
+        for address in addresses:
+            self._since.pop(address, None)
+
+    # within
+
+    def _first(self, now: float) -> Address | None:
+        for address in self._idle:
+            if address in self._blocked or address in self._unusable:
+                continue
+            # ordered by release: when this one still cools down, so do all that follow
+            return None if self._cooling(address, now) else address
+        return None
+
+    def _cooling(self, address: Address, now: float) -> bool:
+        since = self._since.get(address)
+        if since is None:
+            return False
+        if since > now:  # the clock was set back: begin anew rather than wait for the old time to come round
+            since = self._since[address] = now
+        return since + self.cooldown > now
+
+    def _hold(self, address: Address, key: AttachmentKey) -> None:
+        del self._idle[address]
+        self._held[address] = key
+
+    def _arrange(self) -> None:
+        self._blocked = frozenset(a for unit in (*self._releasing, *self._withdrawn) for a in expand(unit))
+        idle = [address for address in self._mac if address not in self._held]
+        idle.sort(key=lambda address: self._since.get(address, 0.0))
+        self._idle = dict.fromkeys(idle)

@@ -1,0 +1,161 @@
+"""What the source is told and when, and the node's half of the release handshake.
+
+One task, `Reporter.run`, woken by `changed`. A report that somebody waits for goes out at once (a pod without address,
+a pool half emptied, a step of a release); any other is coalesced, so that a thousand pods that come and go cost a
+handful of writes. `urgency` is pure. The handshake's order (docs/architecture.md) is kept here:
+    withdraw    ledger first, then `released`: what the source hears is already true for every later start of the agent;
+    reinstate   `released` without it first, confirmed, then the ledger: until then the address is not used.
+A crash between the two leaves a unit withdrawn that is no longer asked for; the next start takes up from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+
+import structlog
+
+from vnetpods_agent import faults
+from vnetpods_agent.custody import Custody
+from vnetpods_agent.ledger import Ledger, LedgerUnavailable
+from vnetpods_agent.pool import Pool
+from vnetpods_agent.records import Forget, Reinstate, Withdraw
+from vnetpods_agent.source import AddressSource, Report, SourceUnavailable
+
+MERGE = 0.02
+"""Seconds in which changes are gathered before anything is written: a burst of pods is one need."""
+GAP = 0.5
+"""Seconds between two writes, however urgent."""
+RETRY = (0.5, 30.0)
+"""First and longest wait after a write that failed."""
+
+log = structlog.get_logger(component="reporting")
+
+
+def urgency(last: Report | None, report: Report, interval: float) -> float | None:
+    """Seconds that have to lie between the last report and this one; None when there is nothing to tell."""
+    if last is None:
+        return 0.0
+    if report == last:
+        return None
+    before, now = last.usage, report.usage
+    must_act = (
+        (now.waiting != before.waiting and now.waiting > 0)
+        or (now.free == 0 and before.free > 0)
+        or now.free < before.free / 2
+        or report.released != last.released
+        or report.missing != last.missing
+        or (report.serving, report.stopping) != (last.serving, last.stopping)
+    )
+    return GAP if must_act else interval
+
+
+class Reporter:
+    """`serving` says why no ADD could be served ("" when it could). `live` once the source itself has been heard."""
+
+    def __init__(
+        self, pool: Pool, ledger: Ledger, source: AddressSource, unfit: Callable[[], str], interval: float
+    ) -> None:
+        self.custody: Custody | None = None
+        self.live = False
+        self.stopping = False
+        self.said_farewell = asyncio.Event()
+        self._pool = pool
+        self._ledger = ledger
+        self._source = source
+        self._unfit = unfit
+        self._interval = interval
+        self._wake = asyncio.Event()
+        self._last: Report | None = None
+        self._last_at = float("-inf")
+
+    def changed(self) -> None:
+        """Something may have to be told."""
+        self._wake.set()
+
+    def untold(self) -> None:
+        """The source has forgotten what it was told."""
+        self._last = None
+        self._wake.set()
+
+    async def run(self, clock: Callable[[], float]) -> None:
+        loop = asyncio.get_running_loop()
+        delay: float | None = None
+        retry = RETRY[0]
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            await asyncio.sleep(MERGE)
+            self._wake.clear()
+            try:
+                delay = await self.step(clock(), loop.time())
+                retry = RETRY[0]
+            except (SourceUnavailable, LedgerUnavailable) as error:
+                log.warning("report not delivered", error=str(error))
+                delay = retry * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+                retry = min(retry * 2, RETRY[1])
+                await asyncio.sleep(delay)
+                delay = 0.0
+
+    async def step(self, now: float, monotonic: float) -> float | None:
+        """Does what is due; seconds until something may be due by itself. Raises SourceUnavailable,
+        LedgerUnavailable.
+        """
+        if not self.live:
+            return None
+        if cold := self._pool.cold(now):
+            await self._ledger.commit(Forget(tuple(cold)))
+            self._pool.forget(cold)
+        if units := self._pool.withdrawable(now):
+            # out of use before the disk is asked: the release may be cancelled meanwhile, and nobody may then be given
+            # one
+            self._pool.withdraw(units)
+            try:
+                await self._ledger.commit(Withdraw(tuple(units)))
+            except LedgerUnavailable:
+                self._pool.reinstate(units)  # nobody has been told
+                raise
+            faults.reach("release.withdrawn")
+            log.info("withdrawn", units=units)
+        returning = self._pool.returning()
+        report = self._report(now)
+        wait = 0.0 if returning else urgency(self._last, report, self._interval * random.uniform(1.0, 1.3))  # noqa: S311 - jitter
+        if wait is not None:
+            early = self._last_at + wait - monotonic
+            if early > 0:
+                return min(filter(None, (early, self._next_change(now))), default=early)
+            await self._source.publish(report)
+            self._last, self._last_at = report, monotonic
+            if report.stopping:
+                self.said_farewell.set()
+            if returning:
+                await self._reinstate(returning)
+        return self._next_change(now)
+
+    async def _reinstate(self, told: list[str]) -> None:
+        """The source has confirmed a report without these."""
+        faults.reach("release.reported")
+        units = [unit for unit in told if unit in self._pool.returning()]  # else asked for again meanwhile
+        await self._ledger.commit(Reinstate(tuple(units)))
+        self._pool.reinstate(units)
+        log.info("reinstated or forgotten", units=units)
+        if self.custody is not None:
+            self.custody.serve()
+
+    def _next_change(self, now: float) -> float | None:
+        change = self._pool.next_change(now)
+        return None if change is None else max(change - now, MERGE)
+
+    def _report(self, now: float) -> Report:
+        why = self._unfit()
+        return Report(
+            usage=self._pool.usage(now),
+            released=self._pool.released(),
+            missing=self._pool.missing(),
+            serving=not why and not self.stopping,
+            stopping=self.stopping,
+            message=why,
+        )

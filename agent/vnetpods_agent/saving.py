@@ -1,0 +1,30 @@
+"""A file that is there whole or not at all, and after a power cut the old one or the new one: temporary name, sync,
+rename, sync of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vnetpods_agent import faults
+
+
+def save(path: Path, content: bytes) -> None:
+    """Blocks for a disk sync or two. Raises OSError, and then the old file is still there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        faults.reach("pool.saving")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,79 @@
+"""Where addresses come from, and what is told back: the protocol between the agent and a pool of addresses.
+
+Decided here: nothing; these are the types. The event loop iterates `watch` for as long as the agent lives and calls
+`publish` from the reporter. Implementations: `nodeippool` (the Kubernetes API) and `filesource` (a file, for a machine
+without Kubernetes). They speak in terms of a NodeIPPool's status, since that is the contract with whoever fills it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from vnetpods_api import ConditionStatus, ConditionType, Interface, Status, Usage, find
+
+
+class SourceUnavailable(Exception):  # noqa: N818 - its name is the finding
+    """The source did not confirm; the message says which one, what was asked and why it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What the source says at one moment.
+
+    `live` is False for what an earlier process saved: good enough to go on giving out addresses (none leaves a NIC
+    without this node's consent), but no step of the release handshake is taken on it.
+    """
+
+    status: Status
+    live: bool = True
+
+    @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        return self.status.interfaces
+
+    @property
+    def cause(self) -> str:
+        """Why there are no more addresses, in the words of the pool's conditions; empty when it doesn't say."""
+        for type_, worth_telling in (
+            (ConditionType.STALLED, ConditionStatus.TRUE),
+            (ConditionType.READY, ConditionStatus.FALSE),
+            (ConditionType.RECONCILING, ConditionStatus.TRUE),
+            (ConditionType.READY, ConditionStatus.UNKNOWN),
+        ):
+            condition = find(self.status.conditions, type_)
+            if condition and condition.status == worth_telling:
+                return f"{condition.reason}: {condition.message}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the agent tells the source: counts, and addresses by name where the source must act."""
+
+    usage: Usage
+    released: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    serving: bool = False
+    stopping: bool = False
+    message: str = ""
+
+
+class AddressSource(Protocol):
+    """A pool of addresses for this node."""
+
+    def watch(self) -> AsyncIterator[Supply]:
+        """Every state of the pool worth knowing, the present one first. Reconnects by itself and never ends."""
+        ...
+
+    async def publish(self, report: Report) -> None:
+        """Returns when the source has taken it. Raises SourceUnavailable."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """Why the source can't be reached at present; empty when it can."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,96 @@
+"""Ledger against kernel, now and then: what the runtime never told us.
+
+A task in the event loop; the look at the kernel is one job of its lane. A pod's sandbox that is gone shows at the host
+end of its veth, which the kernel removes with the namespace. The path of a namespace proves nothing: it may be reused,
+and the agent couldn't see it anyway. What a call is busy with is left alone, and every finding is looked at again in
+that attachment's turn.
+    attachment without interface               the sandbox is gone without a DEL: given back
+    two attachments of one (pod uid, ifname)   the sandbox was made again without a DEL: the older one is given back
+    interface without attachment               a ledger that forgot: adopted, or removed if the address is another pod's
+Interfaces without our alias are somebody else's (Azure's own CNI calls its interfaces azv… too).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from vnetpods_agent.attachment import Attachment
+from vnetpods_agent.custody import Custody
+from vnetpods_agent.dataplane import DataPlane, DataPlaneError
+from vnetpods_agent.lane import Lane
+
+SUPERSEDED = 60.0
+"""Seconds that a pod's newer sandbox exists before the older one counts as left behind."""
+
+log = structlog.get_logger(component="sweeper")
+
+
+@dataclass(slots=True)
+class Sweep:
+    """How much a sweep found."""
+
+    gone: int = 0
+    superseded: int = 0
+    adopted: int = 0
+    removed: int = 0
+
+
+class Sweeper:
+    def __init__(self, custody: Custody, kernel: Lane, plane: DataPlane, clock: Callable[[], float]) -> None:
+        self._custody = custody
+        self._kernel = kernel
+        self._plane = plane
+        self._clock = clock
+
+    async def run(self, period: float, observe: Callable[[Sweep], None]) -> None:
+        while True:
+            await asyncio.sleep(period)
+            try:
+                observe(await self.sweep())
+            except DataPlaneError as error:
+                log.warning("sweep failed, tried again later", error=str(error))
+
+    async def sweep(self) -> Sweep:
+        """Raises DataPlaneError."""
+        custody, found = self._custody, Sweep()
+        quiet = [a for key, a in custody.attachments.items() if not custody.busy(key)]
+        interfaces = await self._kernel.submit(self._plane.interfaces)
+        there = {interface.key for interface in interfaces}
+        older = _superseded(quiet, self._clock() - SUPERSEDED)
+        for attachment in quiet:
+            key = attachment.key
+            if custody.busy(key) or custody.attachments.get(key) is not attachment:
+                continue
+            if key not in there:
+                log.info("sandbox is gone without a DEL", attachment=str(key), address=attachment.address)
+                await custody.detach(key, before=attachment.created)
+                found.gone += 1
+            elif attachment in older:
+                log.info("sandbox was replaced without a DEL", attachment=str(key), address=attachment.address)
+                await custody.detach(key, before=attachment.created)
+                found.superseded += 1
+        for interface in interfaces:
+            if interface.key is None or interface.key in custody.attachments or custody.busy(interface.key):
+                continue
+            done = await custody.adopt(interface)
+            if done:
+                log.warning("interface without attachment", name=interface.name, address=interface.address, done=done)
+            found.adopted += done == "adopted"
+            found.removed += done == "removed"
+        return found
+
+
+def _superseded(attachments: list[Attachment], settled: float) -> set[Attachment]:
+    """All but the newest of each pod's interface, once the newest is older than `settled`."""
+    newest: dict[tuple[str, str], Attachment] = {}
+    by_age = sorted((a for a in attachments if a.pod and a.pod.uid), key=lambda a: a.created)
+    for attachment in by_age:
+        assert attachment.pod
+        newest[attachment.pod.uid, attachment.key.ifname] = attachment
+    return {
+        a for a in by_age if a.pod and (last := newest[a.pod.uid, a.key.ifname]) is not a and last.created < settled
+    }

@@ -1,0 +1,185 @@
+"""The six verbs of CNI: what each makes sure of, and what is durable when it has answered.
+
+`Verbs.handle` is called by the server once per connection, each in a task of its own, and by the spool. Errors inside
+are CniErrors, or those of custody, ledger and data plane, which become CniErrors in one place; anything else is
+answered with code 999 and logged with its trace. One log line per finished call.
+
+    ADD      the address is in the ledger and the interface works. Repeated: the same answer, everything made sure of
+    again.
+             Waits for an address until the deadline that came with the call, then says why there is none (code 11).
+    DEL      nobody holds the address. Succeeds without namespace, for unknown containers, and again and again.
+    CHECK    compares kernel and ledger with prevResult.
+    GC       gives back what is not in cni.dev/valid-attachments; without that list it does nothing.
+    STATUS   50 when no ADD could be served. A pool that is empty while more is on its way can serve: ADD waits.
+    VERSION  needs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from vnetpods_agent import cni
+from vnetpods_agent.cni import Call, CniError, Code
+from vnetpods_agent.custody import Abandoned, Custody, NoAddress, Wanted
+from vnetpods_agent.dataplane import DataPlane, DataPlaneError, InterfaceExists
+from vnetpods_agent.lane import Lane
+from vnetpods_agent.ledger import LedgerError
+from vnetpods_agent.wire import Request, Response, Verb
+
+log = structlog.get_logger(component="cni")
+
+Observer = Callable[[str, str, float], None]
+"""Told of every finished call: verb, outcome ("ok" or the code) and seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One call: understood, as it came, and what its log line will say."""
+
+    call: Call
+    request: Request
+    about: dict[str, str]
+
+
+@dataclass(slots=True)
+class Verbs:
+    """`unfit` says why no ADD could be served at present; empty when it could."""
+
+    custody: Custody
+    kernel: Lane
+    plane: DataPlane
+    unfit: Callable[[], str]
+    observe: Observer
+
+    async def handle(self, request: Request) -> Response:
+        """Never raises but CancelledError."""
+        began = time.perf_counter()
+        outcome, about = "cancelled", _about(request)
+        try:
+            stdout = await self._answer(request, about)
+            outcome = "ok"
+            return Response(0, stdout)
+        except CniError as error:
+            outcome = str(int(error.code))
+            about |= {"error": error.message, "details": error.details}
+            return Response(1, cni.error_body(error, cni.asked_version(request.stdin)))
+        finally:
+            seconds = time.perf_counter() - began
+            self.observe(request.verb.name, outcome, seconds)
+            say = log.info if outcome == "ok" else log.warning
+            say("call", verb=request.verb.name, outcome=outcome, ms=round(seconds * 1000, 2), **about)
+
+    async def _answer(self, request: Request, about: dict[str, str]) -> bytes:
+        try:
+            return await _TABLE[request.verb](self, _Ask(cni.understand(request), request, about))
+        except CniError:
+            raise
+        except NoAddress as error:
+            raise CniError(Code.LATER, f"no address for {_whose(request)} in time", str(error)) from error
+        except Abandoned as error:
+            raise CniError(Code.LATER, f"{request.verb.name} of {_whose(request)} was given up: {error}") from error
+        except InterfaceExists as error:
+            raise CniError(Code.INTERFACE_EXISTS, str(error)) from error
+        except DataPlaneError as error:
+            raise CniError(Code.IO, str(error)) from error
+        except LedgerError as error:
+            raise CniError(Code.LATER, f"no address can be given out: {error}") from error
+        except Exception as error:
+            log.exception("unexpected error", **_about(request))
+            raise CniError(
+                Code.INTERNAL, f"{type(error).__name__}: {error}", "a defect of the agent, see its log"
+            ) from error
+
+    async def _add(self, ask: _Ask) -> bytes:
+        if ask.request.doors is None:
+            raise CniError(Code.NETNS, f"CNI_NETNS: {ask.call.netns!r} could not be opened")
+        attachment = await self.custody.attach(
+            Wanted(ask.call.key, ask.call.netns, ask.call.pod), ask.request.doors, ask.request.deadline
+        )
+        ask.about["address"] = attachment.address
+        return cni.result(ask.call, attachment)
+
+    async def _del(self, ask: _Ask) -> bytes:
+        attachment = await self.custody.detach(ask.call.key, before=ask.request.spooled_at)
+        if attachment is not None:
+            ask.about["address"] = attachment.address
+        return b""
+
+    async def _check(self, ask: _Ask) -> bytes:
+        if ask.call.previous is None:
+            raise CniError(Code.CONFIG, "CHECK needs prevResult")
+        if ask.request.doors is None:
+            raise CniError(Code.NETNS, f"CNI_NETNS: {ask.call.netns!r} could not be opened")
+        attachment = self.custody.attachments.get(ask.call.key)
+        if attachment is None:
+            raise CniError(
+                Code.UNKNOWN_ATTACHMENT, f"{ask.call.key} has no address", "it was never added, or deleted since"
+            )
+        found = list(await self.kernel.submit(self.plane.check, attachment, ask.request.doors))
+        if attachment.address not in cni.claims(ask.call.previous):
+            found.insert(0, f"prevResult lacks {attachment.address}, which the ledger has for it")
+        if found:
+            raise CniError(
+                Code.DEVIATION, f"{ask.call.key} ({attachment.address}) is not as it was made", "; ".join(found)
+            )
+        return b""
+
+    async def _gc(self, ask: _Ask) -> bytes:
+        if ask.call.valid is None:
+            return b""
+        before = time.time() if ask.request.spooled_at is None else ask.request.spooled_at
+        stale = [
+            key
+            for key in self.custody.attachments
+            if key.network == ask.call.network and (key.container_id, key.ifname) not in ask.call.valid
+        ]
+        outcomes = await asyncio.gather(
+            *(self.custody.detach(key, before=before) for key in stale), return_exceptions=True
+        )
+        if errors := [str(outcome) for outcome in outcomes if isinstance(outcome, Exception)]:
+            raise CniError(Code.IO, f"{len(errors)} of {len(stale)} attachments remain", "; ".join(errors))
+        return b""
+
+    async def _status(self, _: _Ask) -> bytes:
+        if why := self.unfit():
+            raise CniError(Code.UNAVAILABLE, "no pod can be added", why)
+        return b""
+
+    async def _version(self, ask: _Ask) -> bytes:
+        return cni.versions(ask.call.version)
+
+
+_TABLE: dict[Verb, Callable[[Verbs, _Ask], Awaitable[bytes]]] = {
+    Verb.ADD: Verbs._add,  # noqa: SLF001 - the class's own table
+    Verb.DEL: Verbs._del,  # noqa: SLF001
+    Verb.CHECK: Verbs._check,  # noqa: SLF001
+    Verb.GC: Verbs._gc,  # noqa: SLF001
+    Verb.STATUS: Verbs._status,  # noqa: SLF001
+    Verb.VERSION: Verbs._version,  # noqa: SLF001
+}
+
+
+def _about(request: Request) -> dict[str, str]:
+    """What identifies a call in the log, from whatever it brought."""
+    env = request.env
+    pairs = dict(pair.split("=", 1) for pair in env.get("CNI_ARGS", "").split(";") if "=" in pair)
+    about = {
+        "container": env.get("CNI_CONTAINERID", ""),
+        "ifname": env.get("CNI_IFNAME", ""),
+        "namespace": pairs.get("K8S_POD_NAMESPACE", ""),
+        "pod": pairs.get("K8S_POD_NAME", ""),
+        "replayed": "spool" if request.replayed else "",
+    }
+    return {name: value[:300].encode(errors="backslashreplace").decode() for name, value in about.items() if value}
+
+
+def _whose(request: Request) -> str:
+    about = _about(request)
+    if "pod" in about:
+        return f"pod {about.get('namespace', '')}/{about['pod']}"
+    return f"container {about.get('container', '?')}"

@@ -1,0 +1,61 @@
+"""Ends the process when it is stuck: an agent that hangs is worse than one that is started again.
+
+A thread of its own, since what it watches are the others: the event loop has to answer a knock, and no lane may be busy
+with one job for longer than `limit`. Before the end every thread's stack goes to standard error. Nothing is lost: all
+that was answered is durable, and what wasn't is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from vnetpods_agent.lane import Lane
+
+EXIT_CODE = 70  # EX_SOFTWARE
+
+log = structlog.get_logger(component="watchdog")
+
+
+class Watchdog(threading.Thread):
+    def __init__(self, lanes: Sequence[Lane], limit: float) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._loop = asyncio.get_running_loop()
+        self._lanes = lanes
+        self._limit = limit
+        self._answered = time.monotonic()
+        self._done = threading.Event()
+
+    def close(self) -> None:
+        self._done.set()
+
+    def run(self) -> None:
+        while not self._done.wait(self._limit / 10):
+            now = time.monotonic()
+            if stuck := self._stuck(now):
+                log.critical("stuck, the process ends", stuck=stuck, seconds=self._limit)
+                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+                os._exit(EXIT_CODE)
+            try:
+                self._loop.call_soon_threadsafe(self._answer)
+            except RuntimeError:  # the loop is closed
+                return
+
+    def _answer(self) -> None:
+        self._answered = time.monotonic()
+
+    def _stuck(self, now: float) -> str:
+        if now - self._answered > self._limit:
+            return "event loop"
+        for lane in self._lanes:
+            since = lane.busy_since
+            if since is not None and now - since > self._limit:
+                return f"{lane.name} thread"
+        return ""
