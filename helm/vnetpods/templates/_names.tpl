@@ -1,0 +1,55 @@
+{{/* Labels and references that several templates share. Selectors never carry version or chart: they can't be changed. */}}
+
+{{- define "vnetpods.selector" -}}
+app.kubernetes.io/name: vnetpods
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "vnetpods.labels" -}}
+{{ include "vnetpods.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "vnetpods.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The API server's address, for pods that start before kube-proxy has made the Service reachable. */}}
+{{- define "vnetpods.apiServer" -}}
+{{- if .Values.k8sServiceHost }}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ .Values.k8sServiceHost | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ .Values.k8sServicePort | quote }}
+{{- end }}
+{{- end }}
+
+{{/* The files that the two programs read: what the chart has to say, and over it what the user says. */}}
+{{- define "vnetpods.operatorConfig" -}}
+{{- $own := dict "election" (dict "namespace" .Release.Namespace) -}}
+{{- mergeOverwrite $own (deepCopy .Values.operator.config) | toYaml -}}
+{{- end }}
+
+{{- define "vnetpods.agentConfig" -}}
+{{- $own := dict "paths" (dict "shim" "/usr/libexec/vnetpods/shim") -}}
+{{- if .Values.podMonitor.enabled }}{{ $_ := set $own "http" (dict "address" "0.0.0.0") }}{{ end -}}
+{{- mergeOverwrite $own (deepCopy .Values.agent.config) | toYaml -}}
+{{- end }}
+
+{{/* Port numbers as the programs' own defaults have them, unless the configuration says otherwise. */}}
+{{- define "vnetpods.operatorPort" -}}
+{{ (.Values.operator.config.listen | default "0.0.0.0:9461") | splitList ":" | last }}
+{{- end }}
+
+{{- define "vnetpods.agentPort" -}}
+{{ (.Values.agent.config.http | default dict).port | default 9809 | int }}
+{{- end }}
