@@ -206,7 +206,7 @@ class Transparent:
 
     def detach(self, attachment: Attachment) -> None:
         link = self._find(attachment)
-        if link and link.group != hostend.DYING:
+        if link:  # also when it is dying already: an earlier detach may have failed half-way
             self._host.carry_out(farewell_steps(link.index, link.name, attachment.address))
             self._reaper.bury(attachment.address)
 

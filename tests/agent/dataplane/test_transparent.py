@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from tests.agent.dataplane.world import World, caller_seen, run
-from vnetpods_agent.attachment import Address
+from tests.agent.dataplane.world import PEER, PRIMARY, PodHandle, World, caller_seen, run, run_in
+from vnetpods_agent.attachment import Address, AttachmentKey
+from vnetpods_agent.dataplane import DataPlaneError, InterfaceExists, hostend
+from vnetpods_agent.dataplane import rtnetlink as rt
+from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.reaper import Reaper
-from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane.transparent import Transparent, host_steps, opening, pod_steps
+
+STEPS_OF_ATTACH = 13
+STEPS_OF_DETACH = 3
 
 
 @pytest.fixture(autouse=True)
 def forwarding(world: World) -> None:
     run("sysctl -qw net.ipv4.ip_forward=1")
+
+
+def works(world: World, pod: PodHandle) -> bool:
+    out = caller_seen(pod.namespace, world.outside, PEER) == pod.address
+    return out and caller_seen(world.outside, pod.namespace, pod.address) is not None
+
+
+def whole_picture(pod: PodHandle) -> str:
+    """Everything of the host and of the pod, as ip shows it."""
+    return "\n".join(
+        [run("ip -d link"), run("ip route"), run("ip neigh show nud permanent")]
+        + [run_in(pod.namespace, f"ip {what}") for what in ("-d link", "addr", "route", "neigh")]
+    )
+
+
+class Cut(Conversation):
+    """Fails after a number of messages, over all conversations of a data plane."""
+
+    def __init__(self, descriptor: int | None, left: list[int]) -> None:
+        super().__init__(descriptor=descriptor)
+        self._left = left
+
+    def carry_out(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if self._left[0] == 0:
+                raise DataPlaneError(step.what, step.subject, errno.EIO, "cut")
+            self._left[0] -= 1
+            super().carry_out([step])
+
+
+@contextlib.contextmanager
+def failing_after(messages: int, reaper: Reaper) -> Iterator[Transparent]:
+    """A data plane whose one call must fail there."""
+    left = [messages]
+    with (
+        contextlib.closing(Transparent(reaper, lambda descriptor: Cut(descriptor, left))) as plane,
+        pytest.raises(DataPlaneError, match="cut"),
+    ):
+        yield plane
+
+
+@pytest.fixture
+def finished() -> Iterator[Callable[[Transparent], Transparent]]:
+    with contextlib.ExitStack() as stack:
+        yield lambda plane: stack.enter_context(contextlib.closing(plane))
 
 
 def test_pods_reach_each_other_and_are_reached_under_their_own_addresses(world: World, plane: Transparent) -> None:
@@ -21,10 +82,117 @@ def test_pods_reach_each_other_and_are_reached_under_their_own_addresses(world: 
         plane.attach(pod.attachment, pod.doors)
         assert plane.check(pod.attachment, pod.doors) == []
     assert caller_seen(first.namespace, second.namespace, second.address) == first.address
-    assert caller_seen(first.namespace, world.outside, "10.9.0.9") == first.address
+    assert caller_seen(first.namespace, world.outside, PEER) == first.address
     assert caller_seen(world.outside, first.namespace, first.address) == "10.240.0.1"
-    assert caller_seen(first.namespace, world.host, "10.240.0.4") == first.address
-    assert caller_seen(world.host, first.namespace, first.address) == "10.240.0.4"
+    assert caller_seen(first.namespace, world.host, PRIMARY) == first.address
+    assert caller_seen(world.host, first.namespace, first.address) == PRIMARY
+
+
+def test_the_first_packet_arrives(world: World, plane: Transparent) -> None:
+    for number in range(20):
+        pod = world.pod("10.240.0.5", f"p{number}")
+        plane.attach(pod.attachment, pod.doors)
+        assert caller_seen(world.outside, pod.namespace, pod.address), number
+        plane.detach(pod.attachment)
+
+
+def test_an_interface_is_what_the_row_says(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    attachment = replace(pod.attachment, mtu=1400)
+    plane.attach(attachment, pod.doors)
+    host, inside = run(f"ip -d link show {pod.host_ifname}"), run_in(pod.namespace, "ip -d link show eth0")
+    for text, mac in ((host, attachment.host_mac), (inside, attachment.pod_mac)):
+        assert f"link/ether {mac}" in text
+        assert "mtu 1400" in text
+        assert "addrgenmode none" in text
+    addresses = run_in(pod.namespace, "ip addr show eth0")
+    assert [line for line in addresses.splitlines() if "inet" in line] == ["    inet 10.240.0.5/32 scope global eth0"]
+    assert f"alias vnetpods 10.240.0.5 vnetpods {attachment.key}" in host
+    assert "inet" not in run(f"ip addr show {pod.host_ifname}")
+    assert run("ip route show proto 118").split() == f"10.240.0.5 dev {pod.host_ifname} scope link".split()
+
+
+def test_net_admin_is_enough(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    program = (
+        "import pickle, sys; from vnetpods_agent.attachment import Doors\n"
+        "from vnetpods_agent.dataplane.reaper import Reaper\n"
+        "from vnetpods_agent.dataplane.transparent import Transparent\n"
+        "attachment, doors = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+        "print([line for line in open('/proc/self/status') if line.startswith('CapEff')])\n"
+        "Transparent(Reaper()).attach(attachment, doors)\n"
+    )
+    argument = pickle.dumps((pod.attachment, pod.doors)).hex()
+    command = ["setpriv", "--bounding-set=-all,+net_admin", sys.executable, "-c", program, argument]
+    doors = (pod.doors.netns_fd, pod.doors.netlink_fd)
+    done = subprocess.run(command, capture_output=True, text=True, pass_fds=doors, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0000000000001000" in done.stdout
+    assert plane.check(pod.attachment, pod.doors) == []
+    assert works(world, pod)
+
+
+@pytest.mark.parametrize("messages", range(STEPS_OF_ATTACH))
+def test_attach_after_a_failure_at_every_step(world: World, plane: Transparent, reaper: Reaper, messages: int) -> None:
+    pod = world.pod("10.240.0.5")
+    with failing_after(messages, reaper) as cut:
+        cut.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.doors)
+    assert plane.check(pod.attachment, pod.doors) == []
+    assert works(world, pod)
+    assert run("ip link").count("azv") == 1
+
+
+@pytest.mark.parametrize("messages", range(STEPS_OF_ATTACH))
+def test_detach_after_an_attach_that_failed_at_every_step(
+    world: World, plane: Transparent, reaper: Reaper, messages: int
+) -> None:
+    pod = world.pod("10.240.0.5")
+    run_in(pod.namespace, "ip link set lo up")  # the one thing that stays
+    before = whole_picture(pod)
+    with failing_after(messages, reaper) as cut:
+        cut.attach(pod.attachment, pod.doors)
+    plane.detach(pod.attachment)
+    assert reaper.wait(5)
+    assert whole_picture(pod) == before
+
+
+@pytest.mark.parametrize("messages", range(STEPS_OF_DETACH))
+def test_detach_after_a_failure_at_every_step(world: World, plane: Transparent, reaper: Reaper, messages: int) -> None:
+    pod = world.pod("10.240.0.5")
+    run_in(pod.namespace, "ip link set lo up")
+    before = whole_picture(pod)
+    plane.attach(pod.attachment, pod.doors)
+    with failing_after(messages, reaper) as cut:
+        cut.detach(pod.attachment)
+    plane.detach(pod.attachment)
+    assert caller_seen(world.outside, pod.namespace, pod.address) is None
+    assert reaper.wait(5)
+    assert whole_picture(pod) == before
+
+
+def test_the_steps_are_as_many_as_the_tests_visit(world: World) -> None:
+    pod = world.pod("10.240.0.5")
+    steps = [*host_steps(pod.attachment, 2), *pod_steps(pod.attachment, 3), opening(pod.attachment, 2)]
+    assert 1 + len(steps) == STEPS_OF_ATTACH
+
+
+def test_attach_twice_changes_nothing(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    before = whole_picture(pod)
+    plane.attach(pod.attachment, pod.doors)
+    assert whole_picture(pod) == before
+
+
+def test_detach_of_nothing_changes_nothing(world: World, plane: Transparent) -> None:
+    pod, never = world.pod("10.240.0.5", "a"), world.pod("10.240.0.6", "b")
+    plane.attach(pod.attachment, pod.doors)
+    before = whole_picture(pod)
+    plane.detach(never.attachment)
+    plane.detach(never.attachment)
+    assert whole_picture(pod) == before
+    assert plane.leaving() == frozenset()
 
 
 def test_detach_makes_the_address_unreachable_at_once_and_the_interface_goes_soon(
@@ -34,7 +202,241 @@ def test_detach_makes_the_address_unreachable_at_once_and_the_interface_goes_soo
     plane.attach(pod.attachment, pod.doors)
     plane.detach(pod.attachment)
     assert plane.interfaces() == []
+    assert pod.address not in run("ip route") + run("ip neigh")
+    assert caller_seen(world.outside, pod.namespace, pod.address) is None
     assert reaper.wait(5)
     assert plane.leaving() == frozenset()
     assert pod.host_ifname not in run("ip link")
-    assert Address("10.240.0.5") not in run("ip route")
+
+
+def test_detach_when_the_sandbox_is_gone(world: World, plane: Transparent, reaper: Reaper) -> None:
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    run_in(pod.namespace, "ip link del eth0")
+    plane.detach(pod.attachment)
+    assert reaper.wait(5)
+    assert pod.address not in run("ip route")
+
+
+def test_a_foreign_interface_in_the_pod_is_left_alone(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    run_in(pod.namespace, "ip link add eth0 type veth peer name other")
+    before = whole_picture(pod)
+    with pytest.raises(InterfaceExists, match=r"create eth0 of c.*isn't ours"):
+        plane.attach(pod.attachment, pod.doors)
+    assert whole_picture(pod) == before
+
+
+def test_a_foreign_interface_on_the_host_is_left_alone(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    run(f"ip link add {pod.host_ifname} type veth peer name other")
+    before = whole_picture(pod)
+    with pytest.raises(DataPlaneError, match=f"create {pod.host_ifname}: .*isn't ours"):
+        plane.attach(pod.attachment, pod.doors)
+    assert whole_picture(pod) == before
+
+
+def test_a_taken_index_costs_a_second_attempt(world: World, plane: Transparent, reaper: Reaper) -> None:
+    pod = world.pod("10.240.0.5")
+    index, _ = hostend.indexes(pod.attachment.key)
+    run(f"ip link add foreign index {index} type veth peer name foreign1")
+    plane.attach(pod.attachment, pod.doors)
+    assert plane.check(pod.attachment, pod.doors) == []
+    plane.attach(pod.attachment, pod.doors)
+    plane.detach(pod.attachment)
+    assert reaper.wait(5)
+    assert "foreign" in run("ip link")
+    assert "azv" not in run("ip link")
+
+
+class Old(Conversation):
+    """Like a kernel before 6.2: an interface can't be renamed while it is up."""
+
+    def carry_out(self, steps: Sequence[Step]) -> None:
+        if [step.what for step in steps] == ["move aside"] and "state UP" in run(f"ip link show {steps[0].subject}"):
+            raise DataPlaneError("move aside", steps[0].subject, errno.EBUSY)
+        super().carry_out(steps)
+
+
+@pytest.mark.parametrize("kernel", [Conversation, Old], ids=["live-rename", "before-6.2"])
+@pytest.mark.parametrize("order", ["old-first", "new-first"])
+def test_a_late_detach_of_the_older_sandbox_of_the_same_pod_name(
+    world: World,
+    reaper: Reaper,
+    kernel: Callable[..., Conversation],
+    order: str,
+    finished: Callable[[Transparent], Transparent],
+) -> None:
+    """calico#10375: the name follows from the pod, so both sandboxes want it."""
+    plane = finished(Transparent(reaper, lambda descriptor: kernel(descriptor=descriptor)))
+    old, new = world.pod("10.240.0.5", "web-0"), world.pod("10.240.0.6", "web-0")
+    assert old.host_ifname == new.host_ifname
+    plane.attach(old.attachment, old.doors)
+    plane.attach(new.attachment, new.doors)
+    assert plane.check(new.attachment, new.doors) == []
+    assert any("newer sandbox" in line for line in plane.check(old.attachment, old.doors))
+    assert works(world, new)
+    assert works(world, old), "until its own DEL the older one goes on"
+    assert {(end.key, end.address) for end in plane.interfaces()} == {
+        (old.attachment.key, "10.240.0.5"),
+        (new.attachment.key, "10.240.0.6"),
+    }
+    first, second = (old, new) if order == "old-first" else (new, old)
+    plane.detach(first.attachment)
+    assert reaper.wait(5)
+    assert works(world, second)
+    plane.detach(second.attachment)
+    assert reaper.wait(5)
+    assert "azv" not in run("ip link")
+
+
+def test_a_new_sandbox_takes_over_from_one_that_is_just_leaving(world: World, plane: Transparent) -> None:
+    for number in range(10):
+        pod = world.pod(f"10.240.0.{5 + number}", "web-0")
+        plane.attach(pod.attachment, pod.doors)
+        assert plane.check(pod.attachment, pod.doors) == []
+        plane.detach(pod.attachment)
+
+
+def test_the_same_container_in_a_new_namespace(world: World, plane: Transparent) -> None:
+    old = world.pod("10.240.0.5")
+    plane.attach(old.attachment, old.doors)
+    fresh = world.namespace("again")
+    doors = world.open_doors(fresh)
+    plane.attach(old.attachment, doors)
+    assert plane.check(old.attachment, doors) == []
+    assert works(world, PodHandle(fresh, old.attachment, doors))
+
+
+def test_an_owner_that_does_not_fit_into_the_alias_is_refused_before_anything_is_made(
+    world: World, plane: Transparent
+) -> None:
+    pod = world.pod("10.240.0.5")
+    key = AttachmentKey("vnetpods", "c" * 230, "eth0")
+    with pytest.raises(DataPlaneError, match="too long together"):
+        plane.attach(replace(pod.attachment, key=key), pod.doors)
+    assert "azv" not in run("ip link")
+
+
+def test_a_second_interface_of_a_pod(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    key = replace(pod.attachment.key, ifname="net1")
+    second = replace(pod.attachment, key=key, address=Address("10.240.0.6"))
+    plane.attach(second, pod.doors)
+    assert caller_seen(world.outside, pod.namespace, "10.240.0.6") is not None
+    assert second.host_ifname != pod.host_ifname
+
+
+def test_interfaces_are_what_a_lost_ledger_is_rebuilt_from(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    run("ip link add azvforeign type veth peer name azvforeign1")
+    found = {end.name: end for end in plane.interfaces()}
+    ours = found.pop(pod.host_ifname)
+    assert (ours.key, ours.address) == (pod.attachment.key, pod.address)
+    assert {(end.key, end.address) for end in found.values()} == {(None, None)}
+
+
+def test_remove_takes_what_nobody_claims(world: World, plane: Transparent, reaper: Reaper) -> None:
+    pod, other = world.pod("10.240.0.5", "a"), world.pod("10.240.0.6", "b")
+    for each in (pod, other):
+        plane.attach(each.attachment, each.doors)
+    [orphan] = [end for end in plane.interfaces() if end.address == pod.address]
+    plane.remove(orphan)
+    assert pod.address not in run("ip route")
+    assert reaper.wait(5)
+    plane.remove(orphan)
+    assert [end.address for end in plane.interfaces()] == [other.address]
+
+
+def test_a_new_process_finishes_what_an_older_one_left_dying(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    never_started = Reaper()
+    with contextlib.closing(Transparent(never_started)) as crashed:
+        crashed.detach(pod.attachment)
+    assert never_started.leaving() == {pod.address}
+    assert pod.host_ifname in run("ip link")
+    successor = Reaper()
+    successor.start()
+    assert successor.wait(5)
+    successor.close()
+    assert pod.host_ifname not in run("ip link")
+
+
+DEVIATIONS = [
+    ("ip link set {azv} down", "the host's {azv} is down"),
+    ("ip link set {azv} address 02:aa:aa:aa:aa:aa", "the host's {azv} has MAC 02:aa:aa:aa:aa:aa instead of {host_mac}"),
+    ("ip link set {azv} alias other", "doesn't name {key} with 10.240.0.5 as its owner"),
+    ("ip link set {azv} name azvother", "is called azvother instead of {azv}"),
+    ("ip link set {azv} mtu 1400", "eth0 has MTU 1500, more than the host's end with 1400"),
+    ("ip route del 10.240.0.5", "the host has no route to 10.240.0.5"),
+    ("ip neigh del 10.240.0.5 dev {azv}", "the host's {azv} has no permanent neighbour 10.240.0.5 with {pod_mac}"),
+    ("ip link del {azv}", "the host has no interface of {key}"),
+    ("pod ip link set lo down", "the pod's lo is down"),
+    ("pod ip link set eth0 down", "the pod's eth0 is down"),
+    ("pod ip link set eth0 address 02:aa:aa:aa:aa:aa", "the pod's eth0 has MAC 02:aa:aa:aa:aa:aa instead of {pod_mac}"),
+    ("pod ip link del eth0", "the pod has no eth0"),
+    ("pod ip addr del 10.240.0.5/32 dev eth0", "the pod's eth0 doesn't have 10.240.0.5/32"),
+    ("pod ip route del 169.254.1.1", "the pod has no route to 169.254.1.1"),
+    ("pod ip route del default", "the pod has no default route via 169.254.1.1"),
+    ("pod ip neigh del 169.254.1.1 dev eth0", "the pod's eth0 has no permanent neighbour 169.254.1.1 with {host_mac}"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), DEVIATIONS, ids=[change for change, _ in DEVIATIONS])
+def test_check_finds_each_deviation(world: World, plane: Transparent, change: str, sentence: str) -> None:
+    pod = world.pod("10.240.0.5")
+    attachment = pod.attachment
+    plane.attach(attachment, pod.doors)
+    words = {
+        "azv": pod.host_ifname,
+        "host_mac": attachment.host_mac,
+        "pod_mac": attachment.pod_mac,
+        "key": str(attachment.key),
+    }
+    where, _, command = change.partition(" ") if change.startswith("pod ") else ("", "", change)
+    run_in(pod.namespace if where else world.host, command.format(**words))
+    found = plane.check(attachment, pod.doors)
+    assert any(sentence.format(**words) in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ip addr add 10.99.0.1/32 dev eth0",
+        "ip route add 10.98.0.0/16 via 169.254.1.1 dev eth0",
+        "ip link set eth0 mtu 1300",
+        "ip link add extra type veth peer name extra1",
+    ],
+)
+def test_check_tolerates_what_chained_plugins_add(world: World, plane: Transparent, change: str) -> None:
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    run_in(pod.namespace, change)
+    assert plane.check(pod.attachment, pod.doors) == []
+
+
+def test_descriptors_stay_their_owners(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    plane.attach(pod.attachment, pod.doors)
+    plane.check(pod.attachment, pod.doors)
+    plane.detach(pod.attachment)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    os.fstat(pod.doors.netns_fd)
+    os.fstat(pod.doors.netlink_fd)
+
+
+def test_an_error_names_step_object_and_cause(world: World) -> None:
+    with Conversation() as conversation, pytest.raises(DataPlaneError) as caught:
+        conversation.carry_out(
+            [
+                Step("bring up", "lo", rt.link_set(rt.LOOPBACK, up=True)),
+                Step("add the route to", "10.0.0.9", rt.route_add(rt.Route("10.0.0.9", 32, 12345))),
+                Step("bring up", "lo", rt.link_set(rt.LOOPBACK, up=True)),
+            ]
+        )
+    assert caught.value.errno == errno.ENODEV
+    assert str(caught.value).startswith("add the route to 10.0.0.9: No such device")

@@ -1,0 +1,67 @@
+"""Real conntrack entries: those of an address go, whoever began them, and no other."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.agent.dataplane.world import PEER, PodHandle, World, inside, run
+from vnetpods_agent.dataplane import conntrack
+from vnetpods_agent.dataplane.conversation import Conversation
+from vnetpods_agent.dataplane.reaper import NETLINK_NETFILTER, Reaper
+from vnetpods_agent.dataplane.transparent import Transparent
+
+Flush = Callable[[Conversation, str], None]
+
+
+def one_by_one(conversation: Conversation, address: str) -> None:
+    """What kernels before 6.8 need."""
+    for direction in (conntrack._TUPLE_ORIG, conntrack._TUPLE_REPLY):
+        conntrack.flush_one_by_one(conversation, direction, address)
+
+
+def say(namespace: str, address: str, source: str = "") -> None:
+    with inside(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        if source:
+            sender.bind((source, 0))
+        sender.sendto(b"?", (address, 5353))
+
+
+@pytest.fixture
+def pods(world: World, plane: Transparent) -> list[PodHandle]:
+    """Two pods with connections of their own, and a Service address that leads to the first."""
+    run("sysctl -qw net.ipv4.ip_forward=1")
+    run("nft add table ip service")
+    run("nft add chain ip service inbound { type nat hook prerouting priority -100 ; }")
+    run("nft add rule ip service inbound ip daddr 10.0.99.99 dnat to 10.240.0.5")
+    pods = [world.pod("10.240.0.5", "a"), world.pod("10.240.0.6", "b")]
+    for pod in pods:
+        plane.attach(pod.attachment, pod.doors)
+    say(pods[0].namespace, PEER)  # begun by it
+    say(pods[1].namespace, "10.240.0.5")  # begun by the other, to it
+    say(pods[1].namespace, "10.0.99.99")  # to it, through a Service
+    say(pods[1].namespace, PEER)  # none of its business
+    assert len(entries()) == 4
+    return pods
+
+
+def entries() -> list[str]:
+    return [line for line in run("conntrack -L -p udp --dport 5353").splitlines() if line]
+
+
+@pytest.mark.parametrize("flush", [conntrack.flush, one_by_one])
+def test_all_connections_of_the_address_and_no_other_are_forgotten(pods: list[PodHandle], flush: Flush) -> None:
+    with Conversation(NETLINK_NETFILTER) as conversation:
+        flush(conversation, "10.240.0.5")
+        [left] = entries()
+        assert f"src=10.240.0.6 dst={PEER}" in left
+        flush(conversation, "10.240.0.5")
+
+
+def test_a_detached_pod_leaves_no_connections(pods: list[PodHandle], plane: Transparent, reaper: Reaper) -> None:
+    plane.detach(pods[0].attachment)
+    assert reaper.wait(5)
+    assert not any("10.240.0.5" in entry for entry in entries())
+    assert len(entries()) == 1

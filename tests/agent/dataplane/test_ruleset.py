@@ -1,0 +1,116 @@
+"""The rule set as text: the same for the same state, and accepted by nft in every shape."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+
+import pytest
+
+from vnetpods_agent.attachment import Address
+from vnetpods_agent.dataplane import HostState, Nic
+from vnetpods_agent.dataplane.kernel import Uplink, uplinks
+from vnetpods_agent.dataplane.routing import wanted
+from vnetpods_agent.dataplane.rtnetlink import HeldAddress, Link
+from vnetpods_agent.dataplane.ruleset import collapsed, ruleset
+
+
+def link(index: int, name: str, mac: str, master: int = 0) -> Link:
+    return Link(index, name, True, mac, 1500, "", "", 0, master, 0, None, True)
+
+
+FIRST = Nic("00:0d:3a:00:00:01", Address("10.240.0.4"), ("10.240.0.0/16",), ("10.240.0.5", "10.240.0.16/28"))
+SECOND = Nic("00:0d:3a:00:00:02", Address("10.241.0.4"), ("10.241.0.0/16",), ("10.241.0.5",))
+ONE = [Uplink(FIRST, link(2, "eth0", FIRST.mac))]
+TWO = [*ONE, Uplink(SECOND, link(3, "eth1", SECOND.mac))]
+EVERYTHING = "0.0.0.0/0"
+
+
+@pytest.mark.parametrize(
+    ("networks", "expected"),
+    [
+        pytest.param(["10.0.0.7/8"], ["10.0.0.0/8"], id="host-bits"),
+        pytest.param(["10.1.0.0/16", "10.0.0.0/8", "10.1.2.0/24"], ["10.0.0.0/8"], id="overlapping"),
+        pytest.param(["10.0.1.0/24", "10.0.0.0/24"], ["10.0.0.0/23"], id="adjacent"),
+        pytest.param([EVERYTHING, "10.0.0.0/8"], [EVERYTHING], id="everything"),
+        pytest.param(["10.0.0.5"], ["10.0.0.5/32"], id="one-address"),
+        pytest.param([], [], id="none"),
+    ],
+)
+def test_ranges_are_brought_into_one_form(networks: list[str], expected: list[str]) -> None:
+    assert [str(network) for network in collapsed(networks)] == expected
+
+
+def test_the_order_of_what_is_declared_does_not_matter() -> None:
+    direct = ["10.0.0.0/8", "10.3.0.1/16", "192.168.7.9/24", "172.16.0.0/12", "10.0.0.0/8"]
+    texts = set()
+    for seed in range(20):
+        random.Random(seed).shuffle(direct)
+        texts.add(ruleset(HostState((FIRST,), tuple(direct)), ONE))
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    "direct", [(), (EVERYTHING,), ("10.0.0.0/8", "10.0.0.1/9")], ids=["none", "all", "overlapping"]
+)
+@pytest.mark.parametrize("imds", [False, True], ids=["imds-refused", "imds-allowed"])
+@pytest.mark.parametrize("found", [[], ONE, TWO], ids=["no-nic", "one-nic", "two-nics"])
+@pytest.mark.parametrize("empty", [False, True], ids=["pool", "empty-pool"])
+def test_nft_takes_it(direct: tuple[str, ...], imds: bool, found: list[Uplink], empty: bool) -> None:
+    nics = tuple(Nic(u.nic.mac, u.nic.primary_address, u.nic.prefixes, () if empty else u.nic.addresses) for u in found)
+    text = ruleset(HostState(nics, direct, imds), [Uplink(nic, u.link) for nic, u in zip(nics, found, strict=True)])
+    subprocess.run(["nft", "-c", "-f", "-"], input=text, text=True, check=True)
+
+
+def test_rules_do_not_grow_with_the_pool() -> None:
+    def lines(count: int) -> int:
+        addresses = tuple(f"10.240.{number // 250}.{number % 250}" for number in range(count))
+        nic = Nic(FIRST.mac, FIRST.primary_address, FIRST.prefixes, addresses)
+        return len(ruleset(HostState((nic,), ("10.0.0.0/8",)), [Uplink(nic, ONE[0].link)]).splitlines())
+
+    assert lines(1) == lines(250)
+
+
+def test_one_nic_needs_no_policy_routing() -> None:
+    assert wanted(ONE) == ([], [])
+    assert "mark" not in ruleset(HostState((FIRST,), ()), ONE)
+
+
+def test_every_nic_gets_its_rules_and_its_table() -> None:
+    rules, routes = wanted(TWO)
+    assert [(rule.priority, rule.mark, rule.mask, rule.table, rule.suppress_prefix) for rule in rules] == [
+        (11800, 0x100, 0xF00, 254, 31),
+        (11801, 0x100, 0xF00, 11801, -1),
+        (11800, 0x200, 0xF00, 254, 31),
+        (11801, 0x200, 0xF00, 11802, -1),
+    ]
+    assert [(r.destination, r.prefix, r.gateway, r.index, r.table) for r in routes] == [
+        ("10.240.0.0", 16, "", 2, 11801),
+        ("0.0.0.0", 0, "10.240.0.1", 2, 11801),
+        ("10.241.0.0", 16, "", 3, 11802),
+        ("0.0.0.0", 0, "10.241.0.1", 3, 11802),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("links", "held", "expected"),
+    [
+        pytest.param([link(2, "eth0", FIRST.mac)], [], "eth0", id="by-mac"),
+        pytest.param(
+            [link(3, "enP1s1", FIRST.mac, master=9), link(9, "eth0", FIRST.mac)],
+            [],
+            "eth0",
+            id="accelerated",
+        ),
+        pytest.param(
+            [link(2, "eth0", FIRST.mac), link(9, "br0", FIRST.mac)],
+            [HeldAddress(9, "10.240.0.4", 16)],
+            "br0",
+            id="bridge-with-the-address",
+        ),
+        pytest.param([link(2, "eth0", "00:0d:3a:00:00:99")], [], None, id="none"),
+    ],
+)
+def test_which_interface_is_the_nic(links: list[Link], held: list[HeldAddress], expected: str | None) -> None:
+    nic = Nic(FIRST.mac.upper(), FIRST.primary_address, FIRST.prefixes, FIRST.addresses)
+    assert [uplink.link.name for uplink in uplinks([nic], links, held)] == ([expected] if expected else [])
