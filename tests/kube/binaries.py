@@ -82,6 +82,17 @@ def _kubernetes_version() -> dict[str, str]:
     return {f"{package}.{name}": value for package in packages for name, value in values.items()}
 
 
+def _helm_kubernetes_version() -> dict[str, str]:
+    """What `helm template` and `helm lint` take the cluster's version for; without it v1.20."""
+    major, minor, _ = KUBERNETES.split(".")
+    packages = ("helm.sh/helm/v3/pkg/chartutil", "helm.sh/helm/v3/pkg/lint/rules")
+    return {
+        f"{package}.k8sVersion{part}": value
+        for package in packages
+        for part, value in (("Major", major), ("Minor", minor))
+    }
+
+
 _KUBERNETES_PROGRAMS = (
     "kube-apiserver",
     "kube-controller-manager",
@@ -139,7 +150,7 @@ SOURCES = (
         "helm",
         "3.22.0",
         {"helm": "helm.sh/helm/v3/cmd/helm"},
-        {"helm.sh/helm/v3/internal/version.version": "v3.22.0"},
+        {"helm.sh/helm/v3/internal/version.version": "v3.22.0", **_helm_kubernetes_version()},
         version_of={"helm": ("version", "--short")},
     ),
 )
