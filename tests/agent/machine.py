@@ -1,0 +1,268 @@
+"""One node for a test: a network namespace with a NIC, the agent as a process in it, and a runtime that calls the shim.
+
+The agent is the real one with its real data plane; addresses come from a file, so that no API server is needed. Reports
+to that file's owner (what the operator would read) are in `report`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from tests.agent.shim import Outcome, program
+from vnetpods_api import Interface, Status
+
+NIC_MAC = "00:0d:3a:1b:c7:21"
+PRIMARY = "10.240.0.4"
+SOON = 15.0
+
+
+async def until(what: Callable[[], Any], timeout: float = SOON) -> Any:
+    """Waits for something to be true, and returns it."""
+    end = time.monotonic() + timeout
+    while not (value := what()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout} s: {what.__name__ or what}")
+        await asyncio.sleep(0.02)
+    return value
+
+
+@dataclass
+class Machine:
+    """`settings` are keys of the agent's configuration, over those that the test needs."""
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    shim: Path = field(default_factory=lambda: program("ADD_DEADLINE_MS=20000"))
+    name: str = field(default_factory=lambda: f"m-{uuid4().hex[:6]}")
+    process: asyncio.subprocess.Process | None = None
+    pods: list[str] = field(default_factory=list)
+    port: int = 0
+
+    # the machine
+
+    def build(self) -> None:
+        for name in (self.name, f"{self.name}-out"):
+            _ip(f"netns add {name}")
+            _ip(f"-n {name} link set lo up")
+        _ip(f"-n {self.name} link add eth0 address {NIC_MAC} type veth peer name nic0 netns {self.name}-out")
+        _ip(f"-n {self.name} addr add {PRIMARY}/16 dev eth0")
+        _ip(f"-n {self.name} link set eth0 up")
+        _ip(f"-n {self.name}-out link set nic0 up")
+        self.boot_id("boot-1")
+        config = {
+            "source": {"file": str(self.folder / "pool.yaml")},
+            "paths": {
+                "state": str(self.state),
+                "socket": str(self.socket),
+                "cniBin": str(self.folder / "bin"),
+                "cniConf": str(self.folder / "net.d"),
+                "shim": str(self.shim),
+                "bootId": str(self.folder / "boot_id"),
+            },
+            "http": {"port": 0},
+            "cooldown": 0.3,
+            "reportInterval": 0.1,
+            "sweepInterval": 3600,
+        } | self.settings
+        (self.folder / "agent.yaml").write_text(json.dumps(config))
+
+    def close(self) -> None:
+        for name in (*self.pods, self.name, f"{self.name}-out"):
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "run" / "agent.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "agent.log"
+
+    def boot_id(self, value: str) -> None:
+        (self.folder / "boot_id").write_text(f"{value}\n")
+
+    def reboot(self) -> None:
+        """All of the kernel's state is gone, the disk isn't."""
+        self.close()
+        self.pods.clear()
+        self.build()
+        self.boot_id(f"boot-{uuid4()}")
+
+    # the pool
+
+    def pool(self, addresses: Sequence[str], releasing: Sequence[str] = (), released: Sequence[str] = ()) -> None:
+        """What the operator lists."""
+        interface = Interface(
+            name="nic",
+            mac=NIC_MAC,
+            subnet="pods",
+            prefixes=("10.240.0.0/16",),
+            primary_address=PRIMARY,
+            addresses=tuple(addresses),
+            releasing=tuple(releasing),
+        )
+        status = Status(interfaces=(interface,), direct_cidrs=("10.240.0.0/12",), released=tuple(released))
+        temporary = self.folder / "pool.yaml.new"
+        temporary.write_bytes(msgspec.json.encode(status))
+        temporary.replace(self.folder / "pool.yaml")
+
+    def report(self) -> Status:
+        """What the agent has told the pool's owner."""
+        try:
+            return msgspec.json.decode((self.folder / "pool.yaml.report.json").read_bytes(), type=Status)
+        except FileNotFoundError:
+            return Status()
+
+    # the agent
+
+    async def start(self, fault: str = "", serving: bool = True) -> None:
+        """Starts the agent and waits until it listens. With `fault` it kills itself there."""
+        seen = len(self.events("serving"))
+        environment = {**os.environ, "VNETPODS_FAULT": fault, "NODE_NAME": "worker-1"}
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                "nsenter",
+                f"--net=/run/netns/{self.name}",
+                sys.executable,
+                "-m",
+                "vnetpods_agent",
+                "run",
+                f"--config={self.folder / 'agent.yaml'}",
+                env=environment,
+                stderr=log,
+            )
+        if serving:
+            await until(lambda: len(self.events("serving")) > seen or self.process_ended())
+
+    def process_ended(self) -> bool:
+        assert self.process
+        return self.process.returncode is not None
+
+    async def kill(self) -> None:
+        assert self.process
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+    async def stop(self) -> None:
+        assert self.process
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        await self.process.wait()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Log lines of that name."""
+        if not self.log.exists():
+            return []
+        lines = (json.loads(line) for line in self.log.read_bytes().splitlines() if line.startswith(b"{"))
+        return [line for line in lines if line["event"] == name]
+
+    # the runtime
+
+    def sandbox(self, name: str = "") -> str:
+        """A pod's network namespace; its path."""
+        name = name or f"p-{uuid4().hex[:8]}"
+        _ip(f"netns add {name}")
+        self.pods.append(name)
+        return f"/run/netns/{name}"
+
+    def end_sandbox(self, netns: str) -> None:
+        name = Path(netns).name
+        _ip(f"netns delete {name}")
+        self.pods.remove(name)
+
+    async def call(self, verb: str, container: str, netns: str | None = None, **more: Any) -> Outcome:
+        """`conf`: keys of the network configuration; `stdin`: all of it, in bytes; `args`: CNI_ARGS; `ifname`."""
+        conf = {"cniVersion": "1.1.0", "name": "vnetpods", "type": "vnetpods"} | more.get("conf", {})
+        environment = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": container,
+            "CNI_IFNAME": more.get("ifname", "eth0"),
+            "CNI_PATH": "/opt/cni/bin",
+            "CNI_ARGS": more.get("args", ""),
+            "VNETPODS_SOCKET": str(self.socket),
+            "VNETPODS_SPOOL": str(self.state / "spool"),
+        }
+        if netns is not None:
+            environment["CNI_NETNS"] = netns
+        process = await asyncio.create_subprocess_exec(
+            "nsenter",
+            f"--net=/run/netns/{self.name}",
+            self.shim,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        stdin = more.get("stdin", json.dumps(conf).encode())
+        stdout, stderr = await process.communicate(stdin)
+        assert process.returncode is not None
+        return Outcome(process.returncode, stdout, stderr.decode(errors="replace"))
+
+    async def add(self, container: str, netns: str, **more: Any) -> str:
+        """The address that the pod got."""
+        outcome = await self.call("ADD", container, netns, **more)
+        assert outcome.exit_code == 0, outcome
+        return str(outcome.json["ips"][-1]["address"]).removesuffix("/32")
+
+    async def delete(self, container: str, netns: str | None = None, **more: Any) -> None:
+        outcome = await self.call("DEL", container, netns, **more)
+        assert outcome.exit_code == 0, outcome
+
+    # the kernel
+
+    def routes(self) -> set[str]:
+        """Addresses that are routed to pods."""
+        return {route["dst"] for route in self._show("route show proto 118") if "/" not in route["dst"]}
+
+    def host_ends(self) -> set[str]:
+        return {link["ifname"] for link in self._show("link show") if link["ifname"].startswith("azv")}
+
+    def addresses_of(self, netns: str, ifname: str = "eth0") -> list[str]:
+        shown = json.loads(_ip(f"-n {Path(netns).name} -j -4 addr show"))
+        return [info["local"] for link in shown if link["ifname"] == ifname for info in link["addr_info"]]
+
+    def _show(self, what: str) -> list[dict[str, Any]]:
+        return list(json.loads(_ip(f"-n {self.name} -j {what}") or "[]"))
+
+
+def _ip(arguments: str) -> str:
+    done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AssertionError(f"ip {arguments}: {done.stderr}")
+    return done.stdout
+
+
+@contextlib.asynccontextmanager
+async def machine(folder: Path, **settings: Any) -> AsyncIterator[Machine]:
+    """Built, not yet started. What the agent said is shown when the test fails."""
+    made = Machine(folder, settings)
+    made.build()
+    try:
+        yield made
+    except BaseException:
+        if made.log.exists():
+            print(made.log.read_text()[-8000:])
+        raise
+    finally:
+        if made.process is not None and made.process.returncode is None:
+            await made.kill()
+        made.close()
