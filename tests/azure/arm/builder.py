@@ -10,28 +10,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.azure.arm.clock import Clock
-from tests.azure.arm.cloud import OWNER, Cloud
-from tests.azure.arm.requests import Request
+from tests.azure.arm.admin import Call
 
 SUBSCRIPTION = "00000000-0000-0000-0000-000000000001"
 GROUP = "vnetpods"
 LOCATION = "westeurope"
-API_VERSION = "2024-01-01"
 
 Body = dict[str, Any]
-
-
-class RefusedError(Exception):
-    """The cloud said no to something that a test wanted to build."""
 
 
 class Builder:
     """`subscription` and `group` are where short names live; every `name` may also be a whole id."""
 
-    def __init__(self, cloud: Cloud, clock: Clock, subscription: str = SUBSCRIPTION, group: str = GROUP) -> None:
-        self._cloud = cloud
-        self._clock = clock
+    def __init__(self, call: Call, subscription: str = SUBSCRIPTION, group: str = GROUP) -> None:
+        self._call = call
         self.subscription = subscription
         self.group = group
 
@@ -46,13 +38,7 @@ class Builder:
 
     def request(self, method: str, path: str, body: Body | None = None) -> Body:
         """Any ARM request as the owner. Raises RefusedError with the service's words."""
-        reply = self._cloud.handle(
-            Request(method, path, {"api-version": API_VERSION}, body=body, principal=OWNER), self._clock.now()
-        )
-        if reply.status >= 400:
-            error = reply.body["error"]
-            raise RefusedError(f"{method} {path}: {reply.status} {error['code']}: {error['message']}")
-        found: Body = reply.body or {}
+        found: Body = self._call("arm", method=method, path=path, body=body)
         return found
 
     def put(self, kind: str, name: str, properties: Body | None = None, **rest: Any) -> Body:
@@ -160,28 +146,25 @@ class Builder:
         self, operation: str | None = None, *, principal: str | None = None, resource: str | None = None
     ) -> list[Body]:
         """The request ledger, filtered (see requests.Ledger.select)."""
-        entries = self._cloud.ledger.select(operation, principal=principal, resource=resource)
-        return [{field: getattr(entry, field) for field in entry.__dataclass_fields__} for entry in entries]
+        entries: list[Body] = self._call("requests", operation=operation, principal=principal, resource=resource)
+        return entries
 
     def counts(self, since: float | None = None) -> dict[str, int]:
         """Requests by operation (`Microsoft.Network/networkInterfaces/write`)."""
-        return self._cloud.ledger.counts(since)
+        counts: dict[str, int] = self._call("counts", since=since)
+        return counts
 
     def now(self) -> float:
         """The cloud's time; mark a moment with it and pass it as `since`."""
-        return self._clock.now()
+        return float(self._call("now"))
 
     def set_duration(self, kind: str, seconds: float) -> None:
         """How long writes of a resource type (or "*") stay InProgress."""
-        self._cloud.settings.durations[kind.lower()] = seconds
+        self._call("set_duration", kind=kind, seconds=seconds)
 
     def configure(self, **settings: Any) -> None:
         """Sets fields of settings.Settings, or of its guesses."""
-        for name, value in settings.items():
-            owner: Any = self._cloud.settings if hasattr(self._cloud.settings, name) else self._cloud.settings.guesses
-            if not hasattr(owner, name):
-                raise RefusedError(f"no setting is called {name}")
-            setattr(owner, name, value)
+        self._call("configure", **settings)
 
 
 def _vm_properties(name: str, nics: list[str]) -> Body:

@@ -243,7 +243,8 @@ class Cloud:
         if operation is None or not self.settings.operation_header:
             return {}
         provider = f"/subscriptions/{wanted.subscription}/providers/{wanted.provider}"
-        url = f"{request.base}{provider}/locations/{LOCATION}/operations/{operation.id}?api-version={request.query['api-version']}"
+        version = request.query["api-version"]
+        url = f"{request.base}{provider}/locations/{LOCATION}/operations/{operation.id}?api-version={version}"
         return {"Azure-AsyncOperation": url, "Retry-After": str(self.settings.retry_after)}
 
     def _delete(self, request: Request, kind: Kind, wanted: ResourceId, now: float) -> Reply:

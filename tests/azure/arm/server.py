@@ -19,6 +19,7 @@ import msgspec
 from aiohttp import web
 
 from tests.azure.arm import identity
+from tests.azure.arm.admin import Admin
 from tests.azure.arm.builder import Builder
 from tests.azure.arm.clock import Clock, SystemClock
 from tests.azure.arm.cloud import Cloud
@@ -37,7 +38,8 @@ class Emulator:
     def __init__(self, settings: Settings | None = None, clock: Clock | None = None) -> None:
         self.cloud = Cloud(settings)
         self.clock = clock or SystemClock()
-        self.build = Builder(self.cloud, self.clock)
+        self.admin = Admin(self.cloud, self.clock)
+        self.build = Builder(self.admin.call)
         self.changed: Callable[[], Awaitable[None]] = _unchanged
         self.bugs: list[str] = []
         self.url = ""

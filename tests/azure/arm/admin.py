@@ -1,0 +1,75 @@
+"""What a test may do to a cloud besides sending it requests: act as its owner, read the ledger, change settings.
+
+A small set of verbs with plain JSON values, so that it works the same within a process and through a socket. The
+owner's ARM requests obey all rules of the service but have no budget, meet no faults and are not in the ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from tests.azure.arm.clock import Clock, VirtualClock
+from tests.azure.arm.cloud import OWNER, Cloud
+from tests.azure.arm.requests import Request
+
+API_VERSION = "2024-01-01"
+
+
+class RefusedError(Exception):
+    """The cloud said no to something that a test wanted."""
+
+
+class Call(Protocol):
+    """`call("now")`, `call("arm", method="GET", path=…)`."""
+
+    def __call__(self, verb: str, **arguments: Any) -> Any: ...
+
+
+class Admin:
+    """The verbs; each public method is one."""
+
+    def __init__(self, cloud: Cloud, clock: Clock) -> None:
+        self._cloud = cloud
+        self._clock = clock
+
+    def call(self, verb: str, **arguments: Any) -> Any:
+        """Raises RefusedError when there is no such verb, or the service refuses."""
+        method = getattr(self, verb, None)
+        if verb.startswith("_") or verb == "call" or method is None:
+            raise RefusedError(f"the emulator has no verb {verb}")
+        return method(**arguments)
+
+    def arm(self, method: str, path: str, body: Any = None) -> Any:
+        request = Request(method, path, {"api-version": API_VERSION}, body=body, principal=OWNER)
+        reply = self._cloud.handle(request, self._clock.now())
+        if reply.status >= 400:
+            error = reply.body["error"]
+            raise RefusedError(f"{method} {path}: {reply.status} {error['code']}: {error['message']}")
+        return reply.body or {}
+
+    def requests(
+        self, operation: str | None = None, principal: str | None = None, resource: str | None = None
+    ) -> list[dict[str, Any]]:
+        return [asdict(entry) for entry in self._cloud.ledger.select(operation, principal=principal, resource=resource)]
+
+    def counts(self, since: float | None = None) -> dict[str, int]:
+        return self._cloud.ledger.counts(since)
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def advance(self, seconds: float) -> None:
+        if not isinstance(self._clock, VirtualClock):
+            raise RefusedError("this cloud runs on real time; start it with a VirtualClock to move it")
+        self._clock.advance(seconds)
+
+    def set_duration(self, kind: str, seconds: float) -> None:
+        self._cloud.settings.durations[kind.lower()] = seconds
+
+    def configure(self, **settings: Any) -> None:
+        for name, value in settings.items():
+            owner: Any = self._cloud.settings if hasattr(self._cloud.settings, name) else self._cloud.settings.guesses
+            if not hasattr(owner, name):
+                raise RefusedError(f"no setting is called {name}")
+            setattr(owner, name, value)

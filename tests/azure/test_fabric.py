@@ -1,0 +1,167 @@
+"""Real packets through the fabric: who reaches whom, and what is dropped for which reason."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.azure import client
+from tests.azure.client import Azure
+from tests.azure.fabric import namespaces
+
+
+@pytest.fixture(scope="module")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
+    cloud = client.start(tmp_path_factory.mktemp("azure"), duration=0)
+    try:
+        cloud.create_vnet("net", "10.240.0.0/12")
+        cloud.create_subnet("net", "pods", "10.240.0.0/16")
+        cloud.create_vnet("peer", "10.9.0.0/16")
+        cloud.create_subnet("peer", "hosts", "10.9.1.0/24")
+        cloud.create_vnet("island", "10.8.0.0/16")
+        cloud.create_subnet("island", "hosts", "10.8.1.0/24")
+        cloud.peer("net", "peer")
+        cloud.create_vm("w1", "net/pods")
+        cloud.create_vm("w2", "net/pods")
+        cloud.create_vm("far", "peer/hosts")
+        cloud.create_vm("lost", "island/hosts")
+        yield cloud
+        assert cloud.bugs() == []
+    finally:
+        cloud.stop()
+
+
+@contextmanager
+def own(machine: str, address: str) -> Iterator[None]:
+    """Lets a machine use an address itself, as a pod on it would."""
+    subprocess.run(["ip", "-n", machine, "addr", "add", f"{address}/32", "dev", "lo"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["ip", "-n", machine, "addr", "del", f"{address}/32", "dev", "lo"], check=True)
+
+
+def says(source: tuple[str, str], target: tuple[str, str]) -> str | None:
+    """Sends a datagram from (machine, address) to (machine, address); what the receiver saw as its source."""
+    with (
+        namespaces.open_socket(target[0], kind=socket.SOCK_DGRAM) as receiver,
+        namespaces.open_socket(source[0], kind=socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind((target[1], 5555))
+        receiver.settimeout(0.3)
+        sender.bind((source[1], 0))
+        sender.sendto(b"hello", (target[1], 5555))
+        try:
+            return str(receiver.recvfrom(100)[1][0])
+        except TimeoutError:
+            return None
+
+
+def get(machine: str, url: str, *options: str) -> str:
+    command = ["ip", "netns", "exec", machine, "curl", "-sS", "-m", "2", *options, url]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+
+
+def test_machines_reach_each_other_and_the_peer(azure: Azure) -> None:
+    assert says(("w1", "10.240.0.4"), ("w2", "10.240.0.5")) == "10.240.0.4"
+    assert says(("w1", "10.240.0.4"), ("far", "10.9.1.4")) == "10.240.0.4"
+    assert says(("far", "10.9.1.4"), ("w1", "10.240.0.4")) == "10.9.1.4"
+
+
+def test_every_neighbour_has_the_fabrics_mac(azure: Azure) -> None:
+    says(("w1", "10.240.0.4"), ("w2", "10.240.0.5"))
+    shown = subprocess.run(["ip", "-n", "w1", "neigh"], check=True, capture_output=True, text=True).stdout
+    assert "10.240.0.5 dev eth0 lladdr 12:34:56:78:9a:bc" in shown
+
+
+def test_secondary_address_passes_only_while_the_nic_has_it(azure: Azure) -> None:
+    address = azure.add_address("w1-nic", "pod")
+    with own("w1", address):
+        assert says(("w1", address), ("w2", "10.240.0.5")) == address
+        assert says(("w2", "10.240.0.5"), ("w1", address)) == "10.240.0.5"
+        azure.remove_address("w1-nic", "pod")
+        before = azure.drops()
+        assert says(("w1", address), ("w2", "10.240.0.5")) is None
+        assert says(("w2", "10.240.0.5"), ("w1", address)) is None
+        after = azure.drops()
+        assert (after["source"] - before["source"], after["unowned"] - before["unowned"]) == (1, 1)
+        row = {"from": "w1", "source": address, "destination": "10.240.0.5", "packets": 1}
+        assert row in azure.dropped("source")
+
+
+def test_address_moves_to_another_machine(azure: Azure) -> None:
+    address = azure.add_address("w1-nic", "pod")
+    azure.remove_address("w1-nic", "pod")
+    azure.add_address("w2-nic", "pod", address)
+    with own("w2", address):
+        assert says(("w1", "10.240.0.4"), ("w2", address)) == "10.240.0.4"
+        azure.remove_address("w2-nic", "pod")
+
+
+def test_foreign_mac_is_dropped(azure: Azure) -> None:
+    azure.create_vm("odd", "net/pods")
+    subprocess.run(["ip", "-n", "odd", "link", "set", "eth0", "address", "00:0d:3a:ff:ff:ff"], check=True)
+    before = azure.drops()["mac"]
+    address = azure.addresses("odd-nic")["ipconfig1"]
+    assert says(("odd", address), ("w2", "10.240.0.5")) is None
+    assert azure.drops()["mac"] == before + 1
+    azure.delete_vm("odd")
+    assert not namespaces.exists("odd")
+
+
+def test_unpeered_network_is_unreachable(azure: Azure) -> None:
+    before = azure.drops()["unreachable"]
+    assert says(("w1", "10.240.0.4"), ("lost", "10.8.1.4")) is None
+    assert azure.drops()["unreachable"] == before + 1
+
+
+def test_internet_sees_the_primary_address_only(azure: Azure) -> None:
+    assert get("w1", "http://203.0.113.10/") == "10.240.0.4"
+    address = azure.add_address("w1-nic", "pod")
+    with own("w1", address):
+        before = azure.drops()["outbound"]
+        assert get("w1", "http://203.0.113.10/", "--interface", address, "-m", "0.3") == ""
+        assert azure.drops()["outbound"] > before
+        azure.remove_address("w1-nic", "pod")
+        assert says(("internet", "203.0.113.10"), ("w1", "10.240.0.4")) is None
+
+
+def test_metadata_answers_the_primary_address_only(azure: Azure) -> None:
+    url = "http://169.254.169.254/metadata/instance/network?api-version=2021-02-01"
+    answer = get("w1", url, "-H", "Metadata: true")
+    assert '"privateIpAddress": "10.240.0.4"' in answer
+    address = azure.add_address("w1-nic", "pod")
+    with own("w1", address):
+        assert address in get("w1", url, "-H", "Metadata: true")
+        assert get("w1", url, "-H", "Metadata: true", "--interface", address, "-m", "0.3") == ""
+        azure.remove_address("w1-nic", "pod")
+
+
+def test_arm_is_reachable_from_machines_and_from_the_desk(azure: Azure) -> None:
+    assert "AuthenticationFailed" in get(
+        "w1", f"{azure.url}/subscriptions/s/providers/Microsoft.Network/networkInterfaces"
+    )
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{azure.url}/subscriptions/s/providers/Microsoft.Network/networkInterfaces", timeout=2)
+
+
+def test_desk_reaches_machines(azure: Azure) -> None:
+    with namespaces.open_socket("far") as server:
+        server.bind(("10.9.1.4", 8000))
+        server.listen()
+        with socket.create_connection(("10.9.1.4", 8000), timeout=1):
+            accepted, _ = server.accept()
+            accepted.close()
+
+
+def test_reboot_gives_a_fresh_namespace(azure: Azure) -> None:
+    own("w2", "10.99.0.1")
+    azure.reboot("w2")
+    shown = subprocess.run(["ip", "-n", "w2", "addr"], check=True, capture_output=True, text=True).stdout
+    assert "10.99.0.1" not in shown
+    assert says(("w1", "10.240.0.4"), ("w2", "10.240.0.5")) == "10.240.0.4"
