@@ -62,7 +62,7 @@ class Events:
             assert self._api is not None
             body = _body(event, self._node, datetime.now(UTC))
             try:
-                await self._api.post(f"/api/v1/namespaces/{body['metadata']['namespace']}/events", body)
+                await self._api.post(f"/apis/events.k8s.io/v1/namespaces/{body['metadata']['namespace']}/events", body)
             except KubeError as error:
                 log.info("event not posted", reason=event.reason, error=str(error))
 
@@ -72,30 +72,23 @@ def _named(pod: Pod | None) -> str:
 
 
 def _body(event: Event, node: str, now: datetime) -> dict[str, Any]:
-    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    about: dict[str, str] = {"kind": "Node", "name": node, "uid": node}  # as the kubelet names a Node
+    """As events.k8s.io/v1 wants it; `note` has at most 1024 bytes."""
+    regarding: dict[str, str] = {"kind": "Node", "name": node, "uid": node}  # as the kubelet names a Node
     namespace = _NODE_NAMESPACE
     if event.pod is not None:
         namespace = event.pod.namespace
-        about = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "namespace": namespace,
-            "name": event.pod.name,
-            "uid": event.pod.uid,
-        }
+        regarding = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": event.pod.name}
+        regarding |= {"uid": event.pod.uid} if event.pod.uid else {}
     return {
-        "apiVersion": "v1",
+        "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": {"name": f"vnetpods-{secrets.token_hex(8)}", "namespace": namespace},
-        "involvedObject": about,
+        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "reportingController": "vnetpods.io/agent",
+        "reportingInstance": node[:128],
+        "action": "Networking",
         "reason": event.reason,
-        "message": event.message[:1024],
+        "regarding": regarding,
+        "note": event.message.encode()[:1024].decode(errors="ignore"),
         "type": "Warning",
-        "source": {"component": "vnetpods-agent", "host": node},
-        "reportingComponent": "vnetpods.io/agent",
-        "reportingInstance": node,
-        "firstTimestamp": stamp,
-        "lastTimestamp": stamp,
-        "count": 1,
     }
