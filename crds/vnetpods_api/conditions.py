@@ -62,6 +62,7 @@ class Reason(StrEnum):
     UNSUPPORTED_MACHINE = "UnsupportedMachine"  # a kind of machine that is not handled
     NO_INTERFACE = "NoInterface"  # the machine has no NIC that could carry addresses
     FORBIDDEN = "Forbidden"  # the operator's role lacks an action
+    REFUSED = "Refused"  # Azure refuses the change and would again: the message has its words
     INVALID_SIZING = "InvalidSizing"  # spec.sizing and the configuration contradict each other
     NIC_FAILED = "NicFailed"  # the NIC's provisioning state is Failed and repairing did not help
 

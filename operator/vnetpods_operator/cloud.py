@@ -8,6 +8,7 @@ AzureError
 ├── SubnetFull     no (or not so many) free addresses
 ├── AddressTaken   the address asked for by value is not to be had
 ├── NicFull        no further ipConfiguration fits
+├── NoInterface    the machine has no NIC that pods may use
 ├── Forbidden      the role lacks an action: a person must act, look again after minutes
 ├── Gone           the machine or NIC does not exist
 ├── Refused        any other refusal that the same request would meet again
@@ -53,6 +54,10 @@ class AddressTaken(AzureError):
 
 class NicFull(AzureError):
     """No further ipConfiguration fits on the NIC or machine."""
+
+
+class NoInterface(AzureError):
+    """The machine has no NIC that pods may use."""
 
 
 class Forbidden(AzureError):

@@ -119,14 +119,6 @@ class Naming:
         return any(first <= high and low <= last for low, high in self.exclude)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an earlier SubnetIsFull taught about a subnet."""
-
-    grow_after: float = 0.0
-    grow_most: int = ENTRIES_PER_NIC
-
-
 def usable_by_pods(
     nics: Collection[Nic], published: Collection[str], naming: Naming, prefixes: dict[str, tuple[str, ...]]
 ) -> tuple[planner.Nic, ...]:

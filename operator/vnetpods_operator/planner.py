@@ -286,6 +286,7 @@ def _cancel_release(draft: _Draft) -> None:
     elif draft.now >= due and draft.observed.agent_ready:
         draft.releasing -= waiting
         draft.overdue |= waiting
+        draft.times.append(draft.now + SETTLE_SECONDS)
     else:
         draft.because(Reason.RELEASING)
         draft.times.append(due)

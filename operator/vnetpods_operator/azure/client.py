@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import azure.core.pipeline.policies as core
 from azure.core.exceptions import HttpResponseError
@@ -24,7 +24,7 @@ from azure.mgmt.core.policies import ARMHttpLoggingPolicy, AsyncARMChallengeAuth
 from vnetpods_operator.azure.errors import from_response, retry_after
 from vnetpods_operator.budget import Budget, Kind
 from vnetpods_operator.cloud import Throttled
-from vnetpods_operator.config import Azure
+from vnetpods_operator.configuration import Azure
 
 if TYPE_CHECKING:
     from azure.mgmt.compute.aio import ComputeManagementClient
@@ -52,8 +52,8 @@ def operation_of(method: str, url: str) -> str:
     return f"{method.lower()}_{kind}"
 
 
-class Watcher:
-    """Hears of every request; the metrics override it."""
+class Watcher(Protocol):
+    """Hears of every request."""
 
     def answered(self, operation: str, outcome: str, seconds: float) -> None:
         """`outcome` is the HTTP status, or `no_answer`."""

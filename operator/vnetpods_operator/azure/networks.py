@@ -12,78 +12,104 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from vnetpods_operator.azure.client import Arm
 from vnetpods_operator.azure.errors import translated
 from vnetpods_operator.azure.virtual_machine import body
 from vnetpods_operator.cloud import AzureError, Forbidden
 
+log = structlog.get_logger()
+
+RETRY_SECONDS = 60.0
+"""How soon a subnet that could not be read is tried again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A VNet's address prefixes, its peers', and those of its subnets by lower-case id."""
+    """A VNet's address prefixes, its connected peers', and those of its subnets by lower-case id."""
 
     own: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     subnets: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
-    def prefixes(self, subnet: str) -> tuple[str, ...]:
-        return dict(self.subnets).get(subnet.lower(), ())
-
 
 class Networks:
-    """Networks by subnet id; used from the event loop only."""
+    """Networks by subnet id; used from the event loop only. Nothing here raises: it knows or it doesn't."""
 
     def __init__(self, arm: Arm) -> None:
         self._arm = arm
-        self._known: dict[str, Network] = {}
-        self._ids: dict[str, str] = {}
+        self._by_vnet: dict[str, Network] = {}
+        self._subnets: dict[str, tuple[str, ...]] = {}
+        self._met: dict[str, str] = {}
+        self._failed: dict[str, float] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
-    def known(self, subnet: str) -> Network | None:
-        """What was read last of the VNet that the subnet is in."""
-        return self._known.get(self._key(subnet))
+    def meet(self, subnet: str) -> None:
+        """There is a NIC in this subnet: its VNet is read at the next refresh."""
+        self._met.setdefault(subnet.lower(), subnet)
 
-    async def of(self, subnet: str) -> Network:
-        """What is known of the subnet's VNet; read if need be. AzureError when it can't be."""
-        found = self.known(subnet)
-        if found is not None and found.prefixes(subnet):
-            return found
+    async def prefixes(self, subnet: str) -> tuple[str, ...]:
+        """Of the subnet; read when it is met for the first time, empty when that is not possible."""
+        self.meet(subnet)
         async with self._locks.setdefault(_vnet(subnet).lower(), asyncio.Lock()):
-            found = self.known(subnet)
-            if found is not None and found.prefixes(subnet):
-                return found
-            return await self.read(subnet)
+            now = asyncio.get_running_loop().time()
+            if subnet.lower() not in self._subnets and self._failed.get(subnet.lower(), 0.0) <= now:
+                await self._read(subnet)
+                if subnet.lower() not in self._subnets:
+                    self._failed[subnet.lower()] = now + RETRY_SECONDS
+        return self._subnets.get(subnet.lower(), ())
 
-    async def read(self, subnet: str) -> Network:
-        """Reads the subnet's VNet anew."""
+    def direct(self, subnet: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Address space of the subnet's VNet, and of its peers; of a VNet that may not be read, the subnet's own."""
+        network = self._by_vnet.get(_vnet(subnet).lower())
+        if network is not None:
+            return network.own, network.peers
+        prefixes = self._subnets.get(subnet.lower())
+        return (prefixes, ()) if prefixes else None
+
+    async def left(self, subnet: str) -> int | None:
+        """How many addresses Azure says are left; it may say nothing, and it may be late."""
+        subscription, group, name = _parts(_vnet(subnet))
         try:
-            network, key = await self._read_vnet(_vnet(subnet)), _vnet(subnet).lower()
-        except Forbidden:
-            network, key = await self._read_subnet(subnet), subnet.lower()
-        self._known[key], self._ids[key] = network, subnet
-        return network
+            with translated(f"reading usages of virtual network {name} in {group}"):
+                usages = self._arm.network(subscription).virtual_networks.list_usage(
+                    group, name, **self._arm.network_arguments()
+                )
+                async for usage in usages:
+                    if (usage.id or "").lower() == subnet.lower() and usage.limit is not None:
+                        return max(0, int(usage.limit) - int(usage.current_value or 0))
+        except AzureError as error:
+            log.info("usages unknown", subnet=subnet, error=str(error))
+        return None
 
     async def refresh(self) -> list[str]:
-        """Reads every known VNet anew; returns the keys of those that have changed. Failures leave what was known."""
+        """Reads every VNet in use anew; returns the subnets for which something has changed."""
         changed = []
-        for key, before in list(self._known.items()):
-            try:
-                subnet = self._ids[key]
-                after = await (self._read_subnet(subnet) if key == subnet.lower() else self._read_vnet(_vnet(subnet)))
-            except AzureError:
-                continue
-            if after != before:
-                self._known[key] = after
-                changed.append(key)
+        one_per_vnet = {_vnet(subnet).lower(): subnet for subnet in self._met.values()}
+        for vnet, subnet in one_per_vnet.items():
+            before = self._by_vnet.get(vnet)
+            await self._read(subnet)
+            if self._by_vnet.get(vnet) != before:
+                changed += [other for other in self._met.values() if _vnet(other).lower() == vnet]
         return changed
 
-    @staticmethod
-    def concerns(key: str, subnet: str) -> bool:
-        """Whether a key returned by `refresh` is about this subnet."""
-        return key in (subnet.lower(), _vnet(subnet).lower())
-
-    def _key(self, subnet: str) -> str:
-        return subnet.lower() if subnet.lower() in self._known else _vnet(subnet).lower()
+    async def _read(self, subnet: str) -> None:
+        """The subnet's VNet with all its subnets; where that is not allowed, or not enough, the subnet."""
+        try:
+            network = await self._read_vnet(_vnet(subnet))
+            self._by_vnet[_vnet(subnet).lower()] = network
+            self._subnets |= dict(network.subnets)
+        except Forbidden as error:
+            log.info("VNet not readable, its subnet will do", subnet=subnet, error=str(error))
+        except AzureError as error:
+            log.warning("VNet unknown", subnet=subnet, error=str(error))
+            return
+        if not self._subnets.get(subnet.lower()):
+            try:
+                self._subnets[subnet.lower()] = await self._read_subnet(subnet)
+            except AzureError as error:
+                log.warning("subnet unknown", subnet=subnet, error=str(error))
 
     async def _read_vnet(self, vnet: str) -> Network:
         subscription, group, name = _parts(vnet)
@@ -94,18 +120,17 @@ class Networks:
         properties = found.get("properties", {})
         return Network(
             own=_ipv4(properties.get("addressSpace", {}).get("addressPrefixes", [])),
-            peers=_peers(properties.get("virtualNetworkPeerings", [])),
-            subnets=tuple((s["id"].lower(), _subnet_prefixes(s)) for s in properties.get("subnets", [])),
+            peers=_peers(properties.get("virtualNetworkPeerings") or []),
+            subnets=tuple((s["id"].lower(), _subnet_prefixes(s)) for s in properties.get("subnets") or []),
         )
 
-    async def _read_subnet(self, subnet: str) -> Network:
+    async def _read_subnet(self, subnet: str) -> tuple[str, ...]:
         subscription, group, name = _parts(_vnet(subnet))
         with translated(f"reading subnet {subnet.rpartition('/')[2]} of {name} in {group}"):
             found: Any = await self._arm.network(subscription).subnets.get(
                 group, name, subnet.rpartition("/")[2], cls=body, **self._arm.network_arguments()
             )
-        prefixes = _subnet_prefixes(found)
-        return Network(own=prefixes, subnets=((subnet.lower(), prefixes),))
+        return _subnet_prefixes(found)
 
 
 def _peers(peerings: list[dict[str, Any]]) -> tuple[str, ...]:

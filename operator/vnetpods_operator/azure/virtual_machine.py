@@ -15,6 +15,7 @@ from vnetpods_operator.azure.client import Arm
 from vnetpods_operator.azure.errors import translated
 from vnetpods_operator.azure.nics import edited, parse
 from vnetpods_operator.cloud import Gone, Unavailable
+from vnetpods_operator.faults import Point, reached
 from vnetpods_operator.machine import MachineId, Nic
 from vnetpods_operator.planner import Change
 
@@ -57,6 +58,7 @@ class VirtualMachine:
                         cls=body,
                         **self.arm.network_arguments(),
                     )
+                    reached(Point.NIC_ACCEPTED)
                     after: Any = await poller.result()
                     return parse(after)
             except TimeoutError as error:

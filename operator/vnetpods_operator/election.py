@@ -1,0 +1,162 @@
+"""Who of several operators is the leader: the holder of a Lease.
+
+The rules are client-go's. A Lease is taken when nobody holds it, or when its holder has not renewed it for its
+duration by *our* monotonic clock since *we* saw its last renewal: clocks of machines are never compared. A leader that
+could not renew within the renew time ends its process at once, whatever it is doing, before another may take over:
+a request may hang, but `os._exit` from the watchdog's own thread does not. Each request has a timeout well below that
+time. A stopped leader gives the Lease back only after its work has ended.
+
+This bounds the overlap of two leaders; what makes an overlap harmless are ETags on NICs and resource versions on pools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+
+from vnetpods_operator.configuration import Election
+from vnetpods_operator.kube import Kube, KubeError, NotFound, Outdated
+
+log = structlog.get_logger()
+
+LOST = 3
+"""Exit code of a process that lost its Lease."""
+
+
+class _Spec(msgspec.Struct, rename="camel", omit_defaults=True):
+    holder_identity: str | None = None
+    lease_duration_seconds: int | None = None
+    acquire_time: str | None = None
+    renew_time: str | None = None
+    lease_transitions: int | None = None
+
+
+class _Metadata(msgspec.Struct, rename="camel", omit_defaults=True):
+    name: str
+    namespace: str
+    resource_version: str | None = None
+
+
+class _Lease(msgspec.Struct, rename="camel", omit_defaults=True):
+    metadata: _Metadata
+    spec: _Spec = msgspec.field(default_factory=_Spec)
+
+
+def exit_now() -> None:
+    """No cleanup, no waiting for anything."""
+    os._exit(LOST)
+
+
+class Elector:
+    """Takes, keeps and gives back one Lease."""
+
+    def __init__(self, kube: Kube, config: Election, identity: str, lost: Callable[[], None] = exit_now) -> None:
+        self._kube = kube
+        self._config = config
+        self._identity = identity
+        self._lost = lost
+        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{config.namespace}/leases"
+        self._seen: tuple[str | None, str | None] | None = None
+        self._seen_at = 0.0
+        self._lease: _Lease | None = None
+        self._renewed = 0.0
+        self._stop = threading.Event()
+        self.leads = False
+
+    async def acquire(self) -> None:
+        """Returns when the Lease is ours."""
+        while True:
+            asked = time.monotonic()
+            try:
+                if await self._try(asked):
+                    self._renewed = asked
+                    self.leads = True
+                    threading.Thread(target=self._watch, name="lease watchdog", daemon=True).start()
+                    log.info("leading", lease=self._config.name, identity=self._identity)
+                    return
+            except KubeError as error:
+                log.warning("Lease not taken", lease=self._config.name, error=str(error))
+            await asyncio.sleep(float(self._config.retry))
+
+    async def keep(self) -> None:
+        """Renews until cancelled; the watchdog ends the process when that fails for too long."""
+        while True:
+            await asyncio.sleep(float(self._config.retry))
+            asked = time.monotonic()
+            try:
+                if await self._try(asked):
+                    self._renewed = asked
+                elif self._lease is not None and self._lease.spec.holder_identity != self._identity:
+                    log.error("Lease taken by somebody else", holder=self._lease.spec.holder_identity)
+                    self._lost()
+            except KubeError as error:
+                log.warning("Lease not renewed", lease=self._config.name, error=str(error))
+
+    async def release(self) -> None:
+        """Gives the Lease back, after the work has ended."""
+        self._stop.set()
+        if not self.leads or self._lease is None:
+            return
+        self.leads = False
+        self._lease.spec.holder_identity = ""
+        self._lease.spec.lease_duration_seconds = 1
+        try:
+            await self._write("PUT", self._lease)
+        except KubeError as error:
+            log.warning("Lease not given back", lease=self._config.name, error=str(error))
+
+    async def _try(self, now: float) -> bool:
+        """One attempt to take or renew; whether it is ours now."""
+        try:
+            data = await self._request("GET", f"{self._path}/{self._config.name}")
+        except NotFound:
+            return await self._write("POST", self._ours(_Metadata(self._config.name, self._config.namespace), None))
+        found = self._lease = msgspec.json.decode(data, type=_Lease)
+        holder, mark = found.spec.holder_identity, (found.spec.holder_identity, found.spec.renew_time)
+        if mark != self._seen:
+            self._seen, self._seen_at = mark, now
+        duration = found.spec.lease_duration_seconds or self._config.duration
+        if holder and holder != self._identity and now < self._seen_at + duration:
+            return False
+        return await self._write("PUT", self._ours(found.metadata, found.spec))
+
+    def _ours(self, metadata: _Metadata, before: _Spec | None) -> _Lease:
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        same = before is not None and before.holder_identity == self._identity
+        transitions = (before.lease_transitions or 0) if before else 0
+        spec = _Spec(
+            holder_identity=self._identity,
+            lease_duration_seconds=max(1, round(self._config.duration)),
+            acquire_time=before.acquire_time if same and before else stamp,
+            renew_time=stamp,
+            lease_transitions=transitions if same or before is None else transitions + 1,
+        )
+        return _Lease(metadata, spec)
+
+    async def _write(self, method: str, lease: _Lease) -> bool:
+        body: dict[str, Any] = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"} | msgspec.to_builtins(lease)
+        path = self._path if method == "POST" else f"{self._path}/{self._config.name}"
+        try:
+            data = await self._request(method, path, body)
+        except Outdated:
+            return False
+        self._lease = msgspec.json.decode(data, type=_Lease)
+        return True
+
+    async def _request(self, method: str, path: str, body: Any = None) -> bytes:
+        return await self._kube.request(method, path, body=body, timeout=max(0.1, float(self._config.renew) / 3))
+
+    def _watch(self) -> None:
+        """The watchdog, in a thread of its own: a stuck event loop must not keep a lost leader alive."""
+        while not self._stop.wait(0.1 * float(self._config.retry)):
+            if time.monotonic() - self._renewed > self._config.renew:
+                self._lost()
+                return

@@ -1,0 +1,112 @@
+"""Kubernetes Events about Nodes, aggregated: the same matter on the same Node is one Event whose count grows.
+
+`tell` only puts the matter into a bounded table; a task writes it out. So a loop that fails a thousand times costs one
+API write per Node, reason and `QUIET_SECONDS`, and an API server that is away costs nothing. An Event is a courtesy to
+people: all that matters stands in conditions too. Lost at a restart without harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+
+from vnetpods_api.names import GROUP
+from vnetpods_operator.kube import MERGE, Kube, KubeError
+from vnetpods_operator.nodes import Node
+from vnetpods_operator.roster import Problem
+
+QUIET_SECONDS = 300.0
+"""The same matter is written again after this at the earliest."""
+MOST = 2000
+"""Matters that are remembered; beyond that the oldest are forgotten."""
+NAMESPACE = "default"
+"""Where Events about cluster-scoped objects live."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Matter:
+    node: Node
+    problem: Problem
+    name: str = ""
+    count: int = 0
+    written: int = 0
+    written_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Collects and writes Events."""
+
+    kube: Kube
+    instance: str
+    _matters: dict[tuple[str, str], _Matter] = field(default_factory=dict)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self, node: Node, problem: Problem) -> None:
+        """Something happened to the Node that people should know."""
+        key = (node.uid, problem.reason.value)
+        matter = self._matters.get(key)
+        if matter is None:
+            if len(self._matters) >= MOST:
+                del self._matters[next(iter(self._matters))]
+            matter = self._matters[key] = _Matter(node, problem)
+        matter.problem = problem
+        matter.count += 1
+        self._news.set()
+
+    async def write(self) -> None:
+        """Writes what was told, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            for matter in list(self._matters.values()):
+                quiet = matter.written and loop.time() - matter.written_at < QUIET_SECONDS
+                if matter.count == matter.written or quiet:
+                    continue
+                matter.written, matter.written_at = matter.count, loop.time()
+                try:
+                    await self._put(matter)
+                except KubeError as error:
+                    log.warning("Event not written", node=matter.node.name, error=str(error))
+
+    async def _put(self, matter: _Matter) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        path = f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events"
+        if matter.name:
+            series = {"count": matter.count, "lastObservedTime": now}
+            body = {"series": series, "note": matter.problem.message[:1000]}
+            await self.kube.request("PATCH", f"{path}/{matter.name}", body=body, content_type=MERGE)
+            return
+        reason = matter.problem.reason.value
+        digest = hashlib.sha256(f"{matter.node.uid} {reason} {now}".encode()).hexdigest()[:16]
+        name = f"{matter.node.name[:200]}.{digest}"
+        await self.kube.request(
+            "POST",
+            path,
+            body={
+                "apiVersion": "events.k8s.io/v1",
+                "kind": "Event",
+                "metadata": {"name": name, "namespace": NAMESPACE},
+                "eventTime": now,
+                "type": "Warning",
+                "reason": reason,
+                "action": "Reconcile",
+                "note": matter.problem.message[:1000],
+                "reportingController": f"{GROUP}/operator",
+                "reportingInstance": self.instance[:128],
+                "regarding": {
+                    "apiVersion": "v1",
+                    "kind": "Node",
+                    "name": matter.node.name,
+                    "uid": matter.node.uid,
+                },
+            },
+        )
+        matter.name = name

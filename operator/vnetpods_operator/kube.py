@@ -1,0 +1,141 @@
+# ruff: noqa: N818 - these are named after what happened
+"""The way to the API server: raw requests with the official client's configuration, credentials and connections.
+
+Answers are bytes for msgspec to decode into what is needed of them; the client's own models of a Node alone would cost
+more memory than all that the operator remembers. Every request has a timeout.
+
+    KubeError
+    ├── NotFound     404
+    ├── Outdated     409: the object has changed since it was read
+    ├── Denied       401, 403: RBAC lacks a rule (docs/operator.md has the list)
+    ├── Invalid      422, 400: the API server refuses the object
+    └── Unreachable  no answer, a timeout, 429 or 5xx
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import kopf
+import msgspec
+
+TIMEOUT = 30.0
+"""Seconds for one request, unless said otherwise."""
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+
+
+class KubeError(Exception):
+    """The API server's answer was not what was asked for."""
+
+
+class NotFound(KubeError):
+    """404."""
+
+
+class Outdated(KubeError):
+    """409."""
+
+
+class Denied(KubeError):
+    """401, 403."""
+
+
+class Invalid(KubeError):
+    """400, 422."""
+
+
+class Unreachable(KubeError):
+    """No answer, or none that says anything."""
+
+
+_BY_STATUS: dict[int, type[KubeError]] = {
+    400: Invalid,
+    401: Denied,
+    403: Denied,
+    404: NotFound,
+    409: Outdated,
+    422: Invalid,
+}
+
+
+class _Answer(msgspec.Struct):
+    message: str = ""
+
+
+class Kube:
+    """Requests to one API server, from one event loop."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.requests = 0
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        timeout: float = TIMEOUT,  # noqa: ASYNC109 - handed to the HTTP client
+    ) -> bytes:
+        """The answer's body; one of the errors above when it is not a success."""
+        headers = {"Accept": accept, "Content-Type": content_type}
+        configuration = self._client.configuration
+        url = configuration.host + path + ("?" + urlencode(query) if query else "")
+        self.requests += 1
+        try:
+            await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+            answer = await self._client.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=aiohttp.ClientTimeout(timeout)
+            )
+            data = await answer.response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        if answer.status < 300:
+            return bytes(data)
+        try:
+            message = msgspec.json.decode(data, type=_Answer).message
+        except msgspec.MsgspecError:
+            message = data[:300].decode(errors="replace")
+        raise _BY_STATUS.get(answer.status, Unreachable)(f"{method} {path}: {answer.status} {message}")
+
+    async def login(self) -> kopf.ConnectionInfo:
+        """The same server and credentials for kopf, which asks again when they are refused."""
+        configuration = self._client.configuration
+        header = await configuration.get_api_key_with_prefix("BearerToken")
+        return kopf.ConnectionInfo(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            insecure=not configuration.verify_ssl,
+            token=header.split(" ", 1)[-1].strip() if header else None,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+            default_namespace="default",
+        )
+
+
+@contextlib.asynccontextmanager
+async def opened(kubeconfig: Path | None) -> AsyncIterator[Kube]:
+    """The API server named by the file, or that of the cluster we run in."""
+    import kubernetes.aio.client  # noqa: PLC0415 - 40 MiB
+    import kubernetes.aio.config  # noqa: PLC0415
+
+    client: Any = kubernetes.aio.client  # its functions have no types
+    config: Any = kubernetes.aio.config
+    configuration = client.Configuration()
+    if kubeconfig is None:
+        config.load_incluster_config(configuration)
+    else:
+        await config.load_kube_config(str(kubeconfig), client_configuration=configuration, persist_config=False)
+    configuration.retries = None
+    configuration.connection_pool_maxsize = 64
+    async with client.ApiClient(configuration) as api:
+        yield Kube(api)

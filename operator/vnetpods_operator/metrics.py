@@ -1,0 +1,152 @@
+"""The operator's metrics, by Prometheus conventions (base units, `_total`, `_seconds`).
+
+Totals over nodes are computed when they are scraped, from what the roster remembers, so the series of a node that is
+gone disappear by themselves; only what happens over time is counted where it happens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from vnetpods_api import ConditionType, find
+from vnetpods_operator import planner
+from vnetpods_operator.budget import Kind
+from vnetpods_operator.roster import Roster
+
+_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """All metrics of one operator, in a registry of its own."""
+
+    def __init__(self, roster: Roster, queue: Callable[[], tuple[int, float]], leads: Callable[[], bool]) -> None:
+        """`queue()` gives nodes in line and the age of the oldest."""
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(_Pools(roster, queue, leads))
+        self._requests = Counter(
+            "vnetpods_azure_requests",
+            "Requests to ARM, polls included.",
+            ["operation", "outcome"],
+            registry=self.registry,
+        )
+        self._latency = Histogram(
+            "vnetpods_azure_request_duration_seconds",
+            "Time until ARM answered, without waiting for the budget.",
+            ["operation"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._throttled = Counter(
+            "vnetpods_azure_throttled", "Requests that ARM refused with 429.", ["operation"], registry=self.registry
+        )
+        self._remaining = Gauge(
+            "vnetpods_azure_remaining_requests",
+            "Requests that Azure says are left.",
+            ["subscription", "kind"],
+            registry=self.registry,
+        )
+        self._budget = Histogram(
+            "vnetpods_azure_budget_wait_seconds",
+            "Time that requests were held back by the operator's own budget.",
+            ["kind"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._first_address = Histogram(
+            "vnetpods_node_first_address_seconds",
+            "Time from a Node's first sight to its first address.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._granted = Histogram(
+            "vnetpods_waiting_granted_seconds",
+            "Time from pods waiting on a node to none waiting.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._looks = Histogram(
+            "vnetpods_look_duration_seconds",
+            "Time of one look at one node.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.last_answer: float | None = None
+        """When ARM answered last (monotonic clock)."""
+
+    # what vnetpods_operator.azure.Watcher asks for
+
+    def answered(self, operation: str, outcome: str, seconds: float) -> None:
+        self._requests.labels(operation, outcome).inc()
+        self._latency.labels(operation).observe(seconds)
+        if outcome != "no_answer":
+            self.last_answer = time.monotonic()
+        if outcome == "429":
+            self._throttled.labels(operation).inc()
+
+    def remaining(self, subscription: str, kind: Kind, requests: int) -> None:
+        self._remaining.labels(subscription, kind.value).set(requests)
+
+    def held_back(self, kind: Kind, seconds: float) -> None:
+        self._budget.labels(kind.value).observe(seconds)
+
+    def first_address(self, seconds: float) -> None:
+        self._first_address.observe(seconds)
+
+    def granted(self, seconds: float) -> None:
+        self._granted.observe(seconds)
+
+    def looked(self, seconds: float) -> None:
+        self._looks.observe(seconds)
+
+
+class _Pools(Collector):
+    """Computed from the roster at each scrape."""
+
+    def __init__(self, roster: Roster, queue: Callable[[], tuple[int, float]], leads: Callable[[], bool]) -> None:
+        self._roster = roster
+        self._queue = queue
+        self._leads = leads
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        addresses = GaugeMetricFamily(
+            "vnetpods_addresses", "Addresses by what they are to the nodes.", labels=["subnet", "state"]
+        )
+        reasons = GaugeMetricFamily("vnetpods_nodes", "Nodes by the reason of Ready.", labels=["ready", "reason"])
+        waiting = GaugeMetricFamily("vnetpods_waiting_pods", "Pods that wait for an address.")
+        by_subnet: Tally[tuple[str, str]] = Tally()
+        by_reason: Tally[tuple[str, str]] = Tally()
+        total = 0
+        for name, pool in self._roster.pools.items():
+            if name not in self._roster.nodes:
+                continue
+            usage = pool.status.usage
+            subnet = pool.status.interfaces[0].subnet if pool.status.interfaces else ""
+            allocated = sum(planner.count(interface.addresses) for interface in pool.status.interfaces)
+            by_subnet[subnet, "allocated"] += allocated
+            by_subnet[subnet, "releasing"] += sum(planner.count(i.releasing) for i in pool.status.interfaces)
+            if usage is not None:
+                by_subnet[subnet, "assigned"] += usage.assigned
+                by_subnet[subnet, "cooling"] += usage.cooling
+                by_subnet[subnet, "free"] += usage.free
+                total += usage.waiting
+            ready = find(pool.status.conditions, ConditionType.READY)
+            by_reason[(ready.status, ready.reason) if ready else ("Unknown", "Pending")] += 1
+        for (subnet, state), number in by_subnet.items():
+            addresses.add_metric([subnet, state], number)
+        for (status, reason), number in by_reason.items():
+            reasons.add_metric([status, reason], number)
+        waiting.add_metric([], total)
+        depth, age = self._queue()
+        yield addresses
+        yield reasons
+        yield waiting
+        yield GaugeMetricFamily("vnetpods_queue_depth", "Nodes in line.", value=depth)
+        yield GaugeMetricFamily("vnetpods_queue_age_seconds", "Wait of the node that is in line longest.", value=age)
+        yield GaugeMetricFamily("vnetpods_leader", "1 when this operator holds the Lease.", value=int(self._leads()))

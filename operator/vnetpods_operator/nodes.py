@@ -1,0 +1,50 @@
+"""What the operator needs to know of a Node. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vnetpods_api import OwnerReference
+from vnetpods_api.names import MANAGED_LABEL
+from vnetpods_operator.configuration import Selector
+
+POD_LIMIT = 110
+"""The kubelet's own default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Compared as a whole: an event that changes none of this is no news."""
+
+    name: str
+    uid: str
+    provider_id: str
+    pod_limit: int
+    labels: Mapping[str, str]
+
+    @property
+    def owner(self) -> OwnerReference:
+        return OwnerReference(api_version="v1", kind="Node", name=self.name, uid=self.uid)
+
+    def served(self, selector: Selector) -> bool:
+        """Whether the operator is to look after it."""
+        return self.labels.get(MANAGED_LABEL) != "false" and selector.matches(self.labels)
+
+
+def node_from(body: Mapping[str, Any]) -> Node:
+    """Out of the API server's JSON."""
+    metadata = body["metadata"]
+    pods = body.get("status", {}).get("allocatable", {}).get("pods", POD_LIMIT)
+    try:
+        pod_limit = int(pods)
+    except ValueError:
+        pod_limit = POD_LIMIT
+    return Node(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        provider_id=body.get("spec", {}).get("providerID") or "",
+        pod_limit=pod_limit,
+        labels=dict(metadata.get("labels") or {}),
+    )

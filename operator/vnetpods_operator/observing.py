@@ -1,0 +1,131 @@
+"""Gathering: what is the case for one node, from the pool alone or from what Azure just said, as the planner wants it.
+
+A `Look` is one pass of the reconciler over one node and belongs to its worker. Nothing here writes anything, but for
+what the node's `Record` remembers between looks (since when there is a surplus, and the like).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vnetpods_api import Interface, NodeIPPool
+from vnetpods_operator import planner
+from vnetpods_operator.machine import Machine, Naming, Nic, usable_by_pods
+from vnetpods_operator.nodes import Node
+from vnetpods_operator.planner import Observed, Plan, Wanted
+from vnetpods_operator.roster import Problem, Record
+from vnetpods_operator.subnets import Subnets
+
+
+class Networks(Protocol):
+    """What is known of virtual networks (see vnetpods_operator.azure.networks). None of it fails: it knows or it
+    doesn't.
+    """
+
+    async def prefixes(self, subnet: str) -> tuple[str, ...]:
+        """Of a subnet; read if need be, empty if that is not possible."""
+
+    def direct(self, subnet: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Address space of the subnet's VNet, and of its peers, as far as it was read."""
+
+    async def left(self, subnet: str) -> int | None:
+        """How many addresses Azure says are left."""
+
+
+@dataclass(slots=True)
+class Look:
+    """One pass over one node: first the givens, then what was found."""
+
+    node: Node
+    pool: NodeIPPool
+    record: Record
+    machine: Machine
+    wanted: Wanted
+    naming: Naming
+    problem: Problem | None = None
+    nics: tuple[Nic, ...] = ()
+    views: tuple[planner.Nic, ...] = ()
+    plan: Plan | None = None
+
+    @property
+    def wish(self) -> object:
+        """What the plan wants changed, to compare."""
+        assert self.plan is not None
+        return self.plan.changes, self.plan.releasing
+
+
+class Observer:
+    """Fills in looks."""
+
+    def __init__(self, subnets: Subnets, networks: Networks, clock: Callable[[], float]) -> None:
+        self._subnets = subnets
+        self._networks = networks
+        self._clock = clock
+
+    def from_pool(self, look: Look) -> None:
+        """Plans by what the pool says: enough to see whether Azure has to be asked."""
+        look.views = tuple(self._remembered(interface, look.record) for interface in look.pool.status.interfaces)
+        self._plan(look)
+
+    async def from_azure(self, look: Look) -> None:
+        """Plans by `look.nics`, read a moment ago."""
+        status = look.pool.status
+        published = {a for interface in status.interfaces for a in interface.addresses} | set(status.missing)
+        before = {interface.subnet.lower(): interface.prefixes for interface in status.interfaces}
+        prefixes = {}
+        for nic in look.nics:
+            key = nic.subnet.lower()
+            prefixes[key] = await self._networks.prefixes(nic.subnet) or before.get(key, ())
+        views = usable_by_pods(look.nics, published, look.naming, prefixes)
+        pairs = zip(views, look.nics, strict=True)
+        look.views = tuple(self._limited(view, nic.subnet, look.record) for view, nic in pairs)
+        self._plan(look)
+
+    def replan(self, look: Look) -> None:
+        """The pool has changed while Azure was not asked."""
+        self._plan(look)
+
+    def _plan(self, look: Look) -> None:
+        status, record, now = look.pool.status, look.record, self._clock()
+        contested = {address for address, until in record.contested.items() if until > now}
+        observed = Observed(
+            nics=look.views,
+            releasing=releasing(look.pool),
+            released=frozenset(status.released),
+            missing=tuple(address for address in status.missing if address not in contested),
+            usage=status.usage,
+            agent_ready=any(c.type == "AgentReady" and c.status == "True" for c in status.conditions),
+            surplus_since=record.surplus_since,
+            releasing_since=record.releasing_since,
+            refused=record.refused,
+            repair_after=record.repair_after,
+        )
+        made = look.plan = planner.plan(observed, look.wanted, now)
+        record.surplus_since = (now if record.surplus_since is None else record.surplus_since) if made.surplus else None
+        asked = made.releasing - observed.released
+        record.releasing_since = (now if record.releasing_since is None else record.releasing_since) if asked else None
+        record.refused = (record.refused | made.overdue) if made.surplus or made.overdue else frozenset()
+
+    def _remembered(self, interface: Interface, record: Record) -> planner.Nic:
+        addresses = interface.addresses
+        view = planner.Nic(
+            name=interface.name,
+            addresses=addresses,
+            removable=frozenset(addresses),
+            slots=max(0, (interface.capacity or 0) - planner.count(addresses)),
+            prefixes=interface.prefixes,
+        )
+        return self._limited(view, interface.subnet, record)
+
+    def _limited(self, view: planner.Nic, subnet: str, record: Record) -> planner.Nic:
+        """With what was learned about the subnet and the machine."""
+        limits = self._subnets.limits(subnet)
+        slots = 0 if self._clock() < record.full_until else view.slots
+        return replace(view, grow_after=limits.grow_after, grow_most=limits.grow_most, slots=slots)
+
+
+def releasing(pool: NodeIPPool) -> frozenset[str]:
+    """All that the pool lists as releasing."""
+    return frozenset(address for interface in pool.status.interfaces for address in interface.releasing)

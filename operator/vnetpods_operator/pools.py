@@ -1,0 +1,71 @@
+"""NodeIPPools on the API server: read one or all, apply what the operator owns of them.
+
+Server-side apply, field manager vnetpods-operator: spec.machine and the owner on the object, its own status fields on
+the status subresource. A status write carries the resourceVersion it was thought out with, so that nothing is decided
+on an agent's words that the agent has meanwhile taken back; `Outdated` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from vnetpods_api import NodeIPPool, OwnerReference, Spec, Status, apply_body
+from vnetpods_api.names import GROUP, OPERATOR_MANAGER, PLURAL, VERSION
+from vnetpods_operator.kube import APPLY, Kube
+
+PATH = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
+PAGE = 250
+_FORCE = {"fieldManager": OPERATOR_MANAGER, "force": "true"}
+
+
+class _ListMetadata(msgspec.Struct, rename="camel"):
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _List(msgspec.Struct):
+    items: list[msgspec.Raw]
+    metadata: _ListMetadata
+
+
+class Pools:
+    """All NodeIPPools of one API server."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+
+    async def get(self, name: str) -> NodeIPPool:
+        return _decode(await self._kube.request("GET", f"{PATH}/{name}"))
+
+    async def all(self) -> AsyncIterator[NodeIPPool]:
+        """Every pool, page by page. One that can't be decoded is left out: it was stored before it was validated."""
+        following = ""
+        while True:
+            query = {"limit": str(PAGE)} | ({"continue": following} if following else {})
+            page = msgspec.json.decode(await self._kube.request("GET", PATH, query=query), type=_List)
+            for raw in page.items:
+                try:
+                    yield _decode(bytes(raw))
+                except msgspec.ValidationError:
+                    continue
+            following = page.metadata.continue_
+            if not following:
+                return
+
+    async def adopt(self, name: str, owner: OwnerReference, machine: str | None) -> NodeIPPool:
+        """Makes the pool, or gives it the present owner and machine."""
+        body = apply_body(name, spec=Spec(machine=machine), owner=owner)
+        return _decode(await self._kube.request("PATCH", f"{PATH}/{name}", query=_FORCE, body=body, content_type=APPLY))
+
+    async def report(self, pool: NodeIPPool, status: Status) -> NodeIPPool:
+        """Writes the operator's status fields, if the pool is still as read."""
+        name = pool.metadata.name
+        body = apply_body(name, status=status, resource_version=pool.metadata.resource_version)
+        return _decode(
+            await self._kube.request("PATCH", f"{PATH}/{name}/status", query=_FORCE, body=body, content_type=APPLY)
+        )
+
+
+def _decode(data: bytes) -> NodeIPPool:
+    return msgspec.json.decode(data, type=NodeIPPool)

@@ -1,0 +1,339 @@
+"""One look at one node: gather what is the case, decide, write the NIC, report.
+
+Called by a worker of vnetpods_operator.queueing, for one node by one worker at a time. What a crash leaves, after each
+step: nothing decided is remembered, so before the NIC write nothing has happened; after it the NIC shows what was done,
+and the next look reads the NIC before it writes, so the same need is not met twice; a status not written is written
+then. An exception never leaves `reconcile`: it returns when to look again, and the queue acts on it.
+
+Azure is asked only if the pool gives reason to (something to add, release or repair), if a look is due, or if nothing
+is known yet: pods that come and go within the warm addresses cost no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import Random
+
+import structlog
+
+from vnetpods_api import NodeIPPool, Reason
+from vnetpods_operator import cloud, planner, report
+from vnetpods_operator.budget import Urgency, ticket
+from vnetpods_operator.configuration import Config
+from vnetpods_operator.faults import Point, reached
+from vnetpods_operator.kube import KubeError, NotFound, Outdated
+from vnetpods_operator.machine import Machine, MachineId, Naming, Nic
+from vnetpods_operator.nodes import Node
+from vnetpods_operator.observing import Look, Networks, Observer, releasing
+from vnetpods_operator.planner import Change
+from vnetpods_operator.pools import Pools
+from vnetpods_operator.retrying import problem_of, wait_after
+from vnetpods_operator.roster import Problem, Record, Roster
+from vnetpods_operator.subnets import Subnets
+from vnetpods_operator.wanting import identify, wanted_for
+
+ATTEMPTS = 5
+"""How often a look starts over because somebody else changed the NIC or the pool meanwhile."""
+
+_URGENCY = {Reason.GROWING: Urgency.WARM, Reason.REPAIRING: Urgency.WARM, Reason.RELEASING: Urgency.RELEASE}
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """When to look again (event loop's time), if not only when something happens."""
+
+    again: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the reconciler works with."""
+
+    config: Callable[[], Config]
+    roster: Roster
+    pools: Pools
+    subnets: Subnets
+    machine: Callable[[MachineId], Machine]
+    networks: Networks
+    random: Random
+    tell: Callable[[Node, Problem], None]
+    """Tells people about a problem of a node."""
+    wake: Callable[[str], None]
+    """Addresses of this subnet have become free."""
+
+
+class Reconciler:
+    """Looks after all nodes, one call per node at a time."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._observer = Observer(parts.subnets, parts.networks, self._now)
+
+    async def reconcile(self, name: str) -> Outcome:
+        """One look; see the module's text."""
+        if name not in self._parts.roster.nodes:
+            return Outcome()
+        record, bound = self._parts.roster.record(name), log.bind(node=name)
+        ticket.set(record.ticket)
+        try:
+            return await self._reconcile(name, record)
+        except NotFound:  # the pool was deleted while it was worked on
+            self._parts.roster.drop_pool(name)
+            return Outcome(self._now() + 0.1)
+        except Outdated as error:
+            bound.debug("pool changed meanwhile", error=str(error))
+            return Outcome(self._now() + self._jitter(0.1))
+        except KubeError as error:
+            bound.warning("the API server did not do as asked", error=str(error))
+            return Outcome(self._now() + self._jitter(5.0))
+        except Exception:  # noqa: BLE001 - the edge of a look: other nodes must not suffer
+            bound.exception("a look at the node failed")
+            return Outcome(self._now() + self._jitter(30.0))
+
+    async def _reconcile(self, name: str, record: Record) -> Outcome:
+        node, config = self._parts.roster.nodes.get(name), self._parts.config()
+        if node is None or not node.served(config.nodes):
+            return Outcome()
+        machine, problem = identify(node)
+        pool = await self._adopted(node, machine, record)
+        if machine is None:
+            assert problem is not None
+            self._notice(node, record, problem)
+            await self._write(pool, report.Findings(problem=problem))
+            return Outcome()
+        wanted, problem = wanted_for(node, pool, config, host_pods=0)
+        naming = Naming(adopt=config.adopt, exclude=tuple(r.bounds for r in config.exclude))
+        look = Look(node, pool, record, self._parts.machine(machine), wanted, naming, problem)
+        if problem is not None:
+            self._notice(node, record, problem)
+        if self._now() < record.not_before:
+            look.problem = record.problem
+            if not pool.status.conditions:
+                await self._report(look)
+            return Outcome(record.not_before)
+        if not self._due(look):
+            await self._report(look)
+            return Outcome(self._next(look))
+        try:
+            return await self._act(look)
+        except cloud.AzureError as error:
+            return await self._failed(look, error)
+
+    async def _adopted(self, node: Node, machine: MachineId | None, record: Record) -> NodeIPPool:
+        """The node's pool, made if it is missing, with the present Node as owner and the present machine."""
+        pool = self._parts.roster.pools.get(node.name)
+        said = machine.id if machine else None
+        if pool is not None:
+            if (pool.spec.machine or "").lower() != (said or "").lower():
+                record.audit_at = 0.0
+            elif pool.metadata.owner_references == (node.owner,):
+                return pool
+        pool = await self._parts.pools.adopt(node.name, node.owner, said)
+        reached(Point.POOL_ADOPTED)
+        self._parts.roster.hold_pool(pool)
+        return pool
+
+    def _due(self, look: Look) -> bool:
+        """Whether Azure has to be asked, judged by the pool alone."""
+        if not look.pool.status.interfaces:
+            return True
+        self._observer.from_pool(look)
+        assert look.plan is not None
+        if self._now() >= look.record.audit_at:
+            return True
+        asks = bool(look.plan.changes) or look.plan.releasing != releasing(look.pool)
+        return asks and look.wish != look.record.settled
+
+    async def _act(self, look: Look) -> Outcome:
+        """Asks Azure, and does at most one write per NIC."""
+        self._rank(look)
+        if not look.pool.status.conditions:
+            await self._report(look)
+        for _ in range(ATTEMPTS):
+            look.nics = self._chosen(await look.machine.nics())
+            await self._observer.from_azure(look)
+            assert look.plan is not None
+            if any(change.remove for change in look.plan.changes):
+                # what leaves the NIC is decided on the API server's word, not on the watch's: it may lag behind
+                look.pool = await self._parts.pools.get(look.node.name)
+                await self._observer.from_azure(look)
+            reached(Point.DECIDED)
+            if not look.plan.changes:
+                self._succeeded(look)
+                await self._report(look)
+                self._settle(look)
+                return Outcome(self._next(look))
+            if await self._carried_out(look):
+                self._succeeded(look)
+                await self._report(look)
+                return Outcome(self._now())
+        raise cloud.Busy("somebody else changed the NIC each time it was to be written", "Changed")
+
+    async def _carried_out(self, look: Look) -> bool:
+        """Does the plan's changes; False when the NIC has to be read again first."""
+        assert look.plan is not None
+        changes = look.plan.changes
+        if not any(c.type == "Reconciling" and c.status == "True" for c in look.pool.status.conditions):
+            await self._report(look)
+        reached(Point.ANNOUNCED)
+        written = {nic.name: nic for nic in look.nics}
+        for change in changes:
+            nic = written[change.nic]
+            try:
+                written[nic.name] = await look.machine.write(nic, change)
+            except cloud.Changed:
+                await asyncio.sleep(self._jitter(0.1))
+                return False
+            except cloud.SubnetFull as error:
+                await self._subnet_full(look, nic, change, error)
+                return False
+            reached(Point.NIC_WRITTEN)
+            self._done(look, nic, change)
+        look.nics = tuple(written.values())
+        await self._observer.from_azure(look)
+        return True
+
+    async def _subnet_full(self, look: Look, nic: Nic, change: Change, error: cloud.SubnetFull) -> None:
+        asked = change.add + planner.BLOCK * change.blocks + len(change.restore)
+        left = await self._parts.networks.left(nic.subnet)
+        limits = self._parts.subnets.refused(nic.subnet, asked, left, self._now())
+        log.warning(
+            "subnet full",
+            node=look.node.name,
+            subnet=nic.subnet,
+            asked=asked,
+            left=left,
+            again_in=round(max(0.0, limits.grow_after - self._now())),
+            error=str(error),
+        )
+
+    def _done(self, look: Look, nic: Nic, change: Change) -> None:
+        """A write worked."""
+        assert look.plan is not None
+        added = change.add + planner.BLOCK * change.blocks
+        log.info(
+            "NIC written",
+            node=look.node.name,
+            nic=change.nic,
+            reason=look.plan.reason,
+            added=added,
+            restored=len(change.restore),
+            removed=len(change.remove),
+            swept=len(change.sweep),
+        )
+        if change.remove and self._parts.subnets.given_back(nic.subnet):
+            self._parts.wake(nic.subnet)
+        elif added:
+            self._parts.subnets.granted(nic.subnet)
+
+    def _chosen(self, nics: tuple[Nic, ...]) -> tuple[Nic, ...]:
+        rule = self._parts.config().interfaces
+        chosen = tuple(nic for nic in nics if rule.chosen(nic.name, nic.primary, nic.tags) and nic.subnet and nic.mac)
+        if not chosen:
+            raise cloud.NoInterface("none of the machine's NICs is one of the configured interfaces")
+        return chosen
+
+    async def _failed(self, look: Look, error: cloud.AzureError) -> Outcome:
+        """Azure did not do as asked: says so, and leaves it in peace for a while."""
+        record, now = look.record, self._now()
+        record.failures += 1
+        wait = self._jitter(wait_after(error, record.failures))
+        problem = look.problem = problem_of(error)
+        record.not_before = now + wait
+        if isinstance(error, cloud.AddressTaken):  # the rest of the node's needs must not wait for it
+            record.contested |= dict.fromkeys(look.pool.status.missing, now + wait)
+            record.not_before = now
+        elif isinstance(error, cloud.NicFull):
+            record.full_until = now + float(self._parts.config().audit)
+        self._notice(look.node, record, problem)
+        text, reason = str(error), problem.reason
+        log.warning(
+            "Azure did not do as asked", node=look.node.name, reason=reason, again_in=round(wait, 1), error=text
+        )
+        await self._report(look)
+        return Outcome(max(record.not_before, now + 0.1))
+
+    def _succeeded(self, look: Look) -> None:
+        record, config, now = look.record, self._parts.config(), self._now()
+        record.failures, record.not_before, record.settled, record.problem = 0, 0.0, None, look.problem
+        record.contested = {address: until for address, until in record.contested.items() if until > now}
+        record.audit_at = now + float(config.audit) * self._parts.random.uniform(0.8, 1.0)
+        if any(view.failed for view in look.views):
+            record.repairs += 1
+            record.repair_after = now + min(1800.0, 30.0 * 2.0**record.repairs)
+        else:
+            record.repairs, record.repair_after = 0, 0.0
+
+    def _settle(self, look: Look) -> None:
+        """Remembers what the pool alone asks for, now that Azure showed that there is nothing to do.
+
+        A pool does not tell everything: adopted addresses look as if they could be released, for instance.
+        """
+        if not any(view.busy or view.pending for view in look.views):
+            seen = Look(look.node, look.pool, look.record, look.machine, look.wanted, look.naming)
+            self._observer.from_pool(seen)
+            look.record.settled = seen.wish
+
+    def _notice(self, node: Node, record: Record, problem: Problem) -> None:
+        """Tells people once per reason, not once per attempt."""
+        if record.problem is None or record.problem.reason is not problem.reason:
+            self._parts.tell(node, problem)
+        record.problem = problem
+
+    async def _report(self, look: Look) -> None:
+        """Writes what was found; thinks again if the agent has written meanwhile."""
+        for _ in range(ATTEMPTS):
+            interfaces = look.nics or look.pool.status.interfaces
+            known = self._parts.networks.direct(interfaces[0].subnet) if interfaces else None
+            direct = report.direct(*known, self._parts.config().direct_cidrs) if known else None
+            findings = report.Findings(look.plan, look.nics, look.views, direct, look.problem)
+            try:
+                look.pool = await self._write(look.pool, findings)
+            except Outdated:
+                look.pool = await self._parts.pools.get(look.node.name)
+                self._parts.roster.hold_pool(look.pool)
+                if look.nics:
+                    await self._observer.from_azure(look)
+                elif look.plan is not None:
+                    self._observer.from_pool(look)
+                continue
+            return
+        raise Outdated(f"NodeIPPool {look.node.name} changes faster than it can be written")
+
+    async def _write(self, pool: NodeIPPool, findings: report.Findings) -> NodeIPPool:
+        status = report.status(pool, findings, datetime.now(UTC))
+        if not report.differs(pool, status):
+            return pool
+        written = await self._parts.pools.report(pool, status)
+        reached(Point.STATUS_WRITTEN)
+        self._parts.roster.hold_pool(written)
+        return written
+
+    def _rank(self, look: Look) -> None:
+        """How urgent the requests of this look are."""
+        urgency = self._parts.roster.urgency(look.node.name)
+        if urgency is Urgency.AUDIT and look.plan is not None:
+            by_reason = {
+                Reason.GROWING: Urgency.WARM,
+                Reason.REPAIRING: Urgency.WARM,
+                Reason.RELEASING: Urgency.RELEASE,
+            }
+            urgency = by_reason.get(look.plan.reason, Urgency.AUDIT)
+        look.record.ticket.urgency = urgency
+
+    def _next(self, look: Look) -> float:
+        times = [look.record.audit_at, *(t for t in look.record.contested.values() if t > self._now())]
+        if look.plan is not None and look.plan.look_again is not None:
+            times.append(look.plan.look_again)
+        return min(times)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _jitter(self, seconds: float) -> float:
+        return seconds * self._parts.random.uniform(1.0, 1.2)

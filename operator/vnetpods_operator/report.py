@@ -1,0 +1,168 @@
+"""What the operator writes into a NodeIPPool's status: interfaces, totals and conditions. Pure.
+
+Conditions follow kstatus: Ready is Unknown until something is known; Reconciling is True while a change is under way;
+Stalled only when a person must act. Messages carry nothing that changes with every pod, or each pod would cost a write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from vnetpods_api import (
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    Interface,
+    NodeIPPool,
+    Reason,
+    Status,
+    condition,
+    merge,
+)
+from vnetpods_operator import planner
+from vnetpods_operator.machine import ENTRIES_PER_NIC, Nic
+from vnetpods_operator.planner import Plan
+from vnetpods_operator.roster import Problem
+
+OURS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
+_TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+_UNDER_WAY = (Reason.GROWING, Reason.RELEASING, Reason.REPAIRING)
+_SENTENCES = {
+    Reason.GROWING: "addresses are being added",
+    Reason.RELEASING: "addresses are being given back",
+    Reason.REPAIRING: "the NIC is being put right",
+    Reason.PAUSED: "spec.paused is set; unset it to let the operator go on",
+    Reason.IDLE: "nothing to do",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a look at a node gave. Without NICs the interfaces in the pool stay as they are."""
+
+    plan: Plan | None = None
+    nics: Sequence[Nic] = ()
+    views: Sequence[planner.Nic] = ()
+    direct_cidrs: tuple[str, ...] | None = None
+    problem: Problem | None = None
+
+
+def status(pool: NodeIPPool, findings: Findings, now: datetime) -> Status:
+    """The complete set of the operator's status fields; the pool's own where nothing new is known."""
+    before = pool.status
+    releasing = findings.plan.releasing if findings.plan else None
+    if findings.nics:
+        views = {view.name: view for view in findings.views}
+        interfaces = tuple(_interface(nic, views[nic.name], releasing or frozenset()) for nic in findings.nics)
+    else:
+        interfaces = before.interfaces
+        if releasing is not None:
+            interfaces = tuple(_released(interface, releasing) for interface in interfaces)
+    said = _conditions(findings, interfaces, pool, now)
+    direct = findings.direct_cidrs
+    return Status(
+        observed_generation=pool.metadata.generation or None,
+        interfaces=interfaces,
+        subnet=interfaces[0].subnet.rpartition("/")[2][:80] if interfaces else None,
+        direct_cidrs=before.direct_cidrs if direct is None else direct,
+        capacity=sum(interface.capacity or 0 for interface in interfaces) if interfaces else None,
+        allocated=sum(planner.count(interface.addresses) for interface in interfaces) if interfaces else None,
+        conditions=tuple(merge(before.conditions, said)),
+    )
+
+
+def differs(pool: NodeIPPool, wanted: Status) -> bool:
+    """Whether writing `wanted` would change anything."""
+    return owned(pool.status) != wanted
+
+
+def owned(found: Status) -> Status:
+    """The operator's part of a status."""
+    mine = tuple(c for t in OURS for c in found.conditions if c.type == t)
+    return msgspec.structs.replace(found, usage=None, released=(), missing=(), conditions=mine)
+
+
+def direct(own: Sequence[str], peers: Sequence[str], configured: Sequence[str]) -> tuple[str, ...]:
+    """Each once, in a stable order."""
+    return tuple(dict.fromkeys((*own, *sorted(peers), *configured)))[:512]
+
+
+def _interface(nic: Nic, view: planner.Nic, releasing: frozenset[str]) -> Interface:
+    return Interface(
+        name=nic.name,
+        mac=nic.mac,
+        subnet=nic.subnet,
+        prefixes=view.prefixes,
+        primary_address=nic.primary_address,
+        capacity=min(4096, planner.count(view.addresses) + view.pending + view.slots),
+        addresses=view.addresses[:ENTRIES_PER_NIC],
+        releasing=tuple(address for address in view.addresses if address in releasing),
+    )
+
+
+def _released(interface: Interface, releasing: frozenset[str]) -> Interface:
+    wanted = tuple(address for address in interface.addresses if address in releasing)
+    return msgspec.structs.replace(interface, releasing=wanted)
+
+
+def _conditions(
+    findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool, now: datetime
+) -> list[Condition]:
+    generation = pool.metadata.generation
+    found = [
+        _ready(findings, interfaces, pool, now),
+        _reconciling(findings, now),
+        _stalled(findings.problem, now),
+    ]
+    return [msgspec.structs.replace(c, observed_generation=generation) for c in found]
+
+
+def _ready(findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool, now: datetime) -> Condition:
+    plan, problem, usage = findings.plan, findings.problem, pool.status.usage
+    total = sum(planner.count(interface.addresses) for interface in interfaces)
+    if problem is not None:
+        reason, message = problem.reason, problem.message
+    elif plan is not None and plan.limit is not None:
+        reason, message = plan.limit, plan.detail
+    else:
+        reason, message = Reason.POOL_READY, "pods can be given addresses"
+    free = plan.free if plan is not None else total
+    if total and (free > 0 or not (usage and usage.waiting)):
+        return condition(ConditionType.READY, _TRUE, reason, message, now)
+    if plan is None and problem is None:
+        return condition(ConditionType.READY, _UNKNOWN, Reason.PENDING, "the NIC has not been read yet", now)
+    if reason is Reason.POOL_READY:
+        reason = Reason.GROWING if plan and plan.reason is Reason.GROWING else Reason.PENDING
+        message = "no address is free" if total else "there is no address yet"
+    return condition(ConditionType.READY, _FALSE, reason, message, now)
+
+
+def _reconciling(findings: Findings, now: datetime) -> Condition:
+    plan = findings.plan
+    if plan is None:
+        waits = findings.problem is None
+        text = "the machine is looked up" if waits else "waiting, see Ready"
+        return condition(ConditionType.RECONCILING, _TRUE if waits else _FALSE, Reason.PENDING, text, now)
+    if findings.problem is not None:
+        reason, text = findings.problem.reason, findings.problem.message
+        return condition(ConditionType.RECONCILING, _FALSE, reason, text, now)
+    under_way = plan.reason in _UNDER_WAY
+    return condition(
+        ConditionType.RECONCILING, _TRUE if under_way else _FALSE, plan.reason, _SENTENCES[plan.reason], now
+    )
+
+
+def _stalled(problem: Problem | None, now: datetime) -> Condition:
+    if problem is not None and problem.stalled:
+        return condition(ConditionType.STALLED, _TRUE, problem.reason, problem.message, now)
+    return condition(ConditionType.STALLED, _FALSE, Reason.IDLE, "nobody needs to act", now)
+
+
+def ready_reason(conditions: Mapping[str, Condition]) -> str:
+    """For the metric nodes by reason."""
+    found = conditions.get(ConditionType.READY)
+    return found.reason if found else str(Reason.PENDING)

@@ -1,0 +1,43 @@
+"""What each of Azure's failures means for a node: which condition says so, and how long Azure is left in peace.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from vnetpods_api import Reason
+from vnetpods_operator import cloud
+from vnetpods_operator.roster import Problem
+
+_MEANING: dict[type[cloud.AzureError], tuple[Reason, bool, float, float]] = {
+    # reason, a person must act, first and longest wait in seconds (doubled with each failure)
+    cloud.Changed: (Reason.CONFLICT, False, 0.5, 30.0),
+    cloud.Busy: (Reason.CONFLICT, False, 2.0, 60.0),
+    cloud.SubnetFull: (Reason.SUBNET_FULL, False, 30.0, 600.0),
+    cloud.AddressTaken: (Reason.ADDRESS_LOST, False, 15.0, 600.0),
+    cloud.NicFull: (Reason.AT_CAPACITY, False, 60.0, 1800.0),
+    cloud.Forbidden: (Reason.FORBIDDEN, True, 120.0, 1800.0),
+    cloud.Gone: (Reason.MACHINE_NOT_FOUND, True, 60.0, 1800.0),
+    cloud.NoInterface: (Reason.NO_INTERFACE, True, 120.0, 1800.0),
+    cloud.Refused: (Reason.REFUSED, True, 60.0, 1800.0),
+    cloud.Unavailable: (Reason.AZURE_UNAVAILABLE, False, 1.0, 120.0),
+}
+
+
+def problem_of(error: cloud.AzureError) -> Problem:
+    """What the conditions say."""
+    if isinstance(error, cloud.Throttled):
+        return Problem(Reason.THROTTLED, f"{error}; Azure asks to wait {error.seconds:.0f} s")
+    reason, stalled, _, _ = _MEANING[type(error)]
+    message = str(error)
+    if isinstance(error, cloud.Forbidden) and error.action:
+        message = f"the operator's identity needs {error.action} on {error.scope} ({message})"
+    return Problem(reason, message, stalled)
+
+
+def wait_after(error: cloud.AzureError, failures: int) -> float:
+    """Seconds until the next attempt after this many failures in a row (this one included)."""
+    if isinstance(error, cloud.Throttled):
+        return error.seconds
+    _, _, first, longest = _MEANING[type(error)]
+    return min(longest, first * 2.0 ** min(failures - 1, 20))

@@ -1,0 +1,104 @@
+"""What the operator remembers: the Nodes and NodeIPPools as last seen, and per node what it can't read anywhere.
+
+Fed by the watch, by the periodic list and by the answers to our own writes; read by the workers; all on one event loop.
+Lost at a restart without harm: Nodes and pools are listed again, and what `Record` holds only makes the operator wait
+longer (a surplus must last anew, a back-off starts short).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vnetpods_api import NodeIPPool, Reason
+from vnetpods_operator.budget import Ticket, Urgency
+from vnetpods_operator.nodes import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why the last attempt for a node did not succeed; `stalled` when a person must act."""
+
+    reason: Reason
+    message: str
+    stalled: bool = False
+
+
+@dataclass(slots=True)
+class Record:
+    """What is remembered of one node between two looks at it. Times are the event loop's."""
+
+    ticket: Ticket = field(default_factory=Ticket)
+    audit_at: float = 0.0
+    """The NICs are read again at this time at the latest."""
+    not_before: float = 0.0
+    """Azure is left in peace until then."""
+    failures: int = 0
+    problem: Problem | None = None
+    surplus_since: float | None = None
+    releasing_since: float | None = None
+    refused: frozenset[str] = frozenset()
+    contested: dict[str, float] = field(default_factory=dict)
+    """Lost addresses that Azure would not give back, and when to ask again."""
+    repairs: int = 0
+    repair_after: float = 0.0
+    full_until: float = 0.0
+    """The machine takes no further ipConfiguration."""
+    settled: object = None
+    """What the pool asked for when a look at Azure showed that nothing is to be done."""
+    seen_at: float = 0.0
+    waiting_since: float | None = None
+    served: bool = False
+    """It had an address once since we know it."""
+
+
+class Roster:
+    """Nodes, pools and records by node name."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.pools: dict[str, NodeIPPool] = {}
+        self._records: dict[str, Record] = {}
+
+    def record(self, name: str) -> Record:
+        return self._records.setdefault(name, Record())
+
+    def hold_node(self, node: Node) -> bool:
+        """Remembers it; whether that is news."""
+        if self.nodes.get(node.name) == node:
+            return False
+        self.nodes[node.name] = node
+        return True
+
+    def hold_pool(self, pool: NodeIPPool) -> bool:
+        """Remembers it unless something newer is known; whether that is news."""
+        name = pool.metadata.name
+        before = self.pools.get(name)
+        if before is not None and _version(pool) <= _version(before):
+            return False
+        self.pools[name] = pool
+        return True
+
+    def drop_node(self, name: str) -> None:
+        """The Node is gone. Its pool goes with it, by the API server's garbage collector."""
+        self.nodes.pop(name, None)
+        self._records.pop(name, None)
+
+    def drop_pool(self, name: str) -> None:
+        self.pools.pop(name, None)
+
+    def urgency(self, name: str) -> Urgency:
+        """How much the node needs attention, as far as its pool tells."""
+        pool = self.pools.get(name)
+        if pool is None:
+            return Urgency.EMPTY
+        if pool.status.usage is not None and pool.status.usage.waiting:
+            return Urgency.WAITING
+        if not any(interface.addresses for interface in pool.status.interfaces):
+            return Urgency.EMPTY
+        return Urgency.AUDIT
+
+
+def _version(pool: NodeIPPool) -> int:
+    """Resource versions of one kind grow (KEP-5504 makes the long-standing fact official)."""
+    version = pool.metadata.resource_version or "0"
+    return int(version) if version.isdigit() else 0

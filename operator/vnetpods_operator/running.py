@@ -1,0 +1,225 @@
+"""The operator as a whole: what is started in which order, and what ends it.
+
+Order: configuration → API server → health and metrics → Lease → Azure → the CRD is served → pools are listed → workers,
+watch, and the schedules (relist, VNets, configuration file). All on one event loop, but for the Lease's watchdog
+thread. It ends when it is told to (SIGTERM, SIGINT), when the watch ends, or by the watchdog when the Lease is lost;
+the Lease is given back last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import structlog
+
+from vnetpods_operator import azure, configuration, handlers, health, watching
+from vnetpods_operator import kube as kubernetes
+from vnetpods_operator.budget import Budget, Kind
+from vnetpods_operator.configuration import Config, ConfigError
+from vnetpods_operator.election import Elector
+from vnetpods_operator.events import Recorder
+from vnetpods_operator.kube import Kube, KubeError
+from vnetpods_operator.metrics import Metrics
+from vnetpods_operator.pools import Pools
+from vnetpods_operator.queueing import Queue, work
+from vnetpods_operator.reconciler import Parts, Reconciler
+from vnetpods_operator.roster import Roster
+from vnetpods_operator.subnets import Subnets
+
+RELOAD_SECONDS = 5.0
+"""How often the configuration file is looked at."""
+
+log = structlog.get_logger()
+
+
+class Operator:
+    """One process's operator; made inside the event loop that runs it."""
+
+    def __init__(self, path: Path, kubeconfig: Path | None, config: Config) -> None:
+        self.config = config
+        self._path = path
+        self._kubeconfig = kubeconfig
+        self._stop = asyncio.Event()
+        self._roster = Roster()
+        self._queue = Queue(asyncio.get_running_loop().time)
+        self._elector: Elector | None = None
+        self._metrics = Metrics(self._roster, lambda: (self._queue.depth, self._queue.age), lambda: self._leads)
+        self._budget = Budget(self._rates, self._metrics.held_back)
+
+    async def run(self) -> None:
+        """Until it is told to stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        async with (
+            kubernetes.opened(self._kubeconfig) as kube,
+            health.serving(self.config.listen, self._metrics.registry, self._state),
+        ):
+            identity = f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}"
+            elector = self._elector = Elector(kube, self.config.election, identity)
+            if not await self._unless_stopped(elector.acquire()):
+                return
+            try:
+                await self._lead(kube, elector, identity)
+            finally:
+                await elector.release()
+
+    async def _lead(self, kube: Kube, elector: Elector, identity: str) -> None:
+        """All that only the leader does."""
+        recorder, pools, subnets = Recorder(kube, identity), Pools(kube), Subnets()
+        async with azure.opened(self.config.azure, self._budget, self._metrics) as arm:
+            networks = azure.Networks(arm)
+            parts = Parts(
+                config=lambda: self.config,
+                roster=self._roster,
+                pools=pools,
+                subnets=subnets,
+                machine=lambda machine: azure.machine(arm, machine),
+                networks=networks,
+                random=Random(),  # noqa: S311 - spreads retries, guards nothing
+                tell=recorder.tell,
+                wake=self._wake,
+            )
+            running = [
+                elector.keep(),
+                recorder.write(),
+                self._serve(kube, pools, networks, Reconciler(parts)),
+                self._repeat(lambda: self.config.relist, lambda: watching.compare(kube, self._roster, self._queue)),
+                self._repeat(lambda: RELOAD_SECONDS, self._reload),
+            ]
+            await self._until_one_ends(running)
+
+    async def _serve(self, kube: Kube, pools: Pools, networks: azure.Networks, reconciler: Reconciler) -> None:
+        """Watches and works."""
+        await watching.served(kube)
+        await watching.first_list(pools, self._roster)
+        now = asyncio.get_running_loop().time()
+        for name, pool in self._roster.pools.items():
+            # the NICs are looked at over the whole time, not all at once after a restart
+            self._roster.record(name).audit_at = now + secrets.SystemRandom().uniform(0, float(self.config.audit))
+            for interface in pool.status.interfaces:
+                networks.meet(interface.subnet)
+
+        async def look(name: str) -> float | None:
+            began = time.monotonic()
+            outcome = await reconciler.reconcile(name)
+            self._metrics.looked(time.monotonic() - began)
+            self._measure(name)
+            return outcome.again
+
+        watch = handlers.run(handlers.registry(self._roster, self._queue, kube.login), self._stop)
+        schedule = self._repeat(lambda: self.config.azure.networks, lambda: self._refresh(networks), at_once=True)
+        await self._until_one_ends([watch, work(self._queue, look, self.config.workers), schedule])
+
+    async def _until_one_ends(self, coroutines: list[Coroutine[Any, Any, None]]) -> None:
+        """Runs them side by side; when one ends, or the operator is told to stop, the others are cancelled."""
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*tasks, stop):
+                task.cancel()
+            await asyncio.gather(*tasks, stop, return_exceptions=True)
+        for task in done - {stop}:
+            task.result()
+
+    async def _unless_stopped(self, coroutine: Coroutine[Any, Any, None]) -> bool:
+        """Whether it came to its end before the operator was told to stop."""
+        task = asyncio.create_task(coroutine)
+        await self._until_one_ends([_wait(task)])
+        return not self._stop.is_set()
+
+    async def _repeat(
+        self, every: Callable[[], float], action: Callable[[], Awaitable[None]], *, at_once: bool = False
+    ) -> None:
+        while True:
+            if not at_once:
+                await asyncio.sleep(float(every()))
+            at_once = False
+            try:
+                await action()
+            except KubeError as error:
+                log.warning("the API server did not do as asked", error=str(error))
+
+    async def _refresh(self, networks: azure.Networks) -> None:
+        """Reads VNets again; nodes in changed ones are told."""
+        changed = {subnet.lower() for subnet in await networks.refresh()}
+        for name, pool in self._roster.pools.items():
+            if any(interface.subnet.lower() in changed for interface in pool.status.interfaces):
+                self._queue.add(name)
+
+    async def _reload(self) -> None:
+        """Takes a changed configuration file; a bad one changes nothing."""
+        try:
+            config = await asyncio.to_thread(configuration.load, self._path)
+        except ConfigError as error:
+            log.error("configuration not reloaded", error=str(error))
+            return
+        if config == self.config:
+            return
+        before, self.config = self.config, config
+        fixed = [name for name in ("listen", "election", "workers") if getattr(config, name) != getattr(before, name)]
+        if config.azure.endpoint != before.azure.endpoint or config.azure.scope != before.azure.scope:
+            fixed.append("azure")
+        log.info("configuration reloaded", needs_restart=fixed)
+        self._budget.adjust()
+        for name in self._roster.nodes:
+            self._queue.add(name, self._roster.urgency(name))
+
+    def _wake(self, subnet: str) -> None:
+        """The subnet has addresses again: nodes in it that want some need not wait longer."""
+        for name, pool in self._roster.pools.items():
+            if any(interface.subnet.lower() == subnet.lower() for interface in pool.status.interfaces):
+                self._queue.add(name, self._roster.urgency(name))
+
+    def _measure(self, name: str) -> None:
+        """How long pods waited, and how long a new Node went without any address."""
+        pool, now = self._roster.pools.get(name), asyncio.get_running_loop().time()
+        if pool is None or name not in self._roster.nodes:
+            return
+        record = self._roster.record(name)
+        has_some = any(interface.addresses for interface in pool.status.interfaces)
+        if not has_some:
+            record.seen_at = record.seen_at or now
+        elif record.seen_at:
+            self._metrics.first_address(now - record.seen_at)
+            record.seen_at = 0.0
+        waiting = pool.status.usage.waiting if pool.status.usage else 0
+        if waiting and record.waiting_since is None:
+            record.waiting_since = now
+        elif not waiting and record.waiting_since is not None:
+            self._metrics.granted(now - record.waiting_since)
+            record.waiting_since = None
+
+    def _rates(self, kind: Kind) -> tuple[float, float]:
+        budget = self.config.azure.budget
+        allowance = budget.reads if kind is Kind.READ else budget.writes
+        return allowance.per_second, float(allowance.burst)
+
+    @property
+    def _leads(self) -> bool:
+        return self._elector is not None and self._elector.leads
+
+    def _state(self) -> health.State:
+        last = self._metrics.last_answer
+        return health.State(
+            leads=self._leads,
+            in_line=self._queue.depth,
+            oldest=round(self._queue.age, 3),
+            azure_answered=None if last is None else round(time.monotonic() - last, 3),
+            waiting_for_budget=self._budget.waiting,
+        )
+
+
+async def _wait(task: asyncio.Task[None]) -> None:
+    await task

@@ -1,0 +1,52 @@
+"""What is wanted for one node: which machine it is, and how many addresses it is to have. Pure."""
+
+from __future__ import annotations
+
+from vnetpods_api import NodeIPPool, Reason
+from vnetpods_operator.configuration import Config
+from vnetpods_operator.machine import MachineId, UnsupportedProvider
+from vnetpods_operator.nodes import Node
+from vnetpods_operator.planner import Wanted
+from vnetpods_operator.roster import Problem
+
+
+def identify(node: Node) -> tuple[MachineId | None, Problem | None]:
+    """The machine that the Node's providerID names, or why there is none."""
+    if not node.provider_id:
+        text = (
+            f"Node {node.name} has no spec.providerID, so its virtual machine is unknown; is a cloud provider running, "
+            "or is the kubelet's --provider-id set?"
+        )
+        return None, Problem(Reason.NO_PROVIDER_ID, text, stalled=True)
+    try:
+        return MachineId.from_provider_id(node.provider_id), None
+    except UnsupportedProvider:
+        if node.provider_id.lower().startswith("azure://"):
+            text = f"providerID {node.provider_id} of Node {node.name} is not that of a virtual machine"
+            return None, Problem(Reason.UNSUPPORTED_MACHINE, text, stalled=True)
+        text = (
+            f"providerID {node.provider_id} of Node {node.name} is of another cloud; label it vnetpods.io/managed=false"
+        )
+        return None, Problem(Reason.FOREIGN_PROVIDER, text, stalled=True)
+
+
+def wanted_for(node: Node, pool: NodeIPPool, config: Config, host_pods: int) -> tuple[Wanted, Problem | None]:
+    """Sizes from the node's group and the pool's own; a pool that contradicts its group is told so and ignored."""
+    group, problem = config.group_of(node.labels), None
+    try:
+        group = group.refined(pool.spec.sizing)
+    except ValueError as error:
+        text = f"spec.sizing together with the configured group makes no sense ({error}); the group's sizes apply"
+        problem = Problem(Reason.INVALID_SIZING, text, stalled=True)
+    wanted = Wanted(
+        minimum=group.minimum,
+        warm=group.warm,
+        batch=group.batch,
+        maximum=min(group.maximum, max(0, node.pod_limit - host_pods)),
+        blocks=group.blocks,
+        paused=pool.spec.paused,
+        release_after=config.release.after,
+        release_batch=config.release.batch,
+        release_patience=config.release.patience,
+    )
+    return wanted, problem

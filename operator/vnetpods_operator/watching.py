@@ -1,0 +1,97 @@
+"""Lists of all Nodes and NodeIPPools: once before the watch starts, and then on a schedule to find what it missed.
+
+The first list of pools comes before kopf sees a Node, so that no Node is taken for one without a pool. The periodic
+lists carry only metadata; they find objects that vanished unseen, and pools that were deleted unseen are made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import structlog
+
+from vnetpods_api.names import GROUP, VERSION
+from vnetpods_operator.kube import Kube, KubeError, NotFound
+from vnetpods_operator.pools import PATH, Pools
+from vnetpods_operator.queueing import Queue
+from vnetpods_operator.roster import Roster
+
+log = structlog.get_logger()
+
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_PAGE = "500"
+
+
+class _Metadata(msgspec.Struct):
+    name: str
+
+
+class _Item(msgspec.Struct):
+    metadata: _Metadata
+
+
+class _ListMetadata(msgspec.Struct):
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _List(msgspec.Struct):
+    items: list[_Item]
+    metadata: _ListMetadata
+
+
+async def served(kube: Kube) -> None:
+    """Returns when the API server knows NodeIPPools: kopf would ignore a kind that it doesn't know at its start."""
+    said = False
+    while True:
+        try:
+            await kube.request("GET", f"/apis/{GROUP}/{VERSION}")
+        except NotFound:
+            if not said:
+                log.warning("waiting for the NodeIPPool CRD", group=GROUP, version=VERSION)
+                said = True
+        except KubeError as error:
+            log.warning("waiting for the API server", error=str(error))
+        else:
+            return
+        await asyncio.sleep(2)
+
+
+async def first_list(pools: Pools, roster: Roster) -> None:
+    """All pools, before any Node is looked at."""
+    while True:
+        try:
+            async for pool in pools.all():
+                roster.hold_pool(pool)
+        except KubeError as error:
+            log.warning("NodeIPPools not listed", error=str(error))
+            await asyncio.sleep(2)
+        else:
+            return
+
+
+async def compare(kube: Kube, roster: Roster, queue: Queue) -> None:
+    """Drops what is gone from the API server, and puts Nodes in line whose pool is gone."""
+    nodes_before, pools_before = set(roster.nodes), set(roster.pools)
+    nodes, pools = await _names(kube, "/api/v1/nodes"), await _names(kube, PATH)
+    for name in nodes_before - nodes:  # what has come since is newer than the list
+        log.info("Node vanished unseen", node=name)
+        roster.drop_node(name)
+        queue.forget(name)
+    for name in pools_before - pools:
+        roster.drop_pool(name)
+        if name in roster.nodes:
+            log.info("NodeIPPool vanished unseen", node=name)
+            queue.add(name)
+
+
+async def _names(kube: Kube, path: str) -> set[str]:
+    found: set[str] = set()
+    following = ""
+    while True:
+        query = {"limit": _PAGE} | ({"continue": following} if following else {})
+        page = msgspec.json.decode(await kube.request("GET", path, query=query, accept=_METADATA_ONLY), type=_List)
+        found |= {item.metadata.name for item in page.items}
+        following = page.metadata.continue_
+        if not following:
+            return found
