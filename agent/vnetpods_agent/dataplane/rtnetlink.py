@@ -42,7 +42,6 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 16, 18, 20, 26, 27
 IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 28, 29, 31, 32
-IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 37, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 RTEXT_FILTER_SKIP_STATS = 8
@@ -115,13 +114,11 @@ def veth_create(here: VethEnd, there: VethEnd, netns_fd: int) -> bytes:
     return request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload)
 
 
-def link_set(index: int, *attributes: bytes, up: bool | None = None, netnsid: int | None = None) -> bytes:
-    """`ip link set dev INDEX [up|down] …`; with `netnsid` the link is one of the namespace known here by that id."""
+def link_set(index: int, *attributes: bytes, up: bool | None = None) -> bytes:
+    """`ip link set dev INDEX [up|down] …`."""
     flags = IFF_UP if up else 0
-    payload = IFINFOMSG.pack(0, 0, index, flags, 0 if up is None else IFF_UP) + b"".join(attributes)
-    if netnsid is not None:
-        payload += attribute(IFLA_TARGET_NETNSID, struct.pack("=i", netnsid))
-    return request(RTM_NEWLINK, 0, payload)
+    head = IFINFOMSG.pack(0, 0, index, flags, 0 if up is None else IFF_UP)
+    return request(RTM_NEWLINK, 0, head + b"".join(attributes))
 
 
 def link_alias(alias: str) -> bytes:
@@ -137,11 +134,6 @@ def link_name(name: str) -> bytes:
 def link_mac(mac: str) -> bytes:
     """`… address MAC`."""
     return attribute(IFLA_ADDRESS, _mac(mac))
-
-
-def link_mtu(mtu: int) -> bytes:
-    """`… mtu N`."""
-    return _number(IFLA_MTU, mtu)
 
 
 def link_group(group: int) -> bytes:
@@ -308,7 +300,7 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface as the kernel describes it; `peer` and `peer_netnsid` are a veth's other end."""
+    """A network interface as the kernel describes it; `peer` is the index of a veth's other end."""
 
     index: int
     name: str
@@ -320,14 +312,12 @@ class Link:
     group: int
     master: int
     peer: int
-    peer_netnsid: int | None
     operational: bool
 
 
 def read_link(payload: bytes) -> Link:
     _, _, index, flags, _ = IFINFOMSG.unpack_from(payload)
     found = dict(attributes(payload, IFINFOMSG.size))
-    netnsid = found.get(IFLA_LINK_NETNSID)
     info = dict(attributes(found.get(IFLA_LINKINFO, b"")))
     return Link(
         index=index,
@@ -340,7 +330,6 @@ def read_link(payload: bytes) -> Link:
         group=_value(found.get(IFLA_GROUP)),
         master=_value(found.get(IFLA_MASTER)),
         peer=_value(found.get(IFLA_LINK)),
-        peer_netnsid=struct.unpack("=i", netnsid)[0] if netnsid else None,
         operational=found.get(IFLA_OPERSTATE) == b"\x06",
     )
 

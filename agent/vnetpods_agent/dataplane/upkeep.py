@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import ipaddress
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,6 @@ NIC_MISSING = "NicMissing"
 _SYSCTL = Path("/proc/sys/net/ipv4")
 _THERE = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
-_NO_NAMESPACE = frozenset({errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP})
 _ADVICE = (
     "the node must not hold pods' addresses; with cloud-init set apply_network_config_for_secondary_ips: false"
     " (datasource Azure)"
@@ -80,7 +78,7 @@ class Upkeep:
                     for variant in forwarding.open_for_pods()
                 ]
             case Area.PODS:
-                return self._pods(state)
+                return self._pods()
 
     def _uplinks(self, state: HostState) -> list[Uplink]:
         return kernel.uplinks(state.nics, kernel.links(self._route), kernel.addresses(self._route))
@@ -180,12 +178,16 @@ class Upkeep:
         self._loaded, self._listing = text, list_table()
         return [Happening(RESTORED, f"the nftables table {TABLE} was missing or changed")] if known else []
 
-    def _pods(self, state: HostState) -> list[Happening]:
-        """Routes before links: a pod that is detached in between then shows as dying, not as one without route."""
+    def _pods(self) -> list[Happening]:
+        """Routes before links: a pod that is detached in between then shows as dying, not as one without route.
+
+        The MTU stays as it was at birth when the NIC's changes: the pod's end can't be reached from here, and a veth
+        drops without a word what is larger than its other end. A smaller NIC is what path MTU discovery is for, the
+        host itself being the router that answers; new pods get the new MTU.
+        """
         routes = self._route.dump(Step("list routes of", "the host", rt.routes_dump()), rt.read_route)
         neighbours = self._route.dump(Step("list neighbours of", "the host", rt.neighbours_dump()), rt.read_neighbour)
         links = kernel.links(self._route)
-        mtus = _mtus(kernel.uplinks(state.nics, links, kernel.addresses(self._route)))
         ends = [(link, *owned) for link in links if hostend.is_host_end(link) and (owned := hostend.owner(link))]
         claims = Counter(address for _, _, address in ends)
         routed = {route.destination for route in routes if route.prefix == 32}
@@ -209,18 +211,7 @@ class Upkeep:
                 self._route.carry_out(steps)
                 done = ", ".join(step.what for step in steps)
                 happenings.append(Happening(RESTORED, f"{link.name} of {key} with {address}: {done}"))
-            self._follow_mtu(link, next((mtu for net, mtu in mtus if ipaddress.IPv4Address(address) in net), link.mtu))
         return happenings
-
-    def _follow_mtu(self, link: rt.Link, mtu: int) -> None:
-        """Both ends: the pod's is reached through the namespace's id, for which CAP_NET_ADMIN is enough."""
-        if link.mtu == mtu:
-            return
-        steps = [Step("set the MTU of", link.name, rt.link_set(link.index, rt.link_mtu(mtu)), _GONE)]
-        if link.peer_netnsid is not None:
-            peer = rt.link_set(link.peer, rt.link_mtu(mtu), netnsid=link.peer_netnsid)
-            steps.append(Step("set the MTU behind", link.name, peer, _GONE | _NO_NAMESPACE))
-        self._route.carry_out(steps)
 
     def uninstall(self) -> list[str]:
         """Takes everything of ours away, unless pods still live from it; says what stays and why."""
@@ -247,10 +238,6 @@ def list_table() -> str:
         if error.errno != errno.EIO:
             raise
         return ""
-
-
-def _mtus(uplinks: Sequence[Uplink]) -> list[tuple[ipaddress.IPv4Network, int]]:
-    return [(network, uplink.link.mtu) for uplink in uplinks for network in collapsed(uplink.nic.addresses)]
 
 
 def _keeps_the_others(name: str) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from tests.agent.dataplane.world import (
+    AMOUNT,
     AZURE_DNS,
     DIRECT,
     IMDS,
@@ -20,11 +22,13 @@ from tests.agent.dataplane.world import (
     PodHandle,
     World,
     caller_seen,
+    carried,
     run,
     run_in,
 )
 from vnetpods_agent.dataplane import HostState, Nic
 from vnetpods_agent.dataplane.hoststate import HostReconciler
+from vnetpods_agent.dataplane.kernel import uplink_mtu
 from vnetpods_agent.dataplane.transparent import Transparent
 from vnetpods_agent.dataplane.upkeep import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, list_table
 
@@ -225,3 +229,51 @@ def test_uninstall_leaves_what_running_pods_need_and_later_goes_whole(
     assert run("ip route show proto 118") == ""
     assert leaving.uninstall() == []
     leaving.close()
+
+
+@pytest.mark.parametrize("mtu", [1400, 3900])
+def test_the_mtu_of_the_nic_changes_under_running_pods(
+    world: World, plane: Transparent, pod: PodHandle, keeper: Keeper, mtu: int
+) -> None:
+    run(f"ip link set eth0 mtu {mtu}")
+    run_in(world.outside, f"ip link set nic0 mtu {mtu}")
+    assert uplink_mtu(NIC_MAC) == mtu
+    young = world.pod("10.240.0.6", "young")
+    plane.attach(replace(young.attachment, mtu=mtu), young.doors)
+    for here, there in ((pod, young), (young, pod)):
+        assert carried(here.namespace, there.namespace, there.address) == AMOUNT
+    for each in (pod, young):
+        assert carried(each.namespace, world.outside, PEER) == AMOUNT
+        assert carried(world.outside, each.namespace, each.address) == AMOUNT
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("variant", ["iptables-nft", "iptables-legacy"])
+def test_a_forward_policy_of_drop_is_opened_for_pods_only(
+    world: World, plane: Transparent, keeper: Keeper, variant: str, moment: str
+) -> None:
+    """As Docker leaves it; a policy engine's chain in front keeps its say."""
+    if moment == "after":
+        keeper.declare(STATE)
+    for command in ("-N ENGINE", "-A ENGINE -p tcp --dport 81 -j DROP", "-A FORWARD -j ENGINE", "-P FORWARD DROP"):
+        run(f"{variant} {command}")
+    keeper.declare(STATE)
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    eventually(lambda: caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY)
+    assert caller_seen(pod.namespace, world.outside, INTERNET, port=81) is None
+    rules = run(f"{variant} -S FORWARD").splitlines()
+    assert rules[:2] == ["-P FORWARD DROP", "-A FORWARD -j ENGINE"]
+    assert len(rules) == 4
+    run(f"{variant} -F FORWARD")
+    eventually(lambda: len(run(f"{variant} -S FORWARD").splitlines()) == 3)
+    keeper.reconciler.close()
+    plane.detach(pod.attachment)
+    with contextlib.closing(HostReconciler(lambda kind, message: None)) as leaving:
+        leaving.uninstall()
+    assert run(f"{variant} -S FORWARD").splitlines() == ["-P FORWARD DROP"]
+
+
+def test_iptables_that_nobody_uses_is_not_touched(pod: PodHandle) -> None:
+    assert run("cat /proc/net/ip_tables_names", check=False) == ""
+    assert "filter" not in run("nft list tables")

@@ -58,12 +58,6 @@ CASES = [
         id="alias-and-up",
     ),
     pytest.param(rt.link_set(7, up=False), ifinfmsg, {"index": 7, "flags": 0, "change": 1}, id="down"),
-    pytest.param(
-        rt.link_set(7, rt.link_mtu(9000), netnsid=3),
-        ifinfmsg,
-        {"index": 7, "change": 0, "IFLA_MTU": 9000, "IFLA_IF_NETNSID": 3},
-        id="mtu-in-another-namespace",
-    ),
     pytest.param(rt.link_set(7, rt.link_group(rt.PROTOCOL)), ifinfmsg, {"index": 7, "IFLA_GROUP": 118}, id="group"),
     pytest.param(rt.link_set(7, rt.link_mac(MAC)), ifinfmsg, {"IFLA_ADDRESS": MAC}, id="mac"),
     pytest.param(rt.link_set(7, rt.link_name("azvx")), ifinfmsg, {"IFLA_IFNAME": "azvx"}, id="name"),
@@ -209,13 +203,12 @@ def test_a_link_is_read() -> None:
         ("IFLA_MTU", 1400),
         ("IFLA_IFALIAS", "mine"),
         ("IFLA_LINK", 5),
-        ("IFLA_LINK_NETNSID", 0),
         ("IFLA_GROUP", 9),
         ("IFLA_OPERSTATE", "UP"),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth")]}),
     ]
     link = rt.read_link(packed(ifinfmsg, index=4, flags=1, attrs=attrs))
-    assert link == rt.Link(4, "azv1", True, MAC, 1400, "mine", "veth", 9, 0, 5, 0, True)
+    assert link == rt.Link(4, "azv1", True, MAC, 1400, "mine", "veth", 9, 0, 5, True)
 
 
 def test_addresses_routes_neighbours_and_rules_are_read() -> None:

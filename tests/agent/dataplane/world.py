@@ -13,9 +13,9 @@ import itertools
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Pod
 
@@ -148,10 +148,17 @@ class PodHandle:
 
 
 def caller_seen(
-    client: str, server: str, address: str, port: int = 80, source: str = "", timeout: float = 0.4
+    client: str,
+    server: str,
+    address: str,
+    port: int = 80,
+    source: str = "",
+    timeout: float = 0.4,
+    dialled: int = 0,
 ) -> str | None:
-    """The source address that a TCP server in `server` sees when `client` calls `address`; None when nothing got
-    through.
+    """The source address that a TCP server in `server` sees when `client` calls `address`.
+
+    None when nothing got through. `dialled`: the port the client asks for, if something leads it to the server's.
     """
     with inside(server):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -166,7 +173,7 @@ def caller_seen(
         try:
             if source:
                 caller.bind((source, 0))
-            caller.connect((address, port))
+            caller.connect((address, dialled or port))
             caller.sendall(b"hello")
             accepted, peer = listener.accept()
         except OSError:
@@ -177,11 +184,33 @@ def caller_seen(
             return str(peer[0])
 
 
-def routes(namespace: str) -> set[str]:
-    return {" ".join(line.split()) for line in run_in(namespace, "ip route show").splitlines()}
+AMOUNT = 1 << 18
 
 
-def exists(namespace: str, interface: str) -> bool:
-    return Path(f"/run/netns/{namespace}").exists() and "mtu" in run_in(
-        namespace, f"ip link show {interface}", check=False
-    )
+def carried(client: str, server: str, address: str, timeout: float = 2.0) -> int:
+    """How many of AMOUNT bytes reach a TCP server in one go: full-sized packets, unlike a handshake."""
+    with inside(server):
+        listener = socket.create_server(("", 80))
+    with inside(client):
+        caller = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with listener, caller:
+        listener.settimeout(timeout)
+        caller.settimeout(timeout)
+        caller.connect((address, 80))
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(timeout)
+            sending = threading.Thread(target=_send_all, args=(caller,))
+            sending.start()
+            received = 0
+            with contextlib.suppress(TimeoutError):
+                while data := accepted.recv(1 << 16):
+                    received += len(data)
+        sending.join()
+    return received
+
+
+def _send_all(caller: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the receiver counts what arrived
+        caller.sendall(bytes(AMOUNT))
+        caller.shutdown(socket.SHUT_WR)
