@@ -24,7 +24,7 @@ from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.rtnetlink import link_delete, links_dump, read_link
 
 NETLINK_NETFILTER = 12
-REST = 3.0
+REST = 10.0
 """The reaper rests this many times as long as its last burst took: ADDs keep three quarters of the lock."""
 RETRY = 1.0
 _NO_SUCH = frozenset({errno.ENODEV})
