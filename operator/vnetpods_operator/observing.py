@@ -1,7 +1,7 @@
 """Gathering: what is the case for one node, from the pool alone or from what Azure just said, as the planner wants it.
 
 A `Look` is one pass of the reconciler over one node and belongs to its worker. Nothing here writes anything, but for
-what the node's `Record` remembers between looks (since when there is a surplus, and the like).
+what the node's `Record` remembers of a plan that came to be (since when there is a surplus, and the like).
 """
 
 from __future__ import annotations
@@ -83,9 +83,15 @@ class Observer:
         look.views = tuple(self._limited(view, nic.subnet, look.record) for view, nic in pairs)
         self._plan(look)
 
-    def replan(self, look: Look) -> None:
-        """The pool has changed while Azure was not asked."""
-        self._plan(look)
+    def remember(self, look: Look) -> None:
+        """The plan is written into the pool: from now on its times count."""
+        made, record, now = look.plan, look.record, self._clock()
+        if made is None:
+            return
+        asked = made.releasing - frozenset(look.pool.status.released)
+        record.surplus_since = (now if record.surplus_since is None else record.surplus_since) if made.surplus else None
+        record.releasing_since = (now if record.releasing_since is None else record.releasing_since) if asked else None
+        record.refused = (record.refused | made.overdue) if made.surplus or made.overdue else frozenset()
 
     def _plan(self, look: Look) -> None:
         status, record, now = look.pool.status, look.record, self._clock()
@@ -102,11 +108,7 @@ class Observer:
             refused=record.refused,
             repair_after=record.repair_after,
         )
-        made = look.plan = planner.plan(observed, look.wanted, now)
-        record.surplus_since = (now if record.surplus_since is None else record.surplus_since) if made.surplus else None
-        asked = made.releasing - observed.released
-        record.releasing_since = (now if record.releasing_since is None else record.releasing_since) if asked else None
-        record.refused = (record.refused | made.overdue) if made.surplus or made.overdue else frozenset()
+        look.plan = planner.plan(observed, look.wanted, now)
 
     def _remembered(self, interface: Interface, record: Record) -> planner.Nic:
         addresses = interface.addresses

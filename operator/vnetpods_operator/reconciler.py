@@ -302,6 +302,7 @@ class Reconciler:
                 elif look.plan is not None:
                     self._observer.from_pool(look)
                 continue
+            self._observer.remember(look)
             return
         raise Outdated(f"NodeIPPool {look.node.name} changes faster than it can be written")
 

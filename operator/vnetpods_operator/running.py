@@ -73,6 +73,10 @@ class Operator:
             finally:
                 await elector.release()
 
+    def stop(self) -> None:
+        """Makes `run` come to its end."""
+        self._stop.set()
+
     async def _lead(self, kube: Kube, elector: Elector, identity: str) -> None:
         """All that only the leader does."""
         recorder, pools, subnets = Recorder(kube, identity), Pools(kube), Subnets()
@@ -163,7 +167,7 @@ class Operator:
         try:
             config = await asyncio.to_thread(configuration.load, self._path)
         except ConfigError as error:
-            log.error("configuration not reloaded", error=str(error))
+            log.warning("configuration not reloaded, the former one stays", error=str(error))
             return
         if config == self.config:
             return

@@ -1,0 +1,33 @@
+"""Fixtures of the operator's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.kube.apiserver import ApiServer
+from tests.operator import worlds
+
+RBAC = Path(__file__).with_name("rbac.yaml")
+CRD = Path(__file__).parents[2] / "crds" / "nodeippool.yaml"
+
+
+@pytest.fixture(scope="session")
+def operator_kubeconfig(apiserver: ApiServer) -> Path:
+    """The API server knows NodeIPPools, and the operator may do what its documentation says and no more."""
+    apiserver.apply(CRD.read_text())
+    apiserver.apply(RBAC.read_text())
+    return apiserver.kubeconfig_for("vnetpods-operator", "kube-system")
+
+
+@pytest.fixture
+async def world(
+    apiserver: ApiServer, operator_kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[worlds.World]:
+    async with worlds.made(apiserver, operator_kubeconfig, tmp_path) as made:
+        # azure-identity's own variables, as a deployment with a managed identity has them
+        monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+        monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", made.azure.url)
+        yield made

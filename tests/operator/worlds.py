@@ -1,0 +1,171 @@
+"""A small world for tests of the operator: the ARM emulator, a real API server, Nodes, and the operator itself.
+
+The operator runs in the test's own event loop (or as a process, see `crashing.py`), with the real SDK and managed
+identity, and serves only the Nodes of its world: the API server is shared by the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.azure.arm.server import Emulator
+from tests.kube.apiserver import ApiServer
+from tests.operator.agents import Agent
+from vnetpods_api import Condition, NodeIPPool, find
+from vnetpods_api.conditions import ConditionType
+from vnetpods_operator import configuration, kube
+from vnetpods_operator.kube import Kube, KubeError, NotFound
+from vnetpods_operator.pools import PATH, Pools
+from vnetpods_operator.running import Operator
+
+NIC_WRITE = "Microsoft.Network/networkInterfaces/write"
+NIC_READ = "Microsoft.Network/networkInterfaces/read"
+
+
+class World:
+    """What a test does and sees."""
+
+    def __init__(self, azure: Emulator, api: ApiServer, admin: Kube, folder: Path, kubeconfig: Path) -> None:
+        self.name = f"w{secrets.token_hex(3)}"
+        self.azure = azure
+        self.api = api
+        self.kube = admin
+        self.pools = Pools(admin)
+        self.path = folder / f"{self.name}.yaml"
+        self.kubeconfig = kubeconfig
+        self.nodes: list[str] = []
+        self.settings: dict[str, Any] = {
+            "listen": "127.0.0.1:0",
+            "nodes": {"matchLabels": {"world": self.name}},
+            "election": {"duration": "3s", "renew": "2s", "retry": "200ms"},
+            "azure": {"endpoint": azure.url, "scope": "https://management.azure.com/.default", "poll": "50ms"},
+            "groups": [{"minimum": 4, "warm": 4, "batch": 4}],
+            "release": {"after": "300ms", "patience": "1s"},
+            "workers": 8,
+        }
+
+    # Azure
+
+    def machine(self, name: str, subnet: str = "net/pods", **more: Any) -> str:
+        """A VM; returns its providerID."""
+        return "azure://" + self.azure.build.create_vm(name, subnet, **more)
+
+    def addresses(self, nic: str) -> set[str]:
+        """Secondary addresses of ours on a NIC."""
+        found = self.azure.build.addresses(nic)
+        return {address for name, address in found.items() if name.startswith("vnetpods-")}
+
+    def writes(self) -> int:
+        return len(self.azure.build.requests(NIC_WRITE))
+
+    # Kubernetes
+
+    async def node(self, name: str, provider_id: str | None = None, *, labels: dict[str, str] | None = None) -> str:
+        """A Node whose name is made unique; returns it."""
+        unique = f"{self.name}-{name}"
+        body: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": unique, "labels": {"world": self.name} | (labels or {})},
+            "spec": {"providerID": provider_id} if provider_id else {},
+        }
+        await self.kube.request("POST", "/api/v1/nodes", body=body)
+        self.nodes.append(unique)
+        return unique
+
+    async def worker(self, name: str, subnet: str = "net/pods", **labels: str) -> tuple[str, Agent]:
+        """A VM with its Node and agent."""
+        node = await self.node(name, self.machine(name, subnet), labels=labels)
+        return node, Agent(self.kube, node)
+
+    async def pool(self, node: str) -> NodeIPPool:
+        return await self.pools.get(node)
+
+    async def condition(self, node: str, type_: ConditionType = ConditionType.READY) -> Condition | None:
+        with contextlib.suppress(NotFound):
+            return find((await self.pool(node)).status.conditions, type_)
+        return None
+
+    async def until(
+        self,
+        what: str,
+        check: Callable[[], Awaitable[Any]],
+        timeout: float = 15.0,  # noqa: ASYNC109
+    ) -> Any:
+        """Waits until `check` returns something true."""
+        loop = asyncio.get_running_loop()
+        end, seen = loop.time() + timeout, None
+        while loop.time() < end:
+            with contextlib.suppress(NotFound):
+                seen = await check()
+                if seen:
+                    return seen
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"not within {timeout} s: {what}; last seen {seen!r}")
+
+    async def until_reason(self, node: str, reason: str) -> Condition:
+        async def check() -> Condition | None:
+            found = await self.condition(node)
+            return found if found is not None and found.reason == reason else None
+
+        found: Condition = await self.until(f"{node} to be {reason}", check)
+        return found
+
+    async def until_allocated(self, node: str, number: int) -> NodeIPPool:
+        async def check() -> NodeIPPool | None:
+            found = await self.pool(node)
+            return found if found.status.allocated == number else None
+
+        found: NodeIPPool = await self.until(f"{node} to have {number} addresses", check)
+        return found
+
+    async def until_pods_run(self, agent: Agent, timeout: float = 15.0) -> None:  # noqa: ASYNC109
+        async def check() -> bool:
+            await agent.sync()
+            return agent.waiting == 0
+
+        await self.until("all pods to have addresses", check, timeout)
+
+    # the operator
+
+    def config(self) -> configuration.Config:
+        self.path.write_text(yaml.safe_dump(self.settings))
+        return configuration.load(self.path)
+
+    @contextlib.asynccontextmanager
+    async def operator(self) -> AsyncIterator[Operator]:
+        """The operator runs while the block runs; that it stops in good order is part of every test."""
+        running = Operator(self.path, self.kubeconfig, self.config())
+        task = asyncio.create_task(running.run())
+        try:
+            yield running
+            assert not task.done(), task.result()
+        finally:
+            running.stop()
+            await asyncio.wait_for(task, 10)
+
+    async def clean(self) -> None:
+        for node in self.nodes:
+            for path in (f"/api/v1/nodes/{node}", f"{PATH}/{node}"):
+                with contextlib.suppress(KubeError):
+                    await self.kube.request("DELETE", path)
+
+
+@contextlib.asynccontextmanager
+async def made(api: ApiServer, kubeconfig: Path, folder: Path) -> AsyncIterator[World]:
+    """A world with the VNet `net` (10.240.0.0/12) and its subnet `pods` (10.240.0.0/16)."""
+    async with Emulator() as azure, kube.opened(api.admin_kubeconfig) as admin:
+        azure.build.create_vnet("net", "10.240.0.0/12")
+        azure.build.create_subnet("net", "pods", "10.240.0.0/16")
+        world = World(azure, api, admin, folder, kubeconfig)
+        try:
+            yield world
+        finally:
+            await world.clean()
