@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from tests.azure.arm.clock import Clock, VirtualClock
-from tests.azure.arm.cloud import OWNER, Cloud
+from tests.azure.arm.cloud import Cloud
 from tests.azure.arm.requests import Request
+from tests.azure.arm.writes import OWNER
 
 API_VERSION = "2024-01-01"
 
@@ -66,6 +67,15 @@ class Admin:
 
     def set_duration(self, kind: str, seconds: float) -> None:
         self._cloud.settings.durations[kind.lower()] = seconds
+
+    def fault(self, **rule: Any) -> None:
+        self._cloud.faults.add(**rule)
+
+    def fault_hits(self) -> list[int]:
+        return [fault.hit for fault in self._cloud.faults.rules]
+
+    def clear_faults(self) -> None:
+        self._cloud.faults.clear()
 
     def configure(self, **settings: Any) -> None:
         for name, value in settings.items():

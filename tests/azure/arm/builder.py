@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.azure.arm.admin import Call
+from tests.azure.arm.faults import Effect
 
 SUBSCRIPTION = "00000000-0000-0000-0000-000000000001"
 GROUP = "vnetpods"
@@ -157,6 +158,22 @@ class Builder:
     def now(self) -> float:
         """The cloud's time; mark a moment with it and pass it as `since`."""
         return float(self._call("now"))
+
+    def fault(self, effect: Effect, **rule: Any) -> None:
+        """Lets requests go wrong by a rule: see faults.Fault for its fields."""
+        self._call("fault", effect=effect, **rule)
+
+    def fault_hits(self) -> list[int]:
+        """How often each rule has acted, in the order they were added."""
+        hits: list[int] = self._call("fault_hits")
+        return hits
+
+    def clear_faults(self) -> None:
+        self._call("clear_faults")
+
+    def advance(self, seconds: float) -> None:
+        """Moves a virtual clock."""
+        self._call("advance", seconds=seconds)
 
     def set_duration(self, kind: str, seconds: float) -> None:
         """How long writes of a resource type (or "*") stay InProgress."""

@@ -11,17 +11,28 @@ from typing import Any
 from tests.azure.arm import nics
 from tests.azure.arm.cloud import Cloud
 from tests.azure.arm.ids import key
-from tests.azure.arm.store import Resource
+from tests.azure.arm.store import Body, Resource
 
 
 def network(cloud: Cloud, wanted: list[str], now: float) -> dict[str, Any]:
     """`wanted` are keys of NICs, primary first."""
     found = [nic for text in wanted if (nic := cloud.store.get(text)) is not None]
-    return {"interface": [_interface(cloud, nic) for nic in found]}
+    return {"interface": [_interface(cloud, nic, now) for nic in found]}
 
 
-def _interface(cloud: Cloud, nic: Resource) -> dict[str, Any]:
-    parts = sorted(nics.configurations(nic), key=lambda part: not part["properties"]["primary"])
+def _known(cloud: Cloud, nic: Resource, now: float) -> list[Body]:
+    """The configurations that metadata has heard of: a change is known `metadata_lag` after its operation's end."""
+    lag = cloud.settings.metadata_lag
+    if lag is not None:
+        for done, before in nic.memory.get("history", ()):
+            if now < done + lag:
+                found: list[Body] = before
+                return found
+    return nics.configurations(nic)
+
+
+def _interface(cloud: Cloud, nic: Resource, now: float) -> dict[str, Any]:
+    parts = sorted(_known(cloud, nic, now), key=lambda part: not part["properties"]["primary"])
     space = cloud.spaces[key(parts[0]["properties"]["subnet"]["id"])]
     addresses = [
         {"privateIpAddress": part["properties"]["privateIPAddress"], "publicIpAddress": ""}

@@ -362,3 +362,8 @@ def _linked(body: Body | None) -> list[tuple[str, str]]:
             (properties["networkSecurityGroup"]["id"], properties["ipConfigurations"][0]["id"].rsplit("/", 2)[0])
         )
     return found
+
+
+def is_nic(resource: Resource) -> bool:
+    """Of a machine or of a scale-set instance."""
+    return resource.id.kind.endswith("/networkinterfaces")

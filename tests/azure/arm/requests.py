@@ -39,6 +39,8 @@ class Reply:
     """The connection is reset instead of answered."""
     raw: bytes | None = None
     """Sent instead of the body."""
+    due: float | None = None
+    """When the operation that was asked about ends; a virtual clock may leap there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ in `bugs`, and closing raises it.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import traceback
 from collections.abc import Awaitable, Callable
@@ -93,10 +92,14 @@ class Emulator:
         except Exception:  # noqa: BLE001 - the edge: a bug becomes a 500 for the client and a failure of the test
             self.bugs.append(traceback.format_exc())
             reply = Reply(500, {"error": {"code": "EmulatorBug", "message": traceback.format_exc(limit=3)}})
+        if reply.due is not None:
+            self.clock.polled(reply.due)
         if self.cloud.generation != self._generation:
             self._generation = self.cloud.generation
             await self.changed()
-        return await _encode(http, reply)
+        if reply.delay:
+            await self.clock.sleep(reply.delay)
+        return _encode(http, reply)
 
 
 async def _decode(http: web.Request) -> Request:
@@ -112,9 +115,7 @@ async def _decode(http: web.Request) -> Request:
     )
 
 
-async def _encode(http: web.Request, reply: Reply) -> web.StreamResponse:
-    if reply.delay:
-        await asyncio.sleep(reply.delay)
+def _encode(http: web.Request, reply: Reply) -> web.StreamResponse:
     if reply.cut and http.transport is not None:
         http.transport.abort()
     raw = reply.raw if reply.raw is not None else (b"" if reply.body is None else msgspec.json.encode(reply.body))

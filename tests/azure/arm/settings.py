@@ -47,8 +47,9 @@ class Settings:
     """How long a removed address still counts as allocated when asked for (8 minutes were seen)."""
     page: int = 500
     """Resources per page of a list; the next page is behind `nextLink`."""
-    metadata_lag: float = 0.0
-    """Seconds by which instance metadata shows a NIC's state late."""
+    metadata_lag: float | None = None
+    """Seconds after the end of a NIC's operation until instance metadata shows it; negative is before the end (but
+    never before the write). None: at once."""
     throttling: bool = False
     """Whether the published read and write budgets are enforced."""
     guesses: Guesses = field(default_factory=Guesses)

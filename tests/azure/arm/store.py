@@ -49,8 +49,7 @@ class Resource:
 
     def stamp(self) -> None:
         etag = self.etag
-        if self.id.provider.lower() == "microsoft.network":
-            self.body["etag"] = etag
+        self.body["etag"] = etag
         properties = self.properties
         properties["provisioningState"] = self.state
         for part in properties.get("ipConfigurations") or ():

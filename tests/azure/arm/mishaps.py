@@ -1,0 +1,88 @@
+"""What a fault does: to the model before or after a request, to the operation, to the answer on the wire.
+
+Pure; called from `cloud.Cloud.handle` with the rule that is due (see `faults`).
+"""
+
+from __future__ import annotations
+
+from tests.azure.arm import machines, nics
+from tests.azure.arm.errors import ArmError
+from tests.azure.arm.faults import Fault
+from tests.azure.arm.ids import parse
+from tests.azure.arm.kinds import BY_TYPE
+from tests.azure.arm.requests import Reply, Request
+from tests.azure.arm.routes import Target
+from tests.azure.arm.store import Body, Resource
+from tests.azure.arm.writes import OWNER, Outcome, Writable, put
+
+PREEMPTED = "Operation execution has been preempted by a more recent operation."
+
+
+def outcome(fault: Fault) -> Outcome | None:
+    """How the operation of a hit write ends."""
+    if fault.effect == "fail":
+        return Outcome(ArmError(200, fault.code, fault.message), fault.after)
+    if fault.effect == "preempt":
+        return Outcome(ArmError(200, "OperationPreempted", PREEMPTED), fault.after)
+    if fault.effect == "vanish" and fault.after:
+        return Outcome(
+            ArmError(200, "ParentResourceNotFound", "The machine was deleted while it was updated."), applied=True
+        )
+    return None
+
+
+def spoil(fault: Fault, reply: Reply) -> None:
+    """The part of a fault that only the wire shows."""
+    if fault.effect == "reset":
+        reply.cut = True
+    elif fault.effect == "timeout":
+        reply.cut = True
+        reply.delay = fault.seconds
+    elif fault.effect == "slow":
+        reply.delay = fault.seconds
+    elif fault.effect == "garbage":
+        reply.raw = b"<html><body>Bad gateway</body></html>"
+
+
+def other_writer(model: Writable, wanted: Target, fault: Fault, now: float) -> None:
+    """Cloud-provider, Terraform or a person writes the same NIC a moment before the caller does."""
+    nic = model.store.get(wanted.id) if wanted.id is not None else None
+    if nic is None or not nics.is_nic(nic):
+        return
+    body: Body = {**nic.body, "properties": dict(nic.properties)}
+    parts: list[Body] = [{**part, "properties": dict(part["properties"])} for part in nics.configurations(nic)]
+    if fault.change == "tag":
+        body["tags"] = {**(body.get("tags") or {}), "changed-by": fault.argument or "another writer"}
+    elif fault.change == "pool":
+        first = next(part for part in parts if part["properties"]["primary"])["properties"]
+        pools = first.get("loadBalancerBackendAddressPools") or []
+        first["loadBalancerBackendAddressPools"] = [*pools, {"id": fault.argument}]
+    elif fault.change == "configuration":
+        subnet = parts[0]["properties"]["subnet"]
+        parts.append({"name": fault.argument or "foreign", "properties": {"subnet": subnet}})
+    else:
+        prefix = (fault.argument or "vnetpods-").lower()
+        ours = [part for part in parts if part["name"].lower().startswith(prefix)]
+        for part in ours if fault.change == "remove_all" else ours[:1]:
+            parts.remove(part)
+    body["properties"]["ipConfigurations"] = parts
+    request = Request("PUT", str(nic.id), {"api-version": "2024-01-01"}, body=body, principal=OWNER)
+    put(model, request, BY_TYPE[nic.id.kind], nic.id, now, None)
+
+
+def vanish(model: Writable, wanted: Target, now: float) -> None:
+    """The machine behind a resource is deleted, with its NICs."""
+    resource = model.store.get(wanted.id) if wanted.id is not None else None
+    if resource is None:
+        return
+    machine = resource.properties.get("virtualMachine")
+    vm = model.store.get(parse(machine["id"])) if machine else resource
+    if vm is None:
+        return
+    attached: list[Resource] = []
+    if vm.id.kind == machines.TYPE.lower():
+        attached = [nic for text in machines.nic_ids(vm.body) if (nic := model.store.get(parse(text))) is not None]
+    model.delete(vm, now)
+    for nic in attached:
+        if model.store.get(nic.id) is not None:
+            model.delete(nic, now)
