@@ -59,7 +59,7 @@ class NetConf(msgspec.Struct, rename={"cni_version": "cniVersion", "prev_result"
 
     cni_version: str = "0.1.0"  # what libcni takes a missing one for
     name: str = ""
-    prev_result: msgspec.Raw | None = None
+    prev_result: msgspec.Raw = msgspec.Raw(b"null")  # not decoded with the rest: a DEL must not fail for it
     valid_attachments: list[ValidAttachment] | None = msgspec.field(name="cni.dev/valid-attachments", default=None)
 
 
@@ -173,8 +173,6 @@ def _pod(verb: Verb, args: str) -> Pod | None:
 
 
 def _previous(conf: NetConf) -> dict[str, Any] | None:
-    if conf.prev_result is None:
-        return None
     try:
         previous: dict[str, Any] | None = msgspec.json.decode(conf.prev_result, type=dict[str, Any] | None)
         for part in ("interfaces", "ips", "routes"):

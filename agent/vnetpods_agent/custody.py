@@ -24,7 +24,7 @@ import structlog
 
 from vnetpods_agent import faults
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Pod
-from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface
+from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface, InterfaceExists
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
 from vnetpods_agent.pool import Pool
@@ -32,7 +32,9 @@ from vnetpods_agent.records import Adopt, Assign, Release
 
 LONG_WAIT = 5.0
 """Seconds after which a waiting pod is told by an Event."""
-_LEAVING_SOON = 0.02
+_LEAVING = (0.25, 0.02)
+"""Seconds until former pods' interfaces are looked at again: when nobody waits, and when somebody does."""
+_LONG_AGO = 0.0
 
 log = structlog.get_logger(component="custody")
 
@@ -62,6 +64,7 @@ class Wanted:
 class _Errand:
     """An attach under way."""
 
+    began: float
     abandoned: str = ""
     waiting: asyncio.Future[Address] | None = None
 
@@ -108,7 +111,6 @@ class Custody:
         self._errands: dict[AttachmentKey, _Errand] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._on_host: frozenset[Address] = frozenset()
         self._closing = False
 
     # what others ask
@@ -129,7 +131,7 @@ class Custody:
                 found = await self._updated(found, wanted)
                 await self._kernel.submit(self._plane.attach, found, doors)
                 return found
-            errand = self._errands[key] = _Errand()
+            errand = self._errands[key] = _Errand(self._around.clock())
             try:
                 return await self._establish(wanted, doors, deadline, errand)
             finally:
@@ -141,7 +143,8 @@ class Custody:
         `before`: leaves alone what was attached after that moment. Raises DataPlaneError, and then the address stays
         held.
         """
-        if errand := self._errands.get(key):
+        errand = self._errands.get(key)
+        if errand is not None and (before is None or errand.began <= before):
             errand.abandon("the pod was deleted while its address was being set up")
         async with self._turn(key):
             attachment = self.attachments.get(key)
@@ -181,14 +184,19 @@ class Custody:
                 await self._ledger.commit(Adopt(attachment))
             return "adopted"
 
-    def exclude(self, addresses: frozenset[Address]) -> None:
-        """Addresses that the host has on its own interfaces: not to be given out."""
-        self._on_host = addresses
-        self.serve()
+    async def name_nics(self) -> None:
+        """Adopted pods whose NIC wasn't known then."""
+        for attachment in [a for a in self.attachments.values() if not a.nic_mac and self._pool.mac(a.address)]:
+            async with self._turn(attachment.key):
+                if self.attachments.get(attachment.key) is attachment:
+                    mac = self._pool.mac(attachment.address)
+                    known = replace(attachment, nic_mac=mac, mtu=self._around.mtu(mac))
+                    self.attachments[attachment.key] = known
+                    with contextlib.suppress(LedgerUnavailable):
+                        await self._ledger.commit(Adopt(known))
 
     def serve(self) -> None:
         """Gives addresses to whoever waits, as far as there are any; called whenever there may be."""
-        self._look_at_kernel()
         for key, address in self._pool.serve(self._around.clock()):
             future = self._errands[key].waiting
             assert future is not None
@@ -200,7 +208,7 @@ class Custody:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._pool.waiting() and (delay := self._next_chance()) is not None:
+        if (delay := self._next_chance()) is not None:
             self._timer = self._loop.call_later(delay, self.serve)
 
     def close(self) -> None:
@@ -232,7 +240,7 @@ class Custody:
             raise
         except asyncio.CancelledError:
             self.attachments[attachment.key] = attachment
-            await self._undo(attachment)
+            await self._through(self._unused(attachment))
             raise
         self.attachments[attachment.key] = attachment
         faults.reach("add.durable")
@@ -241,6 +249,9 @@ class Custody:
             await self._kernel.submit(self._plane.attach, attachment, doors)
             faults.reach("add.attached")
             errand.check()
+        except InterfaceExists:  # before anything was changed
+            await self._through(self._unused(attachment))
+            raise
         except BaseException:
             await self._undo(attachment)
             raise
@@ -248,7 +259,6 @@ class Custody:
         return attachment
 
     async def _address(self, wanted: Wanted, deadline: float, errand: _Errand) -> Address:
-        self._look_at_kernel()
         address = self._pool.take(wanted.key, self._around.clock())
         if address is not None:
             return address
@@ -287,6 +297,13 @@ class Custody:
                 "an ADD can't be undone now, left to the sweeper", attachment=str(attachment.key), error=str(error)
             )
 
+    async def _unused(self, attachment: Attachment) -> None:
+        """The kernel never heard of it: nothing to undo there, and nothing to cool down."""
+        faults.reach("add.rolling-back")
+        await self._release_row(attachment, _LONG_AGO)
+        self._pool.untake(attachment.address)
+        self.serve()
+
     async def _updated(self, found: Attachment, wanted: Wanted) -> Attachment:
         """The row as the repeated ADD tells it: a path or a pod's name that we didn't know."""
         updated = replace(found, netns=wanted.netns, pod=wanted.pod or found.pod)
@@ -305,14 +322,17 @@ class Custody:
         faults.reach("del.released")
 
     async def _record_release(self, attachment: Attachment, since: float) -> None:
+        await self._release_row(attachment, since)
+        self._pool.release(attachment.address, since)
+        self.serve()
+
+    async def _release_row(self, attachment: Attachment, since: float) -> None:
         try:
             await self._ledger.commit(Release(attachment.key, since))
         except LedgerUnavailable as error:
             # the ledger makes up for it with its next write; a pod's deletion is never held up by a full disk
             log.warning("release not on disk yet", attachment=str(attachment.key), error=str(error))
         del self.attachments[attachment.key]
-        self._pool.release(attachment.address, since)
-        self.serve()
 
     async def _through(self, work: Coroutine[Any, Any, None]) -> None:
         """Carries `work` through to its end, even when the caller is cancelled meanwhile."""
@@ -327,16 +347,13 @@ class Custody:
 
     # within
 
-    def _look_at_kernel(self) -> None:
-        leaving = self._plane.leaving()
-        self._pool.set_unusable(self._on_host.union(leaving) if leaving else self._on_host)
-
     def _next_chance(self) -> float | None:
-        """Seconds until an address may come free by itself."""
-        now = self._around.clock()
+        """Seconds until an address may come free by itself; None when nobody has to know."""
+        waiting = bool(self._pool.waiting())
         if self._plane.leaving():
-            return _LEAVING_SOON
-        change = self._pool.next_change(now)
+            return _LEAVING[waiting]
+        now = self._around.clock()
+        change = self._pool.next_change(now) if waiting else None
         return None if change is None else max(change - now, 0.001)
 
     @contextlib.asynccontextmanager

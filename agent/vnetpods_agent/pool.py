@@ -18,7 +18,7 @@ handshake speaks of units, pods get addresses. An address is
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 from vnetpods_agent.attachment import Address, AttachmentKey
@@ -42,14 +42,16 @@ def expand(unit: str) -> tuple[Address, ...]:
 class Pool:
     """See the module's docstring. Every method is a decision without waiting in between."""
 
-    def __init__(self, cooldown: float) -> None:
+    def __init__(self, cooldown: float, elsewhere: Callable[[], frozenset[Address]] = frozenset) -> None:
+        """`elsewhere` is asked at every decision for the unusable addresses."""
         self.cooldown = cooldown
+        self._elsewhere = elsewhere
         self._mac: dict[Address, str] = {}  # every listed address and its NIC
+        self._heard = False
         self._units: frozenset[str] = frozenset()
         self._releasing: tuple[str, ...] = ()
         self._withdrawn: dict[str, None] = {}
         self._blocked: frozenset[Address] = frozenset()
-        self._unusable: frozenset[Address] = frozenset()
         self._held: dict[Address, AttachmentKey] = {}
         self._idle: dict[Address, None] = {}  # in the order of last use
         self._since: dict[Address, float] = {}  # when an address was released last
@@ -73,6 +75,7 @@ class Pool:
         interfaces = tuple(interfaces)
         if not interfaces:
             return
+        self._heard = True
         primaries = {interface.primary_address for interface in interfaces}
         self._units = frozenset(unit for interface in interfaces for unit in interface.addresses)
         self._releasing = tuple(unit for interface in interfaces for unit in interface.releasing if unit in self._units)
@@ -84,10 +87,6 @@ class Pool:
             if address not in primaries
         }
         self._arrange()
-
-    def set_unusable(self, addresses: Iterable[Address]) -> None:
-        """Addresses that the kernel still or already has elsewhere."""
-        self._unusable = frozenset(addresses)
 
     # pods
 
@@ -179,7 +178,7 @@ class Pool:
     # what is the case
 
     def missing(self) -> tuple[Address, ...]:
-        return tuple(sorted(address for address in self._held if address not in self._mac))
+        return tuple(sorted(a for a in self._held if a not in self._mac)) if self._heard else ()
 
     def holder(self, address: Address) -> AttachmentKey | None:
         return self._held.get(address)
@@ -197,10 +196,11 @@ class Pool:
 
     def usage(self, now: float) -> Usage:
         cooling = free = 0
+        unusable = self._elsewhere()
         for address in self._idle:
             if self._cooling(address, now):
                 cooling += 1
-            elif address not in self._blocked and address not in self._unusable:
+            elif address not in self._blocked and address not in unusable:
                 free += 1
         return Usage(assigned=len(self._held), cooling=cooling, free=free, waiting=len(self._queue))
 
@@ -221,8 +221,9 @@ class Pool:
     # within
 
     def _first(self, now: float) -> Address | None:
+        unusable = self._elsewhere()
         for address in self._idle:
-            if address in self._blocked or address in self._unusable:
+            if address in self._blocked or address in unusable:
                 continue
             # ordered by release: when this one still cools down, so do all that follow
             return None if self._cooling(address, now) else address

@@ -42,7 +42,7 @@ def urgency(last: Report | None, report: Report, interval: float) -> float | Non
         return None
     before, now = last.usage, report.usage
     must_act = (
-        (now.waiting != before.waiting and now.waiting > 0)
+        now.waiting != before.waiting
         or (now.free == 0 and before.free > 0)
         or now.free < before.free / 2
         or report.released != last.released
@@ -58,6 +58,7 @@ class Reporter:
     def __init__(
         self, pool: Pool, ledger: Ledger, source: AddressSource, unfit: Callable[[], str], interval: float
     ) -> None:
+        self.observe: Callable[[str], None] = lambda _: None
         self.custody: Custody | None = None
         self.live = False
         self.stopping = False
@@ -95,6 +96,7 @@ class Reporter:
                 retry = RETRY[0]
             except (SourceUnavailable, LedgerUnavailable) as error:
                 log.warning("report not delivered", error=str(error))
+                self.observe("failed")
                 delay = retry * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
                 retry = min(retry * 2, RETRY[1])
                 await asyncio.sleep(delay)
@@ -129,6 +131,7 @@ class Reporter:
                 return min(filter(None, (early, self._next_change(now))), default=early)
             await self._source.publish(report)
             self._last, self._last_at = report, monotonic
+            self.observe("delivered")
             if report.stopping:
                 self.said_farewell.set()
             if returning:

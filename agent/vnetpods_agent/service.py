@@ -17,16 +17,14 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-import msgspec
 import structlog
+from aiohttp import web
 
 from vnetpods_agent import installer, metrics
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
-from vnetpods_agent.dataplane import HostState, Nic
 from vnetpods_agent.dataplane.hoststate import HostReconciler
-from vnetpods_agent.dataplane.kernel import uplink_mtu
 from vnetpods_agent.dataplane.reaper import Reaper
 from vnetpods_agent.dataplane.transparent import Transparent
 from vnetpods_agent.dataplane.upkeep import RESTORED
@@ -34,27 +32,23 @@ from vnetpods_agent.events import Event, Events
 from vnetpods_agent.filesource import FileSource
 from vnetpods_agent.kubeapi import KubeApi, from_kubeconfig, in_cluster
 from vnetpods_agent.lane import Lane
-from vnetpods_agent.ledger import Ledger, LedgerUnavailable
+from vnetpods_agent.ledger import Ledger
+from vnetpods_agent.listening import Listener, Mtus, Parts
 from vnetpods_agent.nodeippool import NodeIPPoolSource
 from vnetpods_agent.pool import Pool
-from vnetpods_agent.records import Withdraw
 from vnetpods_agent.reporting import Reporter
-from vnetpods_agent.saving import save
 from vnetpods_agent.server import Server
-from vnetpods_agent.source import AddressSource, Supply
+from vnetpods_agent.source import AddressSource
 from vnetpods_agent.spool import Spool
 from vnetpods_agent.sweeper import Sweeper
 from vnetpods_agent.verbs import Verbs
 from vnetpods_agent.watchdog import Watchdog
-from vnetpods_api import Status
 
-_USUAL_MTU = 1500
 _SWITCH_INTERVAL = 0.0005
 """Python's default of 5 ms would let a thread that comes back from the kernel wait that long for the loop."""
 _SPOOL_PERIOD = 3.0
 _TICK = 2.0
 _FAREWELL = 2.0
-_HOST_STATE = 1.5
 
 log = structlog.get_logger(component="agent")
 
@@ -65,37 +59,41 @@ class Agent:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._loop = asyncio.get_running_loop()
-        self._supply = Supply(Status(), live=False)
-        self._saved: Status | None = None
-        self._mtus: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._fit = asyncio.Event()
+        self._runner: web.AppRunner | None = None
+        self._died = False
         api = None if config.source.file else _api(config)
         self.source: AddressSource = (
             FileSource(config.source.file) if config.source.file else NodeIPPoolSource(api or _api(config), config.node)
         )
         self.events = Events(api, config.node)
-        self.pool = Pool(config.cooldown)
+        self.pool = Pool(config.cooldown, self._elsewhere)
         self.ledger = Ledger(config.paths.ledger)
         self.kernel = Lane("kernel")
         self.reaper = Reaper()
         self.plane = Transparent(self.reaper)
         self.host = HostReconciler(lambda kind, message: self._call_from_thread(self._host_event, kind, message))
         self.reporter = Reporter(self.pool, self.ledger, self.source, self.unfit, config.report_interval)
+        self.mtus = Mtus(self.kernel)
         surroundings = Surroundings(
             clock=time.time,
             boot_id=config.paths.boot_id.read_text().strip(),
-            mtu=lambda mac: self._mtus.get(mac, _USUAL_MTU),
+            mtu=self.mtus.of,
             cause=self.cause,
             changed=self.reporter.changed,
             waits_long=self._waits_long,
         )
         self.custody = self.reporter.custody = Custody(self.pool, self.ledger, self.kernel, self.plane, surroundings)
+        parts = Parts(
+            self.pool, self.ledger, self.custody, self.reporter, self.host, self.mtus, self.events, self.unfit
+        )
+        self.listener = Listener(config, self.source, parts)
         self.sweeper = Sweeper(self.custody, self.kernel, self.plane, time.time)
         self.metrics = metrics.Metrics(lambda: self.pool.usage(time.time()), self._gauges())
         self.verbs = Verbs(self.custody, self.kernel, self.plane, self.unfit, self.metrics.observe)
         self.server = Server(config.paths.socket, self.verbs.handle)
         self.spool = Spool(config.paths.spool, self.verbs.handle)
+        self.reporter.observe = lambda outcome: self.metrics.reports.labels(outcome).inc()
         self._boot_id = surroundings.boot_id
 
     # what the parts ask each other
@@ -110,8 +108,12 @@ class Agent:
 
     def cause(self) -> str:
         """Why there are not (more) addresses."""
-        said = "; ".join(filter(None, (self.source.trouble, self._supply.cause)))
+        said = "; ".join(filter(None, (self.source.trouble, self.listener.cause)))
         return said or "all addresses are in use, and more have been asked for"
+
+    def _elsewhere(self) -> frozenset[Address]:
+        """Addresses on the host's own interfaces or on a former pod's."""
+        return self.host.held_by_host().union(self.plane.leaving())
 
     def _waits_long(self, wanted: Wanted, cause: str) -> None:
         if wanted.pod is not None:
@@ -137,8 +139,8 @@ class Agent:
 
     # life
 
-    async def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+    async def run(self) -> bool:
+        """Until SIGTERM or SIGINT; False when a part of the agent died."""
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, ended.set)
@@ -148,10 +150,12 @@ class Agent:
         log.info("serving", seconds=round(time.monotonic() - began, 3), unfit=self.unfit())
         await ended.wait()
         await self.stop()
+        return not self._died
 
     async def start(self) -> None:
         paths = self.config.paths
-        paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # the ledger says it better
+            paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.ledger.start()
         self.kernel.start()
         self.watchdog = Watchdog([self.ledger, self.kernel], self.config.stuck_after)
@@ -159,7 +163,7 @@ class Agent:
         trouble = await self._recall()
         await asyncio.to_thread(self.reaper.start)
         self.host.start()
-        await self._hear_what_was_saved(trouble)
+        await self.listener.recall(trouble)
         found = await self.sweeper.sweep()
         log.info("known", attachments=len(self.custody.attachments), listed=self.pool.listed(), sweep=str(found))
         self.metrics.sweep(found)
@@ -169,17 +173,23 @@ class Agent:
             )
         self.metrics.replayed.inc(await self.spool.replay())
         await self.server.start()
-        self._runner, port = await metrics.serve(
-            self.metrics, self.unfit, self.config.http.address, self.config.http.port
-        )
-        log.info("metrics", address=self.config.http.address, port=port)
-        self._spawn(self._listen())
+        await self._serve_metrics()
+        self._spawn(self.listener.run())
         self._spawn(self.reporter.run(time.time))
         self._spawn(self.sweeper.run(self.config.sweep_interval, self.metrics.sweep))
-        self._spawn(self.spool.run(_SPOOL_PERIOD))
+        self._spawn(self.mtus.follow(self.config.sweep_interval))
+        self._spawn(self._replay())
         self._spawn(self.events.run())
         self._spawn(self._tick())
         self._spawn(self._install())
+
+    async def _serve_metrics(self) -> None:
+        http = self.config.http
+        try:
+            self._runner, port = await metrics.serve(self.metrics, self.unfit, http.address, http.port)
+            log.info("metrics", address=http.address, port=port)
+        except OSError as error:  # pods matter more
+            log.error("no metrics and no health", address=http.address, port=http.port, error=str(error))  # noqa: TRY400
 
     async def stop(self) -> None:
         log.info("stopping", in_flight=self.server.in_flight)
@@ -187,13 +197,15 @@ class Agent:
         await self.server.stop(self.config.stop_grace)
         self.reporter.stopping = True
         self.reporter.changed()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FAREWELL):
-                await self.reporter.said_farewell.wait()
+        if self.reporter.live:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL):
+                    await self.reporter.said_farewell.wait()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._runner.cleanup()
+        if self._runner is not None:
+            await self._runner.cleanup()
         await self.source.close()
         self.watchdog.close()
         await asyncio.to_thread(self._join)
@@ -214,6 +226,7 @@ class Agent:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()):
             log.critical("a part of the agent has died, the process ends", part=task.get_coro(), exc_info=error)
+            self._died = True
             signal.raise_signal(signal.SIGTERM)
 
     # what was
@@ -235,112 +248,27 @@ class Agent:
             log.info("attachments of an earlier boot are void", attachments=len(old))
         return trouble
 
-    async def _hear_what_was_saved(self, trouble: str) -> None:
-        """A pool from the disk is as good as a ledger that remembers what was withdrawn since; without it we wait for
-        the source.
-        """
-        if not trouble:
-            try:
-                status = msgspec.json.decode(self.config.paths.pool.read_bytes(), type=Status)
-            except FileNotFoundError:
-                return
-            except (OSError, msgspec.DecodeError) as error:
-                log.warning("last known pool can't be read", file=str(self.config.paths.pool), error=str(error))
-                return
-            self._saved = status
-            await self._hear(Supply(status, live=False))
-            if not await asyncio.to_thread(self.host.wait, _HOST_STATE):
-                log.warning("host state is not in place yet")
-            self.custody.exclude(self.host.held_by_host())
-
-    # what is
-
-    async def _listen(self) -> None:
-        async for supply in self.source.watch():
-            await self._hear(supply)
-
-    async def _hear(self, supply: Supply) -> None:
-        status = supply.status
-        if supply.live and not self.reporter.live:
-            await self._take_back(status)
-        if status.interfaces:
-            for interface in status.interfaces:
-                await self._look_up_mtu(interface.mac)
-            self._supply = supply
-        self.pool.supply(status.interfaces)
-        self._declare()
-        if supply.live:
-            self.reporter.live = True
-            if status.usage is None:
-                self.reporter.untold()
-        self.custody.serve()
-        self._settle_fitness()
-        if supply.live and status.interfaces:
-            await self._save(status)
-
-    async def _take_back(self, status: Status) -> None:
-        """What we have told the source and a lost ledger doesn't know any more is out of use all the same."""
-        units = [unit for unit in status.released if not self.pool.is_withdrawn(unit) and not self.pool.holds(unit)]
-        if units:
-            self.pool.withdraw(units)
-            with contextlib.suppress(LedgerUnavailable):
-                await self.ledger.commit(Withdraw(tuple(units)))
-
-    def _declare(self) -> None:
-        missing = {
-            self.custody.attachments[key].nic_mac: address
-            for address in self.pool.missing()
-            if (key := self.pool.holder(address)) in self.custody.attachments
-        }
-        nics = tuple(
-            Nic(
-                interface.mac,
-                Address(interface.primary_address),
-                interface.prefixes,
-                (*interface.addresses, *(address for mac, address in missing.items() if mac == interface.mac)),
-            )
-            for interface in self._supply.interfaces
-            if interface.primary_address
-        )
-        direct = self._supply.status.direct_cidrs
-        self.host.declare(HostState(nics, direct, self.config.imds, self.config.take_from_host))
-
-    async def _save(self, status: Status) -> None:
-        kept = Status(interfaces=status.interfaces, direct_cidrs=status.direct_cidrs, conditions=status.conditions)
-        if kept == self._saved:
-            return
-        try:
-            await asyncio.to_thread(save, self.config.paths.pool, msgspec.json.encode(kept))
-            self._saved = kept
-        except OSError as error:
-            log.warning("pool can't be saved", file=str(self.config.paths.pool), error=str(error))
-
     async def _tick(self) -> None:
-        """What nobody tells us of."""
+        """What nobody tells us of: addresses that the host no longer holds, a disk that can be written again."""
         held = self.host.held_by_host()
         while True:
             await asyncio.sleep(_TICK)
             if (now_held := self.host.held_by_host()) != held:
                 held = now_held
-                self.custody.exclude(held)
-            for mac in list(self._mtus):
-                await self._look_up_mtu(mac)
-            self._settle_fitness()
+                self.custody.serve()
+            self.reporter.changed()
 
-    async def _look_up_mtu(self, mac: str) -> None:
-        mtu = await self.kernel.submit(uplink_mtu, mac)
-        self._mtus[mac] = _USUAL_MTU if mtu is None else mtu
-
-    def _settle_fitness(self) -> None:
-        if not self.unfit():
-            self._fit.set()
+    async def _replay(self) -> None:
+        while True:
+            await asyncio.sleep(_SPOOL_PERIOD)
+            self.metrics.replayed.inc(await self.spool.replay())
 
     async def _install(self) -> None:
         """The runtime learns of us when we can serve it."""
         paths = self.config.paths
         if paths.shim is None:
             return
-        await self._fit.wait()
+        await self.listener.fit.wait()
         await asyncio.to_thread(installer.install_shim, paths.shim, paths.cni_bin)
         conflist = installer.conflist(self.config.chained, bin_dir=paths.cni_bin)
         await asyncio.to_thread(installer.install_conflist, paths.cni_conf, conflist)

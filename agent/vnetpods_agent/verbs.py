@@ -136,7 +136,9 @@ class Verbs:
         stale = [
             key
             for key in self.custody.attachments
-            if key.network == ask.call.network and (key.container_id, key.ifname) not in ask.call.valid
+            if key.network == ask.call.network
+            and (key.container_id, key.ifname) not in ask.call.valid
+            and not self.custody.busy(key)  # an ADD that the list can't know yet, or a DEL
         ]
         outcomes = await asyncio.gather(
             *(self.custody.detach(key, before=before) for key in stale), return_exceptions=True

@@ -30,12 +30,12 @@ PRIMARY = "10.240.0.4"
 SOON = 15.0
 
 
-async def until(what: Callable[[], Any], timeout: float = SOON) -> Any:
+async def until(what: Callable[[], Any], within: float = SOON) -> Any:
     """Waits for something to be true, and returns it."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + within
     while not (value := what()):
         if time.monotonic() > end:
-            raise AssertionError(f"not within {timeout} s: {what.__name__ or what}")
+            raise AssertionError(f"not within {within} s: {what.__name__ or what}")
         await asyncio.sleep(0.02)
     return value
 
@@ -177,10 +177,12 @@ class Machine:
 
     # the runtime
 
-    def sandbox(self, name: str = "") -> str:
-        """A pod's network namespace; its path."""
+    def sandbox(self, name: str = "", *, link: str = "") -> str:
+        """A pod's network namespace; its path. `link`: an interface of somebody else's that is there already."""
         name = name or f"p-{uuid4().hex[:8]}"
         _ip(f"netns add {name}")
+        if link:
+            _ip(f"-n {name} link add {link} type veth peer name other")
         self.pods.append(name)
         return f"/run/netns/{name}"
 

@@ -1,0 +1,191 @@
+"""What the address source says, and what follows from it on this node.
+
+One task, `Listener.run`. For every state of the pool, in this order: units that we once told the source are released go
+out of use (once, for a ledger that was lost), the pool learns the addresses, the host state is declared, whoever waits
+is served, and the pool is saved as last known. That file is used at the next start, until the source has spoken: no
+address leaves a NIC without this node's consent, and what it consented to is in the ledger. So without a whole ledger
+the file isn't used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from vnetpods_agent.attachment import Address
+from vnetpods_agent.config import Config
+from vnetpods_agent.custody import Custody
+from vnetpods_agent.dataplane import HostState, Nic
+from vnetpods_agent.dataplane.hoststate import HostReconciler
+from vnetpods_agent.dataplane.kernel import uplink_mtu
+from vnetpods_agent.events import Event, Events
+from vnetpods_agent.lane import Lane
+from vnetpods_agent.ledger import Ledger, LedgerUnavailable
+from vnetpods_agent.pool import Pool
+from vnetpods_agent.records import Withdraw
+from vnetpods_agent.reporting import Reporter
+from vnetpods_agent.saving import save
+from vnetpods_agent.source import AddressSource, Supply
+from vnetpods_api import Status
+
+_USUAL_MTU = 1500
+_HOST_STATE = 1.5
+"""Seconds that a start waits for the host state; later pods find it in place anyway."""
+
+log = structlog.get_logger(component="listening")
+
+
+class Mtus:
+    """The MTU that pods of each NIC get. Those that are there already are followed up by the data plane."""
+
+    def __init__(self, kernel: Lane) -> None:
+        self._kernel = kernel
+        self._known: dict[str, int] = {}
+
+    def of(self, mac: str) -> int:
+        return self._known.get(mac, _USUAL_MTU)
+
+    async def learn(self, mac: str) -> None:
+        if mac not in self._known:
+            await self._look(mac)
+
+    async def follow(self, period: float) -> None:
+        while True:
+            await asyncio.sleep(period)
+            for mac in list(self._known):
+                await self._look(mac)
+
+    async def _look(self, mac: str) -> None:
+        mtu = await self._kernel.submit(uplink_mtu, mac)
+        self._known[mac] = _USUAL_MTU if mtu is None else mtu
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is told."""
+
+    pool: Pool
+    ledger: Ledger
+    custody: Custody
+    reporter: Reporter
+    host: HostReconciler
+    mtus: Mtus
+    events: Events
+    unfit: Callable[[], str]
+
+
+class Listener:
+    """`fit` is set once an ADD could be served."""
+
+    def __init__(self, config: Config, source: AddressSource, parts: Parts) -> None:
+        self.fit = asyncio.Event()
+        self._config = config
+        self._source = source
+        self._parts = parts
+        self._status = Status()
+        self._saved: Status | None = None
+
+    @property
+    def cause(self) -> str:
+        """Why there are no more addresses, in the words of the pool's conditions."""
+        return Supply(self._status).cause
+
+    async def recall(self, trouble: str) -> None:
+        """At start: the pool as last known, unless something is wrong with the ledger."""
+        file = self._config.paths.pool
+        status = None if trouble else _read(file)
+        if status is None:
+            return
+        self._saved = status
+        await self._hear(Supply(status, live=False))
+        if not await asyncio.to_thread(self._parts.host.wait, _HOST_STATE):
+            log.warning("host state is not in place yet")
+
+    async def run(self) -> None:
+        async for supply in self._source.watch():
+            await self._hear(supply)
+
+    async def _hear(self, supply: Supply) -> None:
+        parts, status = self._parts, supply.status
+        if supply.live and not parts.reporter.live:
+            await self._take_back(status)
+        if not status.interfaces:  # says nothing about addresses, but perhaps why there are none
+            known = self._status
+            status = msgspec.structs.replace(status, interfaces=known.interfaces, direct_cidrs=known.direct_cidrs)
+        for interface in status.interfaces:
+            await parts.mtus.learn(interface.mac)
+        self._status = status
+        parts.pool.supply(status.interfaces)
+        await parts.custody.name_nics()
+        self._declare()
+        self._tell_missing()
+        if supply.live:
+            parts.reporter.live = True
+            if status.usage is None:
+                parts.reporter.untold()
+        parts.custody.serve()
+        if not parts.unfit():
+            self.fit.set()
+        if supply.live and status.interfaces:
+            await self._save()
+
+    async def _take_back(self, status: Status) -> None:
+        """What we have told the source and a lost ledger doesn't know any more is out of use all the same."""
+        pool = self._parts.pool
+        units = [unit for unit in status.released if not pool.is_withdrawn(unit) and not pool.holds(unit)]
+        if units:
+            pool.withdraw(units)
+            with contextlib.suppress(LedgerUnavailable):
+                await self._parts.ledger.commit(Withdraw(tuple(units)))
+
+    def _declare(self) -> None:
+        """The data plane cares for all addresses that pods may have, listed or missing."""
+        pool, attachments = self._parts.pool, self._parts.custody.attachments
+        missing = [attachments[key] for key in map(pool.holder, pool.missing()) if key in attachments]
+        nics = tuple(
+            Nic(
+                interface.mac,
+                Address(interface.primary_address),
+                interface.prefixes,
+                (*interface.addresses, *(a.address for a in missing if a.nic_mac == interface.mac)),
+            )
+            for interface in self._status.interfaces
+            if interface.primary_address
+        )
+        config = self._config
+        self._parts.host.declare(HostState(nics, self._status.direct_cidrs, config.imds, config.take_from_host))
+
+    def _tell_missing(self) -> None:
+        pool, attachments = self._parts.pool, self._parts.custody.attachments
+        for address in pool.missing():
+            key = pool.holder(address)
+            if key in attachments:
+                said = f"{address} is no longer on the NIC: the pod has no traffic until the operator has it back"
+                self._parts.events.say(Event("AddressMissing", said, attachments[key].pod))
+
+    async def _save(self) -> None:
+        status = self._status
+        kept = Status(interfaces=status.interfaces, direct_cidrs=status.direct_cidrs, conditions=status.conditions)
+        if kept == self._saved:
+            return
+        try:
+            await asyncio.to_thread(save, self._config.paths.pool, msgspec.json.encode(kept))
+            self._saved = kept
+        except OSError as error:
+            log.warning("pool can't be saved", file=str(self._config.paths.pool), error=str(error))
+
+
+def _read(file: Path) -> Status | None:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Status)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("last known pool can't be read", file=str(file), error=str(error))
+        return None
