@@ -100,12 +100,13 @@ class Observer:
             nics=look.views,
             releasing=releasing(look.pool),
             released=frozenset(status.released),
-            missing=tuple(address for address in status.missing if address not in contested),
+            missing=status.missing,
             usage=status.usage,
             agent_ready=any(c.type == "AgentReady" and c.status == "True" for c in status.conditions),
             surplus_since=record.surplus_since,
             releasing_since=record.releasing_since,
             refused=record.refused,
+            contested=frozenset(contested),
             repair_after=record.repair_after,
         )
         look.plan = planner.plan(observed, look.wanted, now)

@@ -82,7 +82,8 @@ class Observed:
     releasing_since: float | None = None
     refused: frozenset[str] = frozenset()
     """Addresses whose release the agent did not acknowledge in time, lately."""
-    restore_after: float = 0.0
+    contested: frozenset[str] = frozenset()
+    """Lost addresses that Azure did not give back when asked a moment ago."""
     repair_after: float = 0.0
 
 
@@ -152,6 +153,8 @@ class _Draft:
     limit: Reason | None = None
     detail: str = ""
     surplus: bool = False
+    needed: bool = False
+    """Addresses on their way out were needed after all."""
     times: list[float] = field(default_factory=list)
     present: set[str] = field(default_factory=set)
     free: int = 0
@@ -254,9 +257,7 @@ def _restore(draft: _Draft) -> None:
     if not lost:
         return
     draft.blocked(Reason.ADDRESS_LOST, f"pods hold {_some(lost)}, which somebody removed from the NIC")
-    if draft.now < draft.observed.restore_after:
-        draft.times.append(draft.observed.restore_after)
-        return
+    lost = [address for address in lost if address not in draft.observed.contested]
     for nic in draft.writable:
         mine = tuple(address for address in lost if nic.covers(address))[: draft.slots[nic.name]]
         if mine:
@@ -283,6 +284,7 @@ def _cancel_release(draft: _Draft) -> None:
     if draft.short > 0:
         draft.releasing -= waiting
         draft.free += count(waiting)
+        draft.needed = True
     elif draft.now >= due and draft.observed.agent_ready:
         draft.releasing -= waiting
         draft.overdue |= waiting
@@ -339,7 +341,7 @@ def _start_release(draft: _Draft) -> None:
     if retired - draft.releasing:
         draft.releasing |= retired
         draft.because(Reason.RELEASING)
-    if usage is None or draft.short > 0 or draft.limit is Reason.ADDRESS_LOST:
+    if usage is None or draft.needed or draft.short > 0 or draft.limit is Reason.ADDRESS_LOST:
         return
     surplus = min(draft.free - 2 * wanted.warm, draft.held - wanted.minimum)
     if surplus <= 0:
