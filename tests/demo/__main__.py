@@ -52,7 +52,9 @@ def main() -> int:
         return 1
     report.console.print(f"[green bold]Everything was as expected[/], in {time.monotonic() - started:.0f} s")
     if arguments.keep:
-        report.console.print(f"\nStill up. Try:\n  {STATE}/kubectl get nodeippools\nTake it down:  make clean", soft_wrap=True)
+        report.console.print(
+            f"\nStill up. Try:\n  {STATE}/kubectl get nodeippools\nTake it down:  make clean", soft_wrap=True
+        )
     return 0
 
 

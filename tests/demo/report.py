@@ -1,7 +1,7 @@
 """What the demo prints: each step with what it expects and what it saw, and a summary of times and counts.
 
-A step that sees something else than it expects ends the demo with StepFailed; nothing is printed as a success that wasn't
-looked at.
+A step that sees something else than it expects ends the demo with StepFailed; nothing counts as a success that
+wasn't looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 T = TypeVar("T")
 
 
-class StepFailed(Exception):
+class StepFailed(Exception):  # noqa: N818 - it is a finding
     """A step saw something else than it expected; the message says what, and where to look."""
 
 
@@ -65,7 +65,9 @@ class Report:
             if found:
                 return found
             if time.monotonic() - started > within:
-                raise StepFailed(f"{self.current}: {what} did not come true within {within:.0f} s (last seen: {found!r})")
+                raise StepFailed(
+                    f"{self.current}: {what} did not come true within {within:.0f} s (last seen: {found!r})"
+                )
             time.sleep(every)
 
     def summary(self, rows: dict[str, str]) -> None:

@@ -15,9 +15,7 @@ def run(world: World, report: Report) -> None:
     report.say("starting the operator under its own ServiceAccount, on the control plane's machine")
     world.start_operator()
     report.until("every pool has addresses", lambda: all(world.pool_addresses(n) for n in nodes), within=60)
-    report.expect(
-        "Nodes with addresses but no agent that are Ready", [], [n for n in nodes if world.node_is_ready(n)]
-    )
+    report.expect("Nodes with addresses but no agent that are Ready", [], [n for n in nodes if world.node_is_ready(n)])
     for node in nodes:
         report.say(f"starting the agent of {node}; it installs shim and conflist by itself")
         world.start_agent(node)
@@ -31,5 +29,5 @@ def run(world: World, report: Report) -> None:
     )
     output = world.kubectl("get", "nodeippools")
     report.show(output)
-    columns = "NAME READY CAPACITY ALLOCATED ASSIGNED FREE WAITING SUBNET AGE".split()
+    columns = ["NAME", "READY", "CAPACITY", "ALLOCATED", "ASSIGNED", "FREE", "WAITING", "SUBNET", "AGE"]
     report.expect("columns", columns, output.splitlines()[0].split())

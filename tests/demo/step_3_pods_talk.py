@@ -19,7 +19,9 @@ def run(world: World, report: Report) -> None:
     report.expect("pod → pod, other node: caller", first.address, world.call_from_pod(first, far.address))
     report.expect("pod → peered VNet: caller", first.address, world.call_from_pod(first, world.peer_address))
     report.expect("peered VNet → pod: caller", world.peer_address, world.call_from_peer(first.address))
-    report.expect("node → its own pod: caller", world.primary(first.node), world.call_from_node(first.node, first.address))
+    report.expect(
+        "node → its own pod: caller", world.primary(first.node), world.call_from_node(first.node, first.address)
+    )
 
     service = world.service_address("web")
     callers = {

@@ -30,7 +30,9 @@ def run(world: World, report: Report) -> None:
     report.expect("assigned in the ledger", len(here), len(world.ledger_addresses(node)))
     report.expect("pods whose address the NIC doesn't hold", set(), here - world.nic_addresses(node))
     last = pods[-1]
-    report.expect("the last pod is reached from the peered VNet", world.peer_address, world.call_from_peer(last.address))
+    report.expect(
+        "the last pod is reached from the peered VNet", world.peer_address, world.call_from_peer(last.address)
+    )
     world.scale("burst", 0)
     report.until("the pods are gone", lambda: not world.pods("burst"), within=120)
     alive = {p.address for p in world.pods("web") if p.node == node}
