@@ -1,7 +1,7 @@
 """Makes what the chart derives from elsewhere: `python helm/generate.py [--check]`.
 
-values.schema.json    shapes of values.yaml; the programs' configuration as their own types have it, so that a wrong key is
-                      refused by `helm install` and not by a pod that won't start
+values.schema.json    shapes of values.yaml; the programs' configuration as their own types have it, so that a wrong
+                      key is refused by `helm install` and not by a pod that won't start
 README.md             the table of values, from the comments in values.yaml
 files/nodeippool.yaml the definition in crds/, which a chart can't reach outside its folder (nor may it be a link: Flux
                       leaves links out of its archives)
@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import msgspec.inspect as types
 import yaml
 
@@ -45,6 +44,15 @@ NAMED: dict[str, Any] = {
     "items": {"type": "object", "required": ["name"], "properties": {"name": STRING}},
 }
 FOLDER: dict[str, Any] = {"type": "string", "pattern": "^/"}
+_PODS: dict[str, dict[str, Any]] = {
+    "resources": ANY_OBJECT,
+    "nodeSelector": TEXTS,
+    "tolerations": OBJECTS,
+    "affinity": ANY_OBJECT,
+    "podAnnotations": TEXTS,
+    "podLabels": TEXTS,
+    "extraEnv": NAMED,
+}
 SPECIAL: dict[str, dict[str, Any]] = {
     "image.repository": {"type": "string", "minLength": 1},
     "image.digest": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
@@ -64,23 +72,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "agent.hostPaths.cniConf": FOLDER,
     "podMonitor.interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
     "dashboard.labels": TEXTS,
-} | {
-    f"{component}.{key}": shape
-    for component in ("operator", "agent")
-    for key, shape in {
-        "resources": ANY_OBJECT,
-        "nodeSelector": TEXTS,
-        "tolerations": OBJECTS,
-        "affinity": ANY_OBJECT,
-        "podAnnotations": TEXTS,
-        "podLabels": TEXTS,
-        "extraEnv": NAMED,
-    }.items()
+    **{f"{component}.{key}": shape for component in ("operator", "agent") for key, shape in _PODS.items()},
 }
 """Values whose shape a default doesn't tell."""
 
 
-def schema_of(type_: types.Type) -> dict[str, Any]:
+def schema_of(type_: types.Type) -> dict[str, Any]:  # noqa: C901, PLR0911 - one case per kind of type
     """The JSON schema of one of the configuration's types."""
     match type_:
         case types.StructType(fields=fields):
@@ -171,8 +168,8 @@ def documented(text: str) -> list[tuple[str, str, str]]:
 README = """\
 # vnetpods, the Helm chart
 
-Gives every pod of a self-managed Kubernetes cluster on Azure VMs a real address of the VNet. How to install it, with the
-Azure role and the three kinds of credentials: [docs/install.md](../../docs/install.md).
+Gives every pod of a self-managed Kubernetes cluster on Azure VMs a real address of the VNet. How to install it, with
+the Azure role and the three kinds of credentials: [docs/install.md](../../docs/install.md).
 
 ```
 helm install vnetpods helm/vnetpods --namespace kube-system
@@ -182,8 +179,9 @@ Kubernetes {kubernetes}. One release per cluster; the namespace must allow privi
 
 ## Values
 
-An unknown key or a wrong type is refused before anything is installed. The files of the two programs go under
-`operator.config` ([docs/operator.md](../../docs/operator.md)) and `agent.config` ([docs/agent.md](../../docs/agent.md)).
+An unknown key or a wrong type is refused before anything is installed. The files of the two programs go below
+`operator.config` ([docs/operator.md](../../docs/operator.md)) and `agent.config`
+([docs/agent.md](../../docs/agent.md)).
 
 | key | default | meaning |
 |---|---|---|
