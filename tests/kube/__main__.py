@@ -12,13 +12,13 @@ from tests.kube import binaries, cluster
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kube", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="build (or find) programs; without names those of a whole cluster")
+    build = commands.add_parser("build", help="build (or find) programs; without names those of demo and tests")
     build.add_argument("names", nargs="*", metavar="program")
     down = commands.add_parser("down", help="end kept clusters, by the folders they were brought up in")
     down.add_argument("folders", nargs="+", type=Path, metavar="folder")
     arguments = parser.parse_args()
     if arguments.command == "build":
-        return _build(arguments.names or list(binaries.CLUSTER))
+        return _build(arguments.names or list(binaries.DEMO))
     return _down(arguments.folders)
 
 

@@ -156,6 +156,7 @@ SOURCES = (
 )
 API_SERVER = ("etcd", "kube-apiserver", "kubectl")
 CLUSTER = ("etcd", *_KUBERNETES_PROGRAMS, "containerd", "containerd-shim-runc-v2", "ctr", "crictl", "loopback")
+DEMO = (*CLUSTER, "helm")
 REFERENCE_PLUGINS = ("ptp", "host-local", "loopback", "portmap", "bandwidth")
 
 

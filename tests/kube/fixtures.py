@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.kube.apiserver import ApiServer
 
-NEEDS = {"apiserver": binaries.API_SERVER, "e2e": (*binaries.CLUSTER, *binaries.REFERENCE_PLUGINS)}
+NEEDS = {"apiserver": binaries.API_SERVER, "e2e": (*binaries.DEMO, *binaries.REFERENCE_PLUGINS)}
 """Marker → the programs that tests with it need."""
 
 
