@@ -1,0 +1,166 @@
+"""The policy that confines agents, on a real API server, with tokens as kubelets mount them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.install.rendering import render_text
+from tests.kube.api import KubeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.kube.apiserver import ApiServer
+
+pytestmark = pytest.mark.apiserver
+
+MACHINE = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/"
+NIC = {"name": "nic", "mac": "00:0d:3a:00:00:01", "subnet": "/s/pods", "addresses": ["10.0.0.5", "10.0.0.6"]}
+
+
+def condition(type_: str, status: str = "True", message: str = "") -> dict[str, Any]:
+    stamp = "2026-01-01T00:00:00Z"
+    return {"type": type_, "status": status, "reason": "Idle", "message": message, "lastTransitionTime": stamp}
+
+
+OPERATORS = {"interfaces": [NIC], "capacity": 255, "allocated": 2, "observedGeneration": 1}
+OPERATORS |= {"conditions": [condition("Ready"), condition("Reconciling", "False")]}
+
+
+@pytest.fixture(scope="module")
+def installed(apiserver: ApiServer) -> ApiServer:
+    """CRD, rights and policy from the chart; Nodes ada and bob with a pool each, written by the operator."""
+    templates = ("crds", "serviceaccounts", "rbac-operator", "rbac-agent", "admission-policy")
+    apiserver.apply(render_text({}, *(f"--show-only=templates/{name}.yaml" for name in templates)))
+    for node in ("ada", "bob"):
+        apiserver.apply(json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}))
+        apiserver.apply(json.dumps(pool(node, spec={"machine": MACHINE + node})))
+        apply_as(apiserver, apiserver.admin_kubeconfig, pool(node, status=OPERATORS), manager="vnetpods-operator")
+    # a policy takes effect some moments after it was written
+    ada = apiserver.kubeconfig_for("vnetpods-agent", node_name="ada")
+
+    def confined() -> bool:
+        try:
+            apply_as(apiserver, ada, pool("bob", status={"released": []}))
+        except KubeError as refused:
+            return "may not write" in str(refused)
+        return False
+
+    apiserver.wait("the policy to take effect", confined, 20)
+    return apiserver
+
+
+@pytest.fixture(scope="module")
+def ada(installed: ApiServer) -> Path:
+    """The agent of node ada."""
+    return installed.kubeconfig_for("vnetpods-agent", node_name="ada")
+
+
+def pool(name: str, **parts: Any) -> dict[str, Any]:
+    return {"apiVersion": "vnetpods.io/v1alpha1", "kind": "NodeIPPool", "metadata": {"name": name}, **parts}
+
+
+def kubectl_as(server: ApiServer, kubeconfig: Path, *arguments: str, stdin: str | None = None) -> str:
+    command = [str(server.kubectl_program), f"--kubeconfig={kubeconfig}", *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise KubeError(done.stderr)
+    return done.stdout
+
+
+def apply_as(server: ApiServer, kubeconfig: Path, body: dict[str, Any], manager: str = "vnetpods-agent") -> str:
+    part = ["--subresource=status"] if "status" in body else []
+    flags = ["--server-side", "--force-conflicts", f"--field-manager={manager}", "--validate=false", *part]
+    return kubectl_as(server, kubeconfig, "apply", *flags, "-f", "-", stdin=json.dumps(body))
+
+
+def can_i(server: ApiServer, kubeconfig: Path, *what: str) -> str:
+    command = [str(server.kubectl_program), f"--kubeconfig={kubeconfig}", "auth", "can-i", *what]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+USAGE = {"assigned": 1, "cooling": 0, "free": 1, "waiting": 0}
+
+
+def test_an_agent_reports_on_its_own_node(installed: ApiServer, ada: Path) -> None:
+    status = {"usage": USAGE, "released": ["10.0.0.6"], "missing": [], "conditions": [condition("AgentReady")]}
+    apply_as(installed, ada, pool("ada", status=status))
+    found = installed.get("nodeippool", "ada")["status"]
+    assert found["usage"] == USAGE
+    assert {each["type"] for each in found["conditions"]} == {"Ready", "Reconciling", "AgentReady"}
+    # a second report, and one that takes fields back
+    apply_as(installed, ada, pool("ada", status={"conditions": [condition("AgentReady", "False")]}))
+    assert "released" not in installed.get("nodeippool", "ada")["status"]
+
+
+@pytest.mark.parametrize(
+    ("status", "complaint"),
+    [
+        pytest.param({"interfaces": [NIC | {"addresses": ["10.0.0.9"]}]}, "the rest is the operator's", id="addresses"),
+        pytest.param({"interfaces": [NIC | {"name": "other"}]}, "the rest is the operator's", id="another interface"),
+        pytest.param({"capacity": 9}, "the rest is the operator's", id="capacity"),
+        pytest.param({"directCIDRs": ["0.0.0.0/0"]}, "the rest is the operator's", id="direct CIDRs"),
+        pytest.param({"observedGeneration": 7}, "the rest is the operator's", id="generation"),
+        pytest.param({"conditions": [condition("Ready", "False")]}, "the others are the operator's", id="Ready"),
+        pytest.param({"conditions": [condition("Stalled")]}, "the others are the operator's", id="a new condition"),
+    ],
+)
+def test_an_agent_may_not_write_the_operators_fields(
+    installed: ApiServer, ada: Path, status: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(KubeError, match=complaint):
+        apply_as(installed, ada, pool("ada", status=status))
+    assert installed.get("nodeippool", "ada")["status"]["interfaces"] == [NIC]
+
+
+def test_an_agent_may_not_write_another_nodes_pool(installed: ApiServer, ada: Path) -> None:
+    with pytest.raises(KubeError, match="the agent of node ada may not write the NodeIPPool of node bob"):
+        apply_as(installed, ada, pool("bob", status={"usage": USAGE}))
+
+
+def test_a_token_without_a_node_writes_nothing(installed: ApiServer) -> None:
+    unbound = installed.kubeconfig_for("vnetpods-agent")
+    with pytest.raises(KubeError, match="isn't bound to a node"):
+        apply_as(installed, unbound, pool("ada", status={"usage": USAGE}))
+
+
+FORBIDDEN: dict[str, Callable[[ApiServer, Path], str]] = {
+    "delete its pool": lambda server, who: kubectl_as(server, who, "delete", "nodeippool", "ada"),
+    "delete all pools": lambda server, who: kubectl_as(server, who, "delete", "nodeippools", "--all"),
+    "write the spec": lambda server, who: apply_as(server, who, pool("ada", spec={"paused": True})),
+    "make a pool": lambda server, who: apply_as(server, who, pool("eve", spec={})),
+    "read Secrets": lambda server, who: kubectl_as(server, who, "get", "secrets", "-A"),
+    "read Nodes": lambda server, who: kubectl_as(server, who, "get", "nodes"),
+    "read pods": lambda server, who: kubectl_as(server, who, "get", "pods", "-A"),
+}
+
+
+@pytest.mark.parametrize("deed", FORBIDDEN.values(), ids=FORBIDDEN.keys())
+def test_an_agent_may_do_nothing_else(installed: ApiServer, ada: Path, deed: Callable[[ApiServer, Path], str]) -> None:
+    with pytest.raises(KubeError, match=r"[Ff]orbidden"):
+        deed(installed, ada)
+
+
+def test_the_policy_stands_even_when_somebody_gives_agents_more_rights(installed: ApiServer, ada: Path) -> None:
+    """The policy alone, without RBAC's help: deleting and writing the spec are refused by it too."""
+    who = "--serviceaccount=kube-system:vnetpods-agent"
+    installed.kubectl("create", "clusterrolebinding", "too-much", "--clusterrole=cluster-admin", who)
+    try:
+        installed.wait("the binding", lambda: "yes" in can_i(installed, ada, "delete", "nodeippools"), 10)
+        for deed in ("delete its pool", "write the spec", "make a pool"):
+            with pytest.raises(KubeError, match="an agent writes the status of its node's NodeIPPool and nothing else"):
+                FORBIDDEN[deed](installed, ada)
+    finally:
+        installed.kubectl("delete", "clusterrolebinding", "too-much")
+
+
+def test_the_policy_is_silent_about_everybody_else(installed: ApiServer) -> None:
+    operator = installed.kubeconfig_for("vnetpods-operator")
+    apply_as(installed, operator, pool("bob", spec={"machine": MACHINE + "bob"}), manager="vnetpods-operator")
+    apply_as(installed, operator, pool("bob", status=OPERATORS | {"capacity": 3}), manager="vnetpods-operator")
+    assert installed.get("nodeippool", "bob")["status"]["capacity"] == 3
