@@ -197,7 +197,9 @@ class Custody:
 
     def serve(self) -> None:
         """Gives addresses to whoever waits, as far as there are any; called whenever there may be."""
-        for key, address in self._pool.serve(self._around.clock()):
+        now = self._around.clock()
+        leaving = bool(self._plane.leaving())
+        for key, address in self._pool.serve(now):
             future = self._errands[key].waiting
             assert future is not None
             if future.done():  # abandoned in this very round
@@ -208,7 +210,7 @@ class Custody:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if (delay := self._next_chance()) is not None:
+        if (delay := self._next_chance(now, leaving)) is not None:
             self._timer = self._loop.call_later(delay, self.serve)
 
     def close(self) -> None:
@@ -347,12 +349,15 @@ class Custody:
 
     # within
 
-    def _next_chance(self) -> float | None:
-        """Seconds until an address may come free by itself; None when nobody has to know."""
+    def _next_chance(self, now: float, leaving: bool) -> float | None:
+        """Seconds until an address may come free by itself; None when nobody has to know.
+
+        Asked with what was the case before the pool decided: what has cooled down or left since then has no other
+        reason to be looked at again.
+        """
         waiting = bool(self._pool.waiting())
-        if self._plane.leaving():
+        if leaving:
             return _LEAVING[waiting]
-        now = self._around.clock()
         change = self._pool.next_change(now) if waiting else None
         return None if change is None else max(change - now, 0.001)
 

@@ -1,0 +1,84 @@
+"""A waiting ADD is served the moment an address cools down or leaves the kernel, whatever the timing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pytest
+
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors
+from vnetpods_agent.custody import Custody, Surroundings, Wanted
+from vnetpods_agent.dataplane import HostInterface
+from vnetpods_agent.lane import Lane
+from vnetpods_agent.ledger import Ledger
+from vnetpods_agent.pool import Pool
+from vnetpods_api import Interface
+
+ADDRESS = Address("10.240.0.5")
+NIC = Interface(name="nic", mac="00:0d:3a:1b:c7:21", subnet="pods", primary_address="10.240.0.4", addresses=(ADDRESS,))
+RELEASED = 1000.0
+COOLDOWN = 10.0
+
+
+class Plane:
+    """A DataPlane that does nothing; what it says is leaving changes with every look."""
+
+    def __init__(self, leaving: Sequence[Collection[Address]] = ()) -> None:
+        self._leaving = list(leaving)
+
+    def leaving(self) -> frozenset[Address]:
+        return frozenset(self._leaving.pop(0) if self._leaving else ())
+
+    def attach(self, attachment: Attachment, doors: Doors) -> None: ...
+    def detach(self, attachment: Attachment) -> None: ...
+    def check(self, attachment: Attachment, doors: Doors) -> Sequence[str]:
+        return ()
+
+    def interfaces(self) -> Sequence[HostInterface]:
+        return ()
+
+    def remove(self, interface: HostInterface) -> None: ...
+
+
+class Clock:
+    """Time that passes only when somebody looks: 0.1 ms each time."""
+
+    def __init__(self, start: float) -> None:
+        self._now = start
+
+    def __call__(self) -> float:
+        self._now += 0.0001
+        return self._now
+
+
+async def attached(folder: Path, plane: Plane, clock: Clock) -> Attachment:
+    pool = Pool(COOLDOWN, plane.leaving)
+    pool.restore({}, {ADDRESS: RELEASED}, ())
+    pool.supply([NIC])
+    ledger, kernel = Ledger(folder / "ledger.db"), Lane("kernel")
+    ledger.start()
+    kernel.start()
+    await ledger.load()
+    surroundings = Surroundings(clock, "boot", lambda _: 1500, lambda: "", lambda: None, lambda *_: None)
+    custody = Custody(pool, ledger, kernel, plane, surroundings)
+    try:
+        wanted = Wanted(AttachmentKey("vnetpods", "c1", "eth0"), "/run/netns/x", None)
+        return await custody.attach(wanted, Doors(-1, -1), asyncio.get_running_loop().time() + 5)
+    finally:
+        await asyncio.to_thread(kernel.close)
+        await asyncio.to_thread(ledger.close)
+
+
+@pytest.mark.parametrize("looks", range(12))
+async def test_address_that_cools_down_between_two_looks_at_the_clock(tmp_path: Path, looks: int) -> None:
+    """The cool-down ends with the nth look: the one by which the pool decides, or a later one."""
+    clock = Clock(RELEASED + COOLDOWN - 0.0001 * looks)
+    assert (await attached(tmp_path, Plane(), clock)).address == ADDRESS
+
+
+@pytest.mark.parametrize("looks", range(8))
+async def test_address_that_leaves_the_kernel_between_two_looks(tmp_path: Path, looks: int) -> None:
+    clock = Clock(RELEASED + COOLDOWN + 5)
+    assert (await attached(tmp_path, Plane([[ADDRESS]] * looks), clock)).address == ADDRESS
