@@ -113,6 +113,8 @@ class Naming:
         return not entry.primary and any(fnmatch.fnmatchcase(entry.name.lower(), p.lower()) for p in self.adopt)
 
     def excluded(self, address: str) -> bool:
+        if not self.exclude:
+            return False
         bare, _, block = address.partition("/")
         first = int(IPv4Address(bare))
         last = first + (planner.BLOCK - 1 if block else 0)

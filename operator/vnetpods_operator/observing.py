@@ -66,7 +66,7 @@ class Observer:
 
     def from_pool(self, look: Look) -> None:
         """Plans by what the pool says: enough to see whether Azure has to be asked."""
-        look.views = tuple(self._remembered(interface, look.record) for interface in look.pool.status.interfaces)
+        look.views = tuple(self._remembered(look, interface) for interface in look.pool.status.interfaces)
         self._plan(look)
 
     async def from_azure(self, look: Look) -> None:
@@ -111,16 +111,17 @@ class Observer:
         )
         look.plan = planner.plan(observed, look.wanted, now)
 
-    def _remembered(self, interface: Interface, record: Record) -> planner.Nic:
+    def _remembered(self, look: Look, interface: Interface) -> planner.Nic:
         addresses = interface.addresses
         view = planner.Nic(
             name=interface.name,
             addresses=addresses,
             removable=frozenset(addresses),
+            excluded=frozenset(filter(look.naming.excluded, addresses)),
             slots=max(0, (interface.capacity or 0) - planner.count(addresses)),
             prefixes=interface.prefixes,
         )
-        return self._limited(view, interface.subnet, record)
+        return self._limited(view, interface.subnet, look.record)
 
     def _limited(self, view: planner.Nic, subnet: str, record: Record) -> planner.Nic:
         """With what was learned about the subnet and the machine."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -92,6 +93,13 @@ class World:
         with contextlib.suppress(NotFound):
             return find((await self.pool(node)).status.conditions, type_)
         return None
+
+    async def events(self, node: str) -> list[dict[str, Any]]:
+        """Events about a Node, the newest last."""
+        path = "/apis/events.k8s.io/v1/namespaces/default/events"
+        found = json.loads(await self.kube.request("GET", path, query={"fieldSelector": f"regarding.name={node}"}))
+        items: list[dict[str, Any]] = found["items"]
+        return items
 
     async def until(
         self,
