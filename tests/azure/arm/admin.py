@@ -68,6 +68,20 @@ class Admin:
     def set_duration(self, kind: str, seconds: float) -> None:
         self._cloud.settings.durations[kind.lower()] = seconds
 
+    def assign_role(self, principal: str, actions: list[str], scope: str = "/") -> None:
+        self._cloud.roles.assign(principal, actions, scope)
+
+    def revoke_roles(self, principal: str) -> None:
+        self._cloud.roles.revoke(principal)
+
+    def limit(self, **limits: list[float]) -> None:
+        for name, values in limits.items():
+            if not hasattr(self._cloud.settings.limits, name):
+                raise RefusedError(f"no limit is called {name}")
+            setattr(self._cloud.settings.limits, name, tuple(values))
+        self._cloud.settings.throttling = True
+        self._cloud.budgets.forget()
+
     def fault(self, **rule: Any) -> None:
         self._cloud.faults.add(**rule)
 

@@ -159,6 +159,18 @@ class Builder:
         """The cloud's time; mark a moment with it and pass it as `since`."""
         return float(self._call("now"))
 
+    def assign_role(self, principal: str, actions: list[str], scope: str = "/") -> None:
+        """From now on this principal may only do what its assignments say (without any it may do everything)."""
+        self._call("assign_role", principal=principal, actions=actions, scope=scope)
+
+    def revoke_roles(self, principal: str) -> None:
+        """Back to everything."""
+        self._call("revoke_roles", principal=principal)
+
+    def limit(self, **limits: tuple[float, float]) -> None:
+        """Turns throttling on, with other figures for some of settings.Limits: `limit(network_writes=(10, 300))`."""
+        self._call("limit", **{name: list(values) for name, values in limits.items()})
+
     def fault(self, effect: Effect, **rule: Any) -> None:
         """Lets requests go wrong by a rule: see faults.Fault for its fields."""
         self._call("fault", effect=effect, **rule)

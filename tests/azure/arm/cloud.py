@@ -11,12 +11,14 @@ import msgspec
 
 from tests.azure.arm import mishaps, nics, reads, routes, writes
 from tests.azure.arm.addresses import SubnetSpace
+from tests.azure.arm.budgets import Budgets
 from tests.azure.arm.errors import ArmError
 from tests.azure.arm.faults import Fault, Faults
 from tests.azure.arm.ids import ResourceId, key
 from tests.azure.arm.kinds import BY_TYPE
 from tests.azure.arm.operations import Operations
 from tests.azure.arm.requests import Entry, Ledger, Reply, Request
+from tests.azure.arm.roles import Roles
 from tests.azure.arm.settings import Settings
 from tests.azure.arm.store import Resource, Store, guid
 from tests.azure.arm.writes import OWNER
@@ -35,6 +37,8 @@ class Cloud:
         self.operations = Operations()
         self.ledger = Ledger()
         self.faults = Faults()
+        self.roles = Roles()
+        self.budgets = Budgets(self.settings)
         self.generation = 0
         """Changes with every write; whoever mirrors the cloud (the fabric) compares it."""
         self._links: dict[str, dict[str, str]] = {}
@@ -127,6 +131,26 @@ class Cloud:
         self, request: Request, wanted: routes.Target, now: float, outcome: writes.Outcome | None = None
     ) -> Reply:
         """The request as a healthy service treats it."""
+        remaining: dict[str, str] = {}
+        if request.principal != OWNER:
+            subscription, scope = wanted.subscription, wanted.scope
+            remaining = self.budgets.spend(
+                request.principal, subscription, request.method, wanted.permission, scope, now
+            )
+            self._permit(request, wanted)
+        reply = self._served(request, wanted, now, outcome)
+        reply.headers.update(remaining)
+        return reply
+
+    def _permit(self, request: Request, wanted: routes.Target) -> None:
+        """Least privilege: the action itself, and joining what the body refers to."""
+        self.roles.check(request.principal, wanted.permission, wanted.scope)
+        if request.method == "PUT" and wanted.id is not None:
+            current = self.store.get(wanted.id)
+            known = current.body if current and self.settings.guesses.joins_checked == "changed" else None
+            self.roles.check_joins(request.principal, wanted.permission, wanted.id, request.body, known)
+
+    def _served(self, request: Request, wanted: routes.Target, now: float, outcome: writes.Outcome | None) -> Reply:
         if wanted.asked == "operation":
             return reads.operation(self, wanted)
         if wanted.asked == "list":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.azure.arm import machines, networks, nics, plain
+from tests.azure.arm import balancers, machines, networks, nics, plain
 from tests.azure.arm.model import Kind
 
 ALL = (
@@ -12,6 +12,7 @@ ALL = (
     Kind(networks.PEERING, networks.write_peering, networks.written_peering, networks.remove_peering),
     Kind(machines.TYPE, machines.write, machines.written, machines.remove),
     *plain.KINDS,
+    *balancers.KINDS,
 )
 
 BY_TYPE = {kind.type.lower(): kind for kind in ALL}

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tests.azure.arm import balancers
 from tests.azure.arm.addresses import BLOCK, Claim, SubnetSpace
 from tests.azure.arm.errors import ArmError, missing_reference
 from tests.azure.arm.ids import ResourceId, key, parse
@@ -58,6 +59,7 @@ def write(model: Model, nic: ResourceId, body: Body, current: Resource | None, n
     _check_asgs(parts)
     _check_references(model, nic, wanted, parts)
     _check_public_ips(model, nic, parts)
+    balancers.check_members(model, parts)
     _check_limits(model, nic, len(parts), current)
     before = held(current)
     if current is not None and _subnet_key(current) != key(parts[0]["properties"]["subnet"]["id"]):
@@ -202,7 +204,7 @@ def _check_asgs(parts: list[Body]) -> None:
 def _check_references(model: Model, nic: ResourceId, wanted: Body, parts: list[Body]) -> None:
     """Whatever a NIC refers to must exist and be settled; only the first problem is reported, as the service does."""
     for reference in references(wanted, parts):
-        target = model.store.get(parse(reference))
+        target = _referenced(model, parse(reference))
         if target is None:
             raise missing_reference(reference, str(nic))
         if target.state == "Failed":
@@ -218,6 +220,16 @@ def _check_references(model: Model, nic: ResourceId, wanted: Body, parts: list[B
                 ],
                 {"Retry-After": "10"},
             )
+
+
+def _referenced(model: Model, wanted: ResourceId) -> Resource | None:
+    """The resource, or the one that has it as a part (an inbound NAT rule of a load balancer)."""
+    found = model.store.get(wanted)
+    if found is not None or len(wanted.types) < 2:
+        return found
+    parent = model.store.get(wanted.parent)
+    parts = parent.properties.get(wanted.types[-1]) if parent else None
+    return parent if any(part["name"].lower() == wanted.name.lower() for part in parts or ()) else None
 
 
 def references(properties: Body, parts: list[Body]) -> Iterator[str]:

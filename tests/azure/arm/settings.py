@@ -31,6 +31,27 @@ class Guesses:
     """`subnet.ipConfigurations` is null when the subnet has more than this many."""
     throttle_code: str = "TooManyRequests"
     """The error code of a Microsoft.Network throttle."""
+    pool_sku_code: str = "BackendAddressesRequireStandardSku"
+    """Addresses in a Basic balancer's pool; only that it is refused is documented."""
+    pool_vnet_code: str = "BackendAddressesMustBeInTheSameVirtualNetwork"
+    """Addresses of two VNets in one pool, or of none."""
+    pool_address_code: str = "BackendAddressNotInVirtualNetwork"
+    """An address that the named VNet doesn't contain."""
+    pool_mixed_code: str = "BackendAddressPoolCannotMixNicAndIpMembers"
+    """Members by NIC and by address in one pool."""
+
+
+@dataclass(slots=True)
+class Limits:
+    """Request budgets: (bucket, per second) of ARM and Compute, (requests, seconds) of Microsoft.Network."""
+
+    reads: tuple[float, float] = (250, 25)
+    writes: tuple[float, float] = (200, 10)
+    deletes: tuple[float, float] = (200, 10)
+    network_reads: tuple[float, float] = (10_000, 300)
+    network_writes: tuple[float, float] = (1_000, 300)
+    instance_writes: tuple[float, float] = (12, 4 / 60)
+    instances_writes: tuple[float, float] = (1_500, 500 / 60)
 
 
 @dataclass(slots=True)
@@ -52,6 +73,7 @@ class Settings:
     never before the write). None: at once."""
     throttling: bool = False
     """Whether the published read and write budgets are enforced."""
+    limits: Limits = field(default_factory=Limits)
     guesses: Guesses = field(default_factory=Guesses)
 
     def duration(self, kind: str) -> float:
