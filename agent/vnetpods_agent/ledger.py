@@ -161,13 +161,27 @@ class Ledger(Lane):
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
-            new = not self._path.exists()
-            self._connection = _connect(self._path)
+            self._look_into_file(lambda _: None)
+        assert self._connection is not None
+        return self._connection
+
+    def _look_into_file(self, examine: Callable[[sqlite3.Connection], None]) -> None:
+        """Opens the file, or makes one; `examine` sees it before anything in it is touched."""
+        new = not self._path.exists()
+        with contextlib.ExitStack() as undo:
+            connection = sqlite3.connect(self._path, isolation_level=None, timeout=1.0)
+            undo.callback(connection.close)
+            if not new:
+                examine(connection)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
             if new:
-                create(self._connection)
+                create(connection)
                 _sync_folder(self._path.parent)
                 self._behind = True
-        return self._connection
+            undo.pop_all()
+        self._connection = connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -185,18 +199,19 @@ class Ledger(Lane):
         trouble = "" if self._path.exists() else "new"
         try:
             try:
-                self._mirror = read(self._connected())
+                self._look_into_file(self._remember)
             except (sqlite3.DatabaseError, UnknownFormat) as error:
                 if isinstance(error, sqlite3.DatabaseError) and not _is_damage(error):
                     raise
-                self._disconnect()
                 trouble = f"{self._path} is unusable ({error}); it was set aside as {self._set_aside()}"
-                self._mirror = read(self._connected())
+                self._look_into_file(self._remember)
         except (sqlite3.Error, OSError) as error:
-            self._disconnect()
             self._behind = True
             self.trouble = trouble = f"{self._path} can't be opened ({error}); is the disk full or read-only?"
         return self._mirror.copy(), trouble
+
+    def _remember(self, connection: sqlite3.Connection) -> None:
+        self._mirror = read(connection)
 
     def _set_aside(self) -> Path:
         aside = self._path.with_name(f"{self._path.name}.damaged-{int(self._clock())}")
@@ -208,23 +223,10 @@ class Ledger(Lane):
         return aside
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether the file's content is at fault. What the disk refuses (full, read-only, I/O) a new file wouldn't mend."""
-    if error.sqlite_errorcode if hasattr(error, "sqlite_errorcode") else 0:
-        return error.sqlite_errorcode & 0xFF in _DAMAGE
-    return not isinstance(error, sqlite3.OperationalError)
+    code = getattr(error, "sqlite_errorcode", None)  # errors that we raise ourselves have none
+    return code is None or code & 0xFF in _DAMAGE
 
 
 def _size(path: Path) -> int:

@@ -157,8 +157,12 @@ def read(connection: sqlite3.Connection) -> Content:
     if verdict != "ok":
         raise sqlite3.DatabaseError(f"malformed: {verdict}")
     meta = dict(connection.execute("SELECT name, value FROM meta"))
-    if int(meta["format"]) > FORMAT and int(meta["readable_by"]) > FORMAT:
-        raise UnknownFormat(f"its format {meta['format']} is for {meta['readable_by']} and later, this is {FORMAT}")
+    try:
+        written_as, readable_by = int(meta["format"]), int(meta["readable_by"])
+    except (KeyError, ValueError) as error:
+        raise UnknownFormat(f"it doesn't say its format: {meta}") from error
+    if written_as > FORMAT and readable_by > FORMAT:
+        raise UnknownFormat(f"its format {written_as} is for {readable_by} and later, this is {FORMAT}")
     return Content(
         attachments={attachment.key: attachment for attachment in map(_attachment, connection.execute(_SELECT))},
         rests={Address(address): since for address, since in connection.execute("SELECT address, since FROM rest")},

@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.agent.mounts import small_disk
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod
+from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
+from vnetpods_agent.records import Adopt, Assign, Content, Forget, Operation, Reinstate, Release, Withdraw, enter
+
+
+def attachment(number: int, address: int | None = None, container: str = "") -> Attachment:
+    return Attachment(
+        key=AttachmentKey("vnetpods", container or f"c{number}", "eth0"),
+        address=Address(f"10.240.0.{number if address is None else address}"),
+        netns=f"/run/netns/n{number}",
+        nic_mac="00:0d:3a:1b:c7:21",
+        mtu=1500,
+        boot_id="boot",
+        created=float(number),
+        pod=Pod("default", f"web-{number}", f"uid-{number}") if number % 2 else None,
+    )
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[tuple[Ledger, Content, str]]:
+    ledger = Ledger(path, clock=lambda: 1_700_000_000.0)
+    ledger.start()
+    try:
+        content, trouble = await ledger.load()
+        yield ledger, content, trouble
+    finally:
+        await asyncio.to_thread(ledger.close)
+
+
+async def content_of(path: Path) -> Content:
+    async with opened(path) as (_, content, trouble):
+        assert trouble == ""
+        return content
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+async def test_what_was_committed_is_there_again(path: Path) -> None:
+    async with opened(path) as (ledger, content, trouble):
+        assert (content, trouble) == (Content(), "new")
+        await ledger.commit(Assign(attachment(5)), Withdraw(("10.240.0.9", "10.240.0.16/28")))
+        await ledger.commit(Adopt(attachment(6)))
+        await ledger.commit(Release(attachment(5).key, 100.0), Reinstate(("10.240.0.9",)))
+    found = await content_of(path)
+    assert found == Content(
+        {attachment(6).key: attachment(6)}, {Address("10.240.0.5"): 100.0}, {"10.240.0.16/28": None}
+    )
+
+
+async def test_the_same_container_in_a_new_namespace_replaces_its_row(path: Path) -> None:
+    async with opened(path) as (ledger, _, _):
+        await ledger.commit(Assign(attachment(5, container="c")))
+        await ledger.commit(Assign(attachment(7, address=5, container="c")))
+    assert [a.netns for a in (await content_of(path)).attachments.values()] == ["/run/netns/n7"]
+
+
+async def test_no_address_is_assigned_twice(path: Path) -> None:
+    async with opened(path) as (ledger, _, _):
+        outcomes = await asyncio.gather(
+            ledger.commit(Assign(attachment(5))),
+            ledger.commit(Assign(attachment(6, address=5))),
+            ledger.commit(Assign(attachment(7))),
+            return_exceptions=True,
+        )
+    assert [type(outcome) for outcome in outcomes] == [type(None), AddressTaken, type(None)]
+    assert set((await content_of(path)).attachments) == {attachment(5).key, attachment(7).key}
+
+
+async def test_all_operations_of_one_commit_or_none(path: Path) -> None:
+    async with opened(path) as (ledger, _, _):
+        await ledger.commit(Assign(attachment(5)))
+        with pytest.raises(AddressTaken):
+            await ledger.commit(Withdraw(("10.240.0.9",)), Assign(attachment(6, address=5)))
+    assert (await content_of(path)).withdrawn == {}
+
+
+async def test_concurrent_commits_share_a_disk_sync(path: Path) -> None:
+    """strace would count them; here the number of transactions shows it: the WAL has a commit record for each."""
+    async with opened(path) as (ledger, _, _):
+        await ledger.commit(Assign(attachment(1)))
+        before = size_of_log(path)
+        await asyncio.gather(*(ledger.commit(Assign(attachment(n))) for n in range(2, 52)))
+        grown = size_of_log(path) - before
+    assert grown < 10 * 5 * 4096  # alone, each would have written two pages or more
+
+
+def size_of_log(path: Path) -> int:
+    return path.with_name("ledger.db-wal").stat().st_size
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _nuls(path: Path) -> None:
+    path.write_bytes(bytes(4096))
+
+
+def _cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _scribbled(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4096:8192] = b"\xff" * 4096
+    path.write_bytes(content)
+
+
+def _too_new(path: Path) -> None:
+    _meta(path, 7, 7)
+
+
+def _foreign(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+
+
+def _text(path: Path) -> None:
+    path.write_text("{}\n" * 1000)
+
+
+def _no_number(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE meta SET value = 'x' WHERE name = 'format'")
+
+
+def _meta(path: Path, written_as: int, readable_by: int) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'format'", (str(written_as),))
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'readable_by'", (str(readable_by),))
+
+
+DAMAGES = [_empty, _nuls, _cut, _scribbled, _too_new, _foreign, _text, _no_number]
+
+
+def did(damage: Callable[[Path], None], path: Path) -> bytes:
+    damage(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
+async def test_a_damaged_file_is_set_aside_and_a_new_one_takes_its_place(
+    path: Path, damage: Callable[[Path], None]
+) -> None:
+    async with opened(path) as (ledger, _, _):
+        await asyncio.gather(*(ledger.commit(Assign(attachment(n))) for n in range(1, 200)))
+    damaged = did(damage, path)
+    async with opened(path) as (ledger, content, trouble):
+        assert content == Content()
+        assert "set aside as" in trouble
+        assert path.with_name("ledger.db.damaged-1700000000").read_bytes() == damaged
+        await ledger.commit(Adopt(attachment(5)))
+    assert set((await content_of(path)).attachments) == {attachment(5).key}
+
+
+@pytest.mark.parametrize("damage", [_nuls, _scribbled, _cut], ids=lambda damage: damage.__name__.strip("_"))
+async def test_damage_under_way_costs_nothing(path: Path, damage: Callable[[Path], None]) -> None:
+    """Memory knows all that the file should hold."""
+    async with opened(path) as (ledger, _, _):
+        await asyncio.gather(*(ledger.commit(Assign(attachment(n))) for n in range(1, 100)))
+        checkpoint(path)
+        damage(path)
+        for number in range(100, 140):  # the damaged page is met sooner or later
+            await ledger.commit(Release(attachment(number - 99).key, 1.0), Assign(attachment(number)))
+    found = await content_of(path)
+    assert set(found.attachments) == {attachment(n).key for n in range(41, 140)}
+
+
+def checkpoint(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+
+
+async def test_a_format_one_later_that_allows_it_is_read_and_left_whole(path: Path) -> None:
+    """An upgrade that is taken back: the later version's column and table are still there afterwards."""
+    async with opened(path) as (ledger, _, _):
+        await ledger.commit(Assign(attachment(5)))
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE attachment ADD COLUMN mode TEXT NOT NULL DEFAULT 'transparent'")
+        connection.execute("CREATE TABLE later (thing TEXT)")
+        connection.execute("INSERT INTO later VALUES ('kept')")
+    _meta(path, 2, 1)
+    async with opened(path) as (ledger, content, trouble):
+        assert (set(content.attachments), trouble) == ({attachment(5).key}, "")
+        await ledger.commit(Assign(attachment(6)))
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT mode FROM attachment").fetchall() == [("transparent",)] * 2
+        assert connection.execute("SELECT thing FROM later").fetchall() == [("kept",)]
+        assert dict(connection.execute("SELECT name, value FROM meta"))["format"] == "2"
+    connection.close()
+
+
+class TestDisk:
+    async def test_full(self, tmp_path: Path) -> None:
+        with small_disk(tmp_path / "disk", kilobytes=256) as disk:
+            path = disk / "ledger.db"
+            async with opened(path) as (ledger, _, _):
+                await ledger.commit(Assign(attachment(5)))
+                ballast = fill(disk)
+                outcomes = await asyncio.gather(
+                    *(ledger.commit(Assign(attachment(number))) for number in range(6, 200)), return_exceptions=True
+                )
+                assert LedgerUnavailable in map(type, outcomes)
+                assert "full" in ledger.trouble
+                with pytest.raises(LedgerUnavailable):
+                    await ledger.commit(Release(attachment(5).key, 9.0))
+                ballast.unlink()
+                # nobody asks, and yet what could not be written then is made up for
+                await until(lambda: not ledger.trouble)
+                await ledger.commit(Assign(attachment(7, address=5)))
+            found = await content_of(path)
+            assert attachment(5).key not in found.attachments
+            assert found.attachments[attachment(7).key].address == "10.240.0.5"
+
+    async def test_read_only_from_the_start(self, tmp_path: Path) -> None:
+        with small_disk(tmp_path / "disk", kilobytes=1024) as disk:
+            path = disk / "ledger.db"
+            async with opened(path) as (ledger, _, _):
+                await ledger.commit(Assign(attachment(5)))
+            remount(disk, "ro")
+            async with opened(path) as (ledger, _, trouble):
+                assert "read-only" in trouble
+                with pytest.raises(LedgerUnavailable):
+                    await ledger.commit(Assign(attachment(6)))
+                remount(disk, "rw")
+
+
+async def until(what: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if what():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("not within 10 s")
+
+
+def fill(disk: Path) -> Path:
+    ballast = disk / "ballast"
+    descriptor = os.open(ballast, os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(descriptor, bytes(1024))
+    os.close(descriptor)
+    return ballast
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+def clear(folder: Path) -> None:
+    for leftover in folder.iterdir():
+        leftover.unlink()
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.builds(lambda n, a: Assign(attachment(n, address=a)), st.integers(1, 6), st.integers(1, 4)),
+        st.builds(lambda n, s: Release(attachment(n).key, s), st.integers(1, 6), st.floats(0, 100)),
+        st.builds(lambda n: Withdraw((f"10.240.0.{n}",)), st.integers(1, 4)),
+        st.builds(lambda n: Reinstate((f"10.240.0.{n}",)), st.integers(1, 4)),
+        st.builds(lambda n: Forget((Address(f"10.240.0.{n}"),)), st.integers(1, 4)),
+    ),
+    max_size=30,
+)
+
+
+@given(operations=OPERATIONS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_file_and_mirror_never_differ(tmp_path: Path, operations: list[Operation]) -> None:
+    path = tmp_path / "ledger.db"
+    clear(tmp_path)
+    model = Content()
+    async with opened(path) as (ledger, _, _):
+        for operation in operations:
+            taken = isinstance(operation, Assign) and any(
+                other.address == operation.attachment.address and other.key != operation.attachment.key
+                for other in model.attachments.values()
+            )
+            try:
+                await ledger.commit(operation)
+            except AddressTaken:
+                assert taken
+            else:
+                assert not taken
+                enter(model, [operation])
+    assert await content_of(path) == model
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from tests.agent.test_ledger import attachment
+from vnetpods_agent.ledger import Ledger
+from vnetpods_agent.records import Assign, Release
+
+async def main():
+    ledger = Ledger(Path(sys.argv[1])); ledger.start(); await ledger.load()
+    for number in range(1, 250):
+        await ledger.commit(Assign(attachment(number)))
+        print("assigned", number, flush=True)
+        if number % 3 == 0:
+            await ledger.commit(Release(attachment(number).key, 1.0))
+            print("released", number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def writing(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+
+
+def promised(lines: list[str]) -> tuple[set[int], set[int]]:
+    """What the writer was told is durable."""
+    done: dict[str, set[int]] = {"assigned": set(), "released": set()}
+    for line in lines:
+        if line.endswith("\n"):
+            word, number = line.split()
+            done[word].add(int(number))
+    return done["assigned"], done["released"]
+
+
+async def test_kill_at_any_moment_loses_nothing_that_was_confirmed(path: Path) -> None:
+    for after in (1, 7, 40, 133):
+        clear(path.parent)
+        writer = writing(path)
+        assert writer.stdout
+        lines = [writer.stdout.readline() for _ in range(after)]
+        writer.send_signal(signal.SIGKILL)
+        lines += writer.stdout.readlines()
+        writer.wait()
+        writer.stdout.close()
+        assigned, released = promised(lines)
+        found = (await content_of(path)).attachments
+        there = {int(key.container_id[1:]) for key in found}
+        assert assigned - released <= there | {max(assigned)}  # the last may have been released, and not told of it
+        assert not released & there
+
+
+async def test_power_cut_at_any_moment_loses_nothing_that_was_confirmed(path: Path, tmp_path: Path) -> None:
+    """What a disk would hold if the power went now: copies of the files, taken while they are written."""
+    writer = writing(path)
+    assert writer.stdout
+    checked = 0
+    lines: list[str] = []
+    while line := writer.stdout.readline():
+        lines.append(line)
+        if len(lines) % 25:
+            continue
+        cut = tmp_path / f"cut-{len(lines)}"
+        cut.mkdir()
+        for name in ("ledger.db", "ledger.db-wal"):  # the index (-shm) lives in memory and is built anew
+            shutil.copy(path.with_name(name), cut / name)
+        assigned, released = promised(lines)
+        there = {int(key.container_id[1:]) for key in (await content_of(cut / "ledger.db")).attachments}
+        assert assigned - released - {max(assigned)} <= there
+        assert not {number for number in released if number < max(assigned)} & there
+        checked += 1
+    writer.wait()
+    writer.stdout.close()
+    assert checked > 5
