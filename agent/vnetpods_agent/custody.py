@@ -246,8 +246,10 @@ class Custody:
             raise
         self.attachments[attachment.key] = attachment
         faults.reach("add.durable")
-        try:
+        if errand.abandoned:
+            await self._through(self._unused(attachment))
             errand.check()
+        try:
             await self._kernel.submit(self._plane.attach, attachment, doors)
             faults.reach("add.attached")
             errand.check()

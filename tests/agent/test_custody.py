@@ -1,0 +1,403 @@
+"""Orders of events: what overtakes what, who is cancelled when, and what is left in memory, ledger and kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agent.planes import DictPlane
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Pod
+from vnetpods_agent.custody import Abandoned, Custody, NoAddress, Surroundings, Wanted
+from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists
+from vnetpods_agent.lane import Lane
+from vnetpods_agent.ledger import Ledger, LedgerUnavailable
+from vnetpods_agent.pool import Pool
+from vnetpods_api import Interface
+
+COOLDOWN = 30.0
+DOORS = Doors(-1, -1)
+MAC = "00:0d:3a:1b:c7:21"
+
+
+def wanted(name: str, pod: str = "web-0") -> Wanted:
+    return Wanted(AttachmentKey("vnetpods", name, "eth0"), f"/run/netns/{name}", Pod("default", pod, f"uid-{pod}"))
+
+
+class RefusingLedger(Ledger):
+    """A real one on a disk that can be told to be full."""
+
+    full = False
+
+    def _apply(self, operations: Any) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        super()._apply(operations)
+
+
+@dataclass
+class Desk:
+    """Custody with a real ledger, and a kernel and a clock that do as they are told."""
+
+    path: Path
+    pool: Pool
+    ledger: RefusingLedger
+    plane: DictPlane
+    custody: Custody
+    now: list[float]
+    told: list[str] = field(default_factory=list)
+
+    def lists(self, *addresses: str) -> None:
+        nic = Interface(name="nic", mac=MAC, subnet="s", primary_address="10.0.0.4", addresses=addresses)
+        self.pool.supply([nic])
+        self.custody.serve()
+
+    async def add(self, name: str, within: float = 5.0, pod: str = "web-0") -> Attachment:
+        deadline = asyncio.get_running_loop().time() + within
+        return await self.custody.attach(wanted(name, pod), DOORS, deadline)
+
+    async def delete(self, name: str, before: float | None = None) -> Attachment | None:
+        return await self.custody.detach(wanted(name).key, before=before)
+
+    async def passes(self, seconds: float) -> None:
+        self.now[0] += seconds
+        self.custody.serve()
+        await asyncio.sleep(0)
+
+    async def agree(self) -> dict[str, str]:
+        """Container → address, as ledger, memory and kernel say alike."""
+        await asyncio.sleep(0)
+        held = {key.container_id: a.address for key, a in self.custody.attachments.items()}
+        assert held == {key.container_id: i.address for key, i in self.plane.there.items()}, "memory and kernel"
+        assert held == {key.container_id: a for a, key in self.pool._held.items()}, "memory and pool"
+        await asyncio.to_thread(self.ledger.close)
+        again = Ledger(self.path)
+        again.start()
+        content, _ = await again.load()
+        assert held == {key.container_id: a.address for key, a in content.attachments.items()}, "memory and disk"
+        self.ledger = RefusingLedger(self.path)  # nothing more is written in these tests
+        await asyncio.to_thread(again.close)
+        return dict(held)
+
+
+@asynccontextmanager
+async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
+    plane, now, told = DictPlane(), [1_000_000.0], list[str]()
+    pool = Pool(COOLDOWN, lambda: frozenset(plane.leaving()))
+    ledger, kernel = RefusingLedger(tmp_path / "ledger.db"), Lane("kernel")
+    ledger.start()
+    kernel.start()
+    await ledger.load()
+    surroundings = Surroundings(
+        clock=lambda: now[0],
+        boot_id="boot",
+        mtu=lambda _: 1500,
+        cause=lambda: "SubnetFull: no address left in pods",
+        changed=lambda: None,
+        waits_long=lambda who, cause: told.append(f"{who.key.container_id}: {cause}"),
+    )
+    custody = Custody(pool, ledger, kernel, plane, surroundings)
+    made = Desk(tmp_path / "ledger.db", pool, ledger, plane, custody, now, told)
+    made.lists(*addresses)
+    try:
+        yield made
+    finally:
+        await asyncio.to_thread(kernel.close)
+        if made.ledger.is_alive():
+            await asyncio.to_thread(made.ledger.close)
+
+
+def started(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    return asyncio.get_running_loop().create_task(work)
+
+
+async def reached(plane: DictPlane, step: str) -> None:
+    assert await asyncio.to_thread(plane.reached[step].wait, 5)
+
+
+class TestOvertaking:
+    """C01, ACN#4829: DEL overtakes ADD of the same sandbox."""
+
+    async def test_while_the_add_is_in_the_kernel(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            go_on = made.plane.hold("attach")
+            add = started(made.add("x"))
+            await reached(made.plane, "attach")
+            delete = started(made.delete("x"))
+            await asyncio.sleep(0.05)
+            assert not delete.done()  # it waits for its turn
+            go_on.set()
+            with pytest.raises(Abandoned):
+                await add
+            await delete
+            other = started(made.add("y"))
+            await asyncio.sleep(0.05)
+            assert not other.done()  # the address cools down: x had it
+            await made.passes(COOLDOWN)
+            assert (await other).address == "10.0.0.5"
+            assert await made.agree() == {"y": "10.0.0.5"}
+
+    async def test_while_the_add_waits_for_the_disk(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            gate = asyncio.Event()
+            blocker = made.ledger.submit(lambda: asyncio.run_coroutine_threadsafe(gate.wait(), loop).result())
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(0.02)
+            add = started(made.add("x"))
+            await asyncio.sleep(0.02)
+            delete = started(made.delete("x"))
+            await asyncio.sleep(0.02)
+            gate.set()
+            await blocker
+            with pytest.raises(Abandoned):
+                await add
+            assert await delete is None
+            assert (await made.add("y")).address == "10.0.0.5"  # no pod ever had it: no cool-down
+            assert await made.agree() == {"y": "10.0.0.5"}
+
+    async def test_while_the_add_waits_for_an_address(self, tmp_path: Path) -> None:
+        async with desk(tmp_path) as made:
+            add = started(made.add("x"))
+            await asyncio.sleep(0)
+            assert await made.delete("x") is None
+            with pytest.raises(Abandoned, match="deleted"):
+                await add
+            assert made.pool.waiting() == 0
+
+    async def test_a_spooled_del_does_not_concern_an_add_that_began_later(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            spooled_at = made.now[0]
+            await made.passes(1)
+            go_on = made.plane.hold("attach")
+            add = started(made.add("x"))
+            await reached(made.plane, "attach")
+            delete = started(made.delete("x", before=spooled_at))
+            go_on.set()
+            assert (await add).address == "10.0.0.5"
+            assert await delete is None
+            assert await made.agree() == {"x": "10.0.0.5"}
+
+    async def test_add_after_del_after_add_in_one_breath(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
+            add, delete, again = (started(work) for work in (made.add("x"), made.delete("x"), made.add("x")))
+            with pytest.raises(Abandoned):
+                await add
+            await delete
+            address = (await again).address
+            assert await made.agree() == {"x": address}
+
+
+class TestRepeating:
+    async def test_an_add(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
+            both = await asyncio.gather(made.add("x"), made.add("x"))
+            assert both[0] == both[1]
+            assert await made.agree() == {"x": "10.0.0.5"}
+
+    async def test_an_add_in_another_namespace_moves_the_attachment(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
+            await made.add("x")
+            moved = Wanted(wanted("x").key, "/run/netns/other", None)
+            attachment = await made.custody.attach(moved, DOORS, 0.0)
+            assert (attachment.address, attachment.netns) == ("10.0.0.5", "/run/netns/other")
+            assert attachment.pod == Pod("default", "web-0", "uid-web-0")
+
+    async def test_a_del(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            await made.add("x")
+            results = await asyncio.gather(made.delete("x"), made.delete("x"), made.delete("never"))
+            assert [bool(result) for result in results] == [True, False, False]
+            assert await made.agree() == {}
+
+
+class TestWaiting:
+    async def test_says_why_when_time_runs_out(self, tmp_path: Path) -> None:
+        async with desk(tmp_path) as made:
+            with pytest.raises(NoAddress, match="SubnetFull: no address left in pods"):
+                await made.add("x", within=0.02)
+            assert made.pool.waiting() == 0
+
+    async def test_in_the_order_of_arrival(self, tmp_path: Path) -> None:
+        async with desk(tmp_path) as made:
+            adds = [started(made.add(name, pod=name)) for name in "abc"]
+            await asyncio.sleep(0)
+            made.lists("10.0.0.5", "10.0.0.6")
+            first = await adds[0]
+            second = await adds[1]
+            assert (first.address, second.address) == ("10.0.0.5", "10.0.0.6")
+            assert not adds[2].done()
+            adds[2].cancel()
+
+    async def test_a_caller_that_goes_away_gives_back_its_place(self, tmp_path: Path) -> None:
+        async with desk(tmp_path) as made:
+            adds = [started(made.add(name, pod=name)) for name in "ab"]
+            await asyncio.sleep(0)
+            adds[0].cancel()
+            await asyncio.gather(adds[0], return_exceptions=True)
+            made.lists("10.0.0.5")
+            assert (await adds[1]).address == "10.0.0.5"
+            assert await made.agree() == {"b": "10.0.0.5"}
+
+    async def test_a_caller_that_goes_away_as_its_address_comes_gives_it_back(self, tmp_path: Path) -> None:
+        async with desk(tmp_path) as made:
+            add, other = started(made.add("a")), started(made.add("b", pod="b"))
+            await asyncio.sleep(0)
+            made.lists("10.0.0.5")
+            add.cancel()  # its future is fulfilled already
+            await asyncio.gather(add, return_exceptions=True)
+            assert (await other).address == "10.0.0.5"
+            assert await made.agree() == {"b": "10.0.0.5"}
+
+    async def test_for_a_cool_down_to_end(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            await made.add("a")
+            await made.delete("a")
+            add = started(made.add("b", pod="b"))
+            await made.passes(COOLDOWN - 1)
+            assert not add.done()
+            await made.passes(1)
+            assert (await add).address == "10.0.0.5"
+
+    async def test_for_a_former_pods_interface_to_go(self, tmp_path: Path) -> None:
+        """Nobody tells: it is looked at until it is gone."""
+        async with desk(tmp_path, "10.0.0.5") as made:
+            made.plane.on_their_way.add(Address("10.0.0.5"))
+            add = started(made.add("b"))
+            await asyncio.sleep(0.1)
+            assert not add.done()
+            made.plane.on_their_way.clear()
+            assert (await add).address == "10.0.0.5"
+
+    async def test_is_cut_short_when_the_agent_ends(self, tmp_path: Path) -> None:
+        async with desk(tmp_path) as made:
+            add = started(made.add("a"))
+            await asyncio.sleep(0)
+            made.custody.close()
+            late = started(made.add("b"))
+            await asyncio.gather(add, late, return_exceptions=True)
+            assert (add.cancelled(), late.cancelled()) == (True, True)
+
+
+class TestFailing:
+    async def test_a_kernel_that_refuses_costs_no_address_for_good(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            made.plane.refuses = {"attach"}
+            with pytest.raises(DataPlaneError):
+                await made.add("x")
+            made.plane.refuses.clear()
+            add = started(made.add("y"))
+            await made.passes(COOLDOWN)
+            assert (await add).address == "10.0.0.5"
+            assert await made.agree() == {"y": "10.0.0.5"}
+
+    async def test_a_foreign_interface_costs_not_even_a_cool_down(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            made.plane.taken = {"/run/netns/x"}
+            for _ in range(3):
+                with pytest.raises(InterfaceExists):
+                    await made.add("x")
+            assert (await made.add("y")).address == "10.0.0.5"
+            assert await made.agree() == {"y": "10.0.0.5"}
+
+    async def test_a_kernel_that_does_not_let_go_keeps_the_address_held(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            await made.add("x")
+            made.plane.refuses = {"detach"}
+            with pytest.raises(DataPlaneError):
+                await made.delete("x")
+            assert await made.agree() == {"x": "10.0.0.5"}
+
+    async def test_a_caller_that_goes_away_during_an_add_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            go_on = made.plane.hold("attach")
+            add = started(made.add("x"))
+            await reached(made.plane, "attach")
+            add.cancel()
+            await asyncio.sleep(0.05)
+            assert not add.done()  # the kernel's thread still uses its descriptors
+            go_on.set()
+            await asyncio.gather(add, return_exceptions=True)
+            assert add.cancelled()
+            assert await made.agree() == {}
+
+    async def test_a_caller_that_goes_away_during_a_del_does_not_stop_it(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            await made.add("x")
+            go_on = made.plane.hold("detach")
+            delete = started(made.delete("x"))
+            await reached(made.plane, "detach")
+            delete.cancel()
+            await asyncio.sleep(0.02)
+            go_on.set()
+            await asyncio.gather(delete, return_exceptions=True)
+            assert await made.agree() == {}
+
+    async def test_a_full_disk_refuses_adds_and_not_dels(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
+            await made.add("x")
+            made.ledger.full = True
+            with pytest.raises(LedgerUnavailable, match="full"):
+                await made.add("y", pod="y")
+            await made.delete("x")
+            assert made.custody.attachments == {}
+            made.ledger.full = False
+            await made.passes(COOLDOWN)
+            assert {(await made.add(name, pod=name)).address for name in "yz"} == {"10.0.0.5", "10.0.0.6"}
+            assert set(await made.agree()) == {"y", "z"}
+
+
+class TestAdopting:
+    def interface(self, name: str, address: str) -> HostInterface:
+        return HostInterface(f"azv{name}", 7, wanted(name).key, Address(address))
+
+    async def test_a_pod_that_the_ledger_forgot_keeps_its_address(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
+            forgotten = self.interface("x", "10.0.0.5")
+            made.plane.there[wanted("x").key] = forgotten
+            assert await made.custody.adopt(forgotten) == "adopted"
+            assert (await made.add("y", pod="y")).address == "10.0.0.6"
+            assert (await made.add("x")).address == "10.0.0.5"
+            assert await made.agree() == {"x": "10.0.0.5", "y": "10.0.0.6"}
+
+    async def test_the_address_of_another_pod_is_not_adopted(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            await made.add("y")
+            stray = self.interface("x", "10.0.0.5")
+            made.plane.there[wanted("x").key] = stray
+            assert await made.custody.adopt(stray) == "removed"
+            assert made.plane.gone == [stray]
+            assert await made.agree() == {"y": "10.0.0.5"}
+
+    async def test_what_is_gone_meanwhile_is_left_alone(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            assert await made.custody.adopt(self.interface("x", "10.0.0.5")) == ""
+            assert await made.agree() == {}
+
+    async def test_its_nic_is_learned_later(self, tmp_path: Path) -> None:
+        async with desk(tmp_path) as made:
+            forgotten = self.interface("x", "10.0.0.5")
+            made.plane.there[wanted("x").key] = forgotten
+            await made.custody.adopt(forgotten)
+            made.lists("10.0.0.5")
+            await made.custody.name_nics()
+            assert made.custody.attachments[wanted("x").key].nic_mac == MAC
+
+
+async def test_many_at_once_agree(tmp_path: Path) -> None:
+    """Adds, deletes, repeats and callers that go away, all at once."""
+    names = [f"c{n}" for n in range(40)]
+    async with desk(tmp_path, *(f"10.0.1.{n}" for n in range(60))) as made:
+        await asyncio.gather(*(made.add(name, pod=name) for name in names))
+        work = [started(made.delete(name)) for name in names[:20]]
+        work += [started(made.add(name, pod=name)) for name in names[10:]]
+        work += [started(made.add(f"d{n}", pod=f"d{n}")) for n in range(15)]
+        await asyncio.sleep(0)
+        for task in work[::7]:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        assert set(names[20:]) - set(await made.agree()) == set()
