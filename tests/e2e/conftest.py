@@ -25,3 +25,8 @@ def world(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield world
     finally:
         world.down()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The main job begins with an empty cluster, so it comes before all that use what it leaves up."""
+    items.sort(key=lambda item: item.path.parent == Path(__file__).parent and item.path.name != "test_main_job.py")
