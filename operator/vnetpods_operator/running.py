@@ -25,7 +25,7 @@ from vnetpods_operator import azure, configuration, handlers, health, watching
 from vnetpods_operator import kube as kubernetes
 from vnetpods_operator.budget import Budget, Kind
 from vnetpods_operator.configuration import Config, ConfigError
-from vnetpods_operator.election import Elector
+from vnetpods_operator.election import Elector, exit_now
 from vnetpods_operator.events import Recorder
 from vnetpods_operator.kube import Kube, KubeError
 from vnetpods_operator.metrics import Metrics
@@ -44,8 +44,12 @@ log = structlog.get_logger()
 class Operator:
     """One process's operator; made inside the event loop that runs it."""
 
-    def __init__(self, path: Path, kubeconfig: Path | None, config: Config) -> None:
+    def __init__(
+        self, path: Path, kubeconfig: Path | None, config: Config, lost: Callable[[], None] = exit_now
+    ) -> None:
+        """`lost`: what happens at once when the Lease is lost."""
         self.config = config
+        self._lost = lost
         self._path = path
         self._kubeconfig = kubeconfig
         self._stop = asyncio.Event()
@@ -65,7 +69,7 @@ class Operator:
             health.serving(self.config.listen, self._metrics.registry, self._state),
         ):
             identity = f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}"
-            elector = self._elector = Elector(kube, self.config.election, identity)
+            elector = self._elector = Elector(kube, self.config.election, identity, self._lost)
             if not await self._unless_stopped(elector.acquire()):
                 return
             try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vnetpods_api import (
@@ -58,9 +58,9 @@ class Agent:
         for _ in range(number):
             self.pods[f"pod-{next(self._names)}"] = None
 
-    def end(self, number: int) -> None:
+    def end(self, number: int, *, newest: bool = False) -> None:
         """So many pods go, the oldest first."""
-        for name in list(self.pods)[:number]:
+        for name in list(self.pods)[-number:] if newest else list(self.pods)[:number]:
             address = self.pods.pop(name)
             if address is not None:
                 self.known[address] = next(self._turns)
@@ -92,7 +92,7 @@ class Agent:
         self.withdrawn &= releasing & listed
         usable = listed - releasing - self.withdrawn - confirmed
         self.known = {address: self.known.get(address, 0) for address in listed}
-        free = sorted(usable - self.held, key=lambda address: self.known[address])
+        free = sorted(usable - self.held, key=lambda address: (self.known[address], IPv4Address(address)))
         for name, address in self.pods.items():
             if address is None and free:
                 self.pods[name] = free.pop(0)

@@ -45,7 +45,7 @@ class World:
         self.settings: dict[str, Any] = {
             "listen": "127.0.0.1:0",
             "nodes": {"matchLabels": {"world": self.name}},
-            "election": {"duration": "3s", "renew": "2s", "retry": "200ms"},
+            "election": {"duration": "40s", "renew": "30s", "retry": "200ms"},
             "azure": {"endpoint": azure.url, "scope": "https://management.azure.com/.default", "poll": "50ms"},
             "groups": [{"minimum": 4, "warm": 4, "batch": 4}],
             "release": {"after": "300ms", "patience": "1s"},
@@ -105,7 +105,7 @@ class World:
         self,
         what: str,
         check: Callable[[], Awaitable[Any]],
-        timeout: float = 15.0,  # noqa: ASYNC109
+        timeout: float = 30.0,  # noqa: ASYNC109
     ) -> Any:
         """Waits until `check` returns something true."""
         loop = asyncio.get_running_loop()
@@ -134,7 +134,7 @@ class World:
         found: NodeIPPool = await self.until(f"{node} to have {number} addresses", check)
         return found
 
-    async def until_pods_run(self, agent: Agent, timeout: float = 15.0) -> None:  # noqa: ASYNC109
+    async def until_pods_run(self, agent: Agent, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         async def check() -> bool:
             await agent.sync()
             return agent.waiting == 0
@@ -150,7 +150,8 @@ class World:
     @contextlib.asynccontextmanager
     async def operator(self) -> AsyncIterator[Operator]:
         """The operator runs while the block runs; that it stops in good order is part of every test."""
-        running = Operator(self.path, self.kubeconfig, self.config())
+        lost: list[str] = []
+        running = Operator(self.path, self.kubeconfig, self.config(), lambda: lost.append("the Lease"))
         task = asyncio.create_task(running.run())
         try:
             yield running
@@ -158,8 +159,16 @@ class World:
         finally:
             running.stop()
             await asyncio.wait_for(task, 10)
+        assert not lost
+
+    async def free_the_lease(self) -> None:
+        """As if the duration of a dead leader's Lease had passed."""
+        path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/vnetpods-operator"
+        with contextlib.suppress(NotFound):
+            await self.kube.request("DELETE", path)
 
     async def clean(self) -> None:
+        await self.free_the_lease()
         for node in self.nodes:
             for path in (f"/api/v1/nodes/{node}", f"{PATH}/{node}"):
                 with contextlib.suppress(KubeError):

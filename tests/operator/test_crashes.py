@@ -1,0 +1,132 @@
+"""kill -9 at every fault point that the code lists, in growth and in release; then a new operator takes over.
+
+After that: no second write for the same need, no address forgotten, none removed that a pod holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.operator.agents import Agent
+from tests.operator.worlds import NIC_WRITE, World
+from vnetpods_operator.faults import Point
+from vnetpods_operator.kube import KubeError
+
+pytestmark = pytest.mark.apiserver
+
+
+@contextlib.asynccontextmanager
+async def living(world: World, agent: Agent, nic: str) -> AsyncIterator[None]:
+    """The agent goes about its work meanwhile, and never misses an address that a pod holds."""
+
+    async def live() -> None:
+        while True:
+            with contextlib.suppress(KubeError):
+                await agent.sync()
+            assert agent.held <= world.addresses(nic)
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(live())
+    try:
+        yield
+        assert not task.done(), task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def crash(world: World, point: Point, nth: int) -> None:
+    """Runs the operator until it dies at the point."""
+    world.config()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.operator.crashing",
+        point.value,
+        str(nth),
+        "--config",
+        str(world.path),
+        "--kubeconfig",
+        str(world.kubeconfig),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGKILL
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    await world.free_the_lease()
+
+
+def accepted(world: World) -> int:
+    """NIC writes that Azure took."""
+    return sum(1 for request in world.azure.build.requests(NIC_WRITE) if request["status"] < 300)
+
+
+GROWTH = [
+    (Point.POOL_ADOPTED, 1),
+    (Point.STATUS_WRITTEN, 1),
+    (Point.DECIDED, 1),
+    (Point.ANNOUNCED, 1),
+    (Point.NIC_ACCEPTED, 1),
+    (Point.NIC_WRITTEN, 1),
+    (Point.STATUS_WRITTEN, 2),
+]
+RELEASE = [
+    (Point.DECIDED, 1),  # nothing is marked yet
+    (Point.STATUS_WRITTEN, 1),  # marked
+    (Point.DECIDED, 2),  # acknowledged, about to be removed
+    (Point.ANNOUNCED, 1),
+    (Point.NIC_ACCEPTED, 1),
+    (Point.NIC_WRITTEN, 1),
+    (Point.STATUS_WRITTEN, 2),
+]
+
+
+def test_every_point_is_visited() -> None:
+    assert {point for point, _ in GROWTH + RELEASE} == set(Point)
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["quick", "slow-azure"])
+@pytest.mark.parametrize(("point", "nth"), GROWTH, ids=[f"{p.value}-{n}" for p, n in GROWTH])
+async def test_c21_growth(world: World, point: Point, nth: int, slow: bool) -> None:
+    if slow:
+        if point is not Point.NIC_ACCEPTED:
+            pytest.skip("a difference only while Azure is at work")
+        world.azure.build.set_duration("Microsoft.Network/networkInterfaces", 3.0)
+    node, agent = await world.worker("one")
+    await crash(world, point, nth)
+    async with living(world, agent, "one-nic"), world.operator():
+        pool = await world.until_allocated(node, 4)
+    assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
+    assert accepted(world) == 1
+
+
+@pytest.mark.parametrize(("point", "nth"), RELEASE, ids=[f"{p.value}-{n}" for p, n in RELEASE])
+async def test_c18_release(world: World, point: Point, nth: int) -> None:
+    node, agent = await world.worker("one")
+    async with world.operator():
+        await world.until_allocated(node, 4)
+        agent.start(30)
+        await world.until_pods_run(agent)
+    async with living(world, agent, "one-nic"):
+        writes = accepted(world)
+        agent.end(20, newest=True)
+        await crash(world, point, nth)
+        async with world.operator():
+            pool = await world.until_allocated(node, 18)  # 10 held, twice `warm` free
+            await world.until("the agent to forget", lambda: _forgotten(world, node))
+    assert agent.held <= world.addresses("one-nic")
+    assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
+    assert accepted(world) - writes == 1
+
+
+async def _forgotten(world: World, node: str) -> bool:
+    return (await world.pool(node)).status.released == ()
