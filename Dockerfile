@@ -9,7 +9,7 @@ ARG BUILDPLATFORM=linux/amd64
 # The plugin, cross-built on the builder's own architecture; the compiler is a Python package.
 FROM --platform=${BUILDPLATFORM} ${BASE} AS shim
 ARG TARGETARCH=amd64
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv ca-certificates >/dev/null
+RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv ca-certificates >/dev/null
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /source
 COPY requirements.lock pyproject.toml ./
@@ -22,7 +22,7 @@ RUN /venv/bin/python agent/shim/build.py --arch "${TARGETARCH}" /shim
 
 # The Python environment: what the two programs need of the lock file, checked by hash, and our wheel; byte-compiled.
 FROM ${BASE} AS environment
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv ca-certificates >/dev/null
+RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv ca-certificates >/dev/null
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
 COPY requirements.lock pyproject.toml ./
@@ -51,7 +51,7 @@ LABEL org.opencontainers.image.title="vnetpods" \
       org.opencontainers.image.revision="${REVISION}"
 # nft for the agent's table; iptables (both variants) for hosts whose FORWARD chain drops; certificates for Azure
 RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends python3-minimal libpython3-stdlib nftables iptables ca-certificates >/dev/null \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-minimal libpython3-stdlib nftables iptables ca-certificates >/dev/null \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/dpkg.log /var/log/apt /usr/share/doc /usr/share/man /usr/share/locale
 COPY --from=environment /opt/vnetpods /opt/vnetpods
 COPY --from=shim /shim /usr/libexec/vnetpods/shim

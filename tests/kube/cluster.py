@@ -56,6 +56,8 @@ class Description:
     nodes: tuple[Member, ...]
     images: tuple[Path, ...] = ()
     plugins: tuple[str, ...] = ("loopback",)
+    audited: tuple[str, ...] = ()
+    """Users whose every request is written to the API server's audit log; see `Cluster.audit`."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class Cluster(Api):
     def pods(self, *arguments: str) -> list[Any]:
         """Pods as JSON; `arguments` as for `kubectl get pods`."""
         return list(self.get("pods", *arguments)["items"])
+
+    def audit(self) -> list[Any]:
+        """The requests of the audited users so far (`audit.k8s.io/v1` Events, metadata only)."""
+        log = self.folder / controlplane.AUDIT_LOG
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
     def power_cut(self, name: str) -> None:
         self.machines[name].power_cut()
@@ -196,7 +203,8 @@ def down(folder: Path) -> list[str]:
 def _start_control_plane(cluster: Cluster) -> None:
     plane = cluster.description.control_plane
     host, folder = cluster.machines[plane.name], cluster.folder / "pki"
-    controlplane.start(host, cluster.programs, folder, plane.address)
+    audit = controlplane.audit_flags(cluster.folder, cluster.description.audited)
+    controlplane.start(host, cluster.programs, folder, plane.address, audit)
     apiserver.await_ready(cluster.url, cluster.authority, [host.daemons["etcd"], host.daemons["kube-apiserver"]])
     controlplane.start_controllers(host, cluster.programs, folder)
 

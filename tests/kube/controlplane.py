@@ -7,6 +7,7 @@ s after start.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from tests.kube import apiserver, pki
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tests.kube.machine import Machine
 
 PORT = 6443
+AUDIT_LOG = "audit.log"
 ETCD = "127.0.0.1:2379"
 MANAGER_FLAGS = (
     "--leader-elect=false",
@@ -46,7 +48,20 @@ def prepare(authority: pki.Authority, address: str, names: Sequence[str]) -> Non
         pki.kubeconfig(authority.folder / f"{name}.kubeconfig", f"https://{address}:{PORT}", ca_file, user)
 
 
-def start(machine: Machine, programs: Mapping[str, Path], folder: Path, address: str) -> None:
+def audit_flags(folder: Path, users: Sequence[str]) -> list[str]:
+    """Flags that write down every finished request of these users; none when there are no users."""
+    if not users:
+        return []
+    rules: list[dict[str, object]] = [{"level": "Metadata", "users": list(users)}, {"level": "None"}]
+    policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
+    path = folder / "audit-policy.json"
+    path.write_text(json.dumps(policy))
+    return [f"--audit-policy-file={path}", f"--audit-log-path={folder / AUDIT_LOG}", "--audit-log-mode=blocking"]
+
+
+def start(
+    machine: Machine, programs: Mapping[str, Path], folder: Path, address: str, more: Sequence[str] = ()
+) -> None:
     """Starts the API server with etcd behind it; `folder` holds the PKI, `address` is the machine's."""
     etcd = apiserver.etcd_flags("/var/lib/etcd/data", ETCD, "127.0.0.1:2380")
     machine.start("etcd", [str(programs["etcd"]), *etcd], MEMORY)
@@ -59,6 +74,7 @@ def start(machine: Machine, programs: Mapping[str, Path], folder: Path, address:
         f"--proxy-client-cert-file={folder}/front-proxy-client.crt",
         f"--proxy-client-key-file={folder}/front-proxy-client.key",
         *AGGREGATION_FLAGS,
+        *more,
     ]
     machine.start("kube-apiserver", [str(programs["kube-apiserver"]), *flags], MEMORY)
 
