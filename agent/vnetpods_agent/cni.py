@@ -177,7 +177,7 @@ def _previous(conf: NetConf) -> dict[str, Any] | None:
         previous: dict[str, Any] | None = msgspec.json.decode(conf.prev_result, type=dict[str, Any] | None)
         for part in ("interfaces", "ips", "routes"):
             msgspec.convert((previous or {}).get(part), list[dict[str, Any]] | None)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise CniError(Code.CONFIG, f"prevResult: {error}") from error
     return previous
 

@@ -76,7 +76,8 @@ class Verbs:
 
     async def _answer(self, request: Request, about: dict[str, str]) -> bytes:
         try:
-            return await _TABLE[request.verb](self, _Ask(cni.understand(request), request, about))
+            ask = _Ask(cni.understand(request), request, about)
+            return await _TABLE[request.verb](self, ask)
         except CniError:
             raise
         except NoAddress as error:

@@ -1,0 +1,110 @@
+"""Custody at a desk: a real pool and a real ledger, a kernel and a clock that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.agent.planes import DictPlane
+from vnetpods_agent.attachment import Attachment, AttachmentKey, Doors, Pod
+from vnetpods_agent.custody import Custody, Surroundings, Wanted
+from vnetpods_agent.lane import Lane
+from vnetpods_agent.ledger import Ledger
+from vnetpods_agent.pool import Pool
+from vnetpods_api import Interface
+
+COOLDOWN = 30.0
+DOORS = Doors(-1, -1)
+MAC = "00:0d:3a:1b:c7:21"
+
+
+def wanted(name: str, pod: str = "web-0") -> Wanted:
+    return Wanted(AttachmentKey("vnetpods", name, "eth0"), f"/run/netns/{name}", Pod("default", pod, f"uid-{pod}"))
+
+
+class RefusingLedger(Ledger):
+    """A real one on a disk that can be told to be full."""
+
+    full = False
+
+    def _apply(self, operations: Any) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        super()._apply(operations)
+
+
+@dataclass
+class Desk:
+    """Custody with a real ledger, and a kernel and a clock that do as they are told."""
+
+    path: Path
+    pool: Pool
+    ledger: RefusingLedger
+    plane: DictPlane
+    custody: Custody
+    kernel: Lane
+    now: list[float]
+    told: list[str] = field(default_factory=list)
+
+    def lists(self, *addresses: str) -> None:
+        nic = Interface(name="nic", mac=MAC, subnet="s", primary_address="10.0.0.4", addresses=addresses)
+        self.pool.supply([nic])
+        self.custody.serve()
+
+    async def add(self, name: str, within: float = 5.0, pod: str = "web-0") -> Attachment:
+        deadline = asyncio.get_running_loop().time() + within
+        return await self.custody.attach(wanted(name, pod), DOORS, deadline)
+
+    async def delete(self, name: str, before: float | None = None) -> Attachment | None:
+        return await self.custody.detach(wanted(name).key, before=before)
+
+    async def passes(self, seconds: float) -> None:
+        self.now[0] += seconds
+        self.custody.serve()
+        await asyncio.sleep(0)
+
+    async def agree(self) -> dict[str, str]:
+        """Container → address, as ledger, memory and kernel say alike."""
+        await asyncio.sleep(0)
+        held = {key.container_id: a.address for key, a in self.custody.attachments.items()}
+        assert held == {key.container_id: i.address for key, i in self.plane.there.items()}, "memory and kernel"
+        assert held == {key.container_id: a for a, key in self.pool._held.items()}, "memory and pool"
+        await asyncio.to_thread(self.ledger.close)
+        again = Ledger(self.path)
+        again.start()
+        content, _ = await again.load()
+        assert held == {key.container_id: a.address for key, a in content.attachments.items()}, "memory and disk"
+        self.ledger = RefusingLedger(self.path)  # nothing more is written in these tests
+        await asyncio.to_thread(again.close)
+        return dict(held)
+
+
+@asynccontextmanager
+async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
+    plane, now, told = DictPlane(), [1_000_000.0], list[str]()
+    pool = Pool(COOLDOWN, lambda: frozenset(plane.leaving()))
+    ledger, kernel = RefusingLedger(tmp_path / "ledger.db"), Lane("kernel")
+    ledger.start()
+    kernel.start()
+    await ledger.load()
+    surroundings = Surroundings(
+        clock=lambda: now[0],
+        boot_id="boot",
+        mtu=lambda _: 1500,
+        cause=lambda: "SubnetFull: no address left in pods",
+        changed=lambda: None,
+        waits_long=lambda who, cause: told.append(f"{who.key.container_id}: {cause}"),
+    )
+    custody = Custody(pool, ledger, kernel, plane, surroundings)
+    made = Desk(tmp_path / "ledger.db", pool, ledger, plane, custody, kernel, now, told)
+    made.lists(*addresses)
+    try:
+        yield made
+    finally:
+        await asyncio.to_thread(kernel.close)
+        if made.ledger.is_alive():
+            await asyncio.to_thread(made.ledger.close)
