@@ -218,8 +218,9 @@ async def test_later_write_preempts_the_earlier(
     assert cloud.build.nic("w1-nic")["properties"]["provisioningState"] == "Succeeded"
 
 
-async def test_writes_without_operation_header(cloud: Emulator, write_nic: WriteNic) -> None:
-    cloud.build.configure(operation_header=False)
+@pytest.mark.parametrize("style", ["body", "none"])
+async def test_writes_without_operation_header(cloud: Emulator, write_nic: WriteNic, style: str) -> None:
+    cloud.build.configure(operation_style=style)
     cloud.build.set_duration("Microsoft.Network/networkInterfaces", 10)
     await write_nic("w1-nic", part(cloud, "ipconfig1", primary=True), part(cloud, "pod", primary=False))
     assert "Microsoft.Network/locations/operations/read" not in cloud.build.counts()

@@ -94,18 +94,46 @@ class Builder:
         )
 
     def create_vm(
-        self, name: str, subnet: str | None = None, address: str | None = None, *, nics: list[str] | None = None
+        self,
+        name: str,
+        subnet: str | None = None,
+        address: str | None = None,
+        *,
+        nics: list[str] | None = None,
+        **properties: Any,
     ) -> str:
-        """A VM with the NIC `<name>-nic` in a subnet, or with NICs that exist (the first is primary). Returns the VM's
+        """A VM with the NIC `<name>-nic` in a subnet, then NICs that exist; the first is primary. Returns the VM's
         id."""
         ids = [self.id("Microsoft.Network/networkInterfaces", nic) for nic in nics or ()]
         if subnet is not None:
             ids = [self.create_nic(f"{name}-nic", subnet, address), *ids]
-        return str(self.put("Microsoft.Compute/virtualMachines", name, _vm_properties(name, ids))["id"])
+        return str(self.put("Microsoft.Compute/virtualMachines", name, _vm_properties(name, ids) | properties)["id"])
 
     def create_vms(self, count: int, subnet: str, name: str = "vm-{}") -> list[str]:
         """VMs 0…count-1 with one NIC each."""
         return [self.create_vm(name.format(number), subnet) for number in range(count)]
+
+    def create_scale_set(self, name: str, subnet: str, count: int, *, mode: str = "Uniform", **profile: Any) -> str:
+        """A scale set with instances 0…count-1: uniform ones are
+        `…/virtualMachineScaleSets/<name>/virtualMachines/<n>`, flexible ones are VMs called `<name>_<n>`. Computers are
+        called `<name>00000<n>`. Returns the set's id."""
+        reference = {"id": self.id("Microsoft.Network/virtualNetworks/subnets", subnet)}
+        first = {"name": "ipconfig1", "properties": {"subnet": reference, "primary": True}}
+        nic = {"name": f"{name}-nic", "properties": {"primary": True, "ipConfigurations": [first]}}
+        image = {"publisher": "Debian", "offer": "debian-12", "sku": "12-gen2", "version": "latest"}
+        properties: Body = {"orchestrationMode": mode}
+        if mode == "Uniform":
+            properties["virtualMachineProfile"] = {
+                "osProfile": {"computerNamePrefix": name},
+                "storageProfile": {"imageReference": image},
+                "networkProfile": {"networkInterfaceConfigurations": [nic]},
+                **profile,
+            }
+        sku = {"name": "Standard_D4s_v5", "capacity": count if mode == "Uniform" else 0}
+        made = str(self.put("Microsoft.Compute/virtualMachineScaleSets", name, properties, sku=sku)["id"])
+        for number in range(count if mode != "Uniform" else 0):
+            self.create_vm(f"{name}_{number}", subnet, virtualMachineScaleSet={"id": made})
+        return made
 
     def nic(self, name: str) -> Body:
         """A NIC as ARM shows it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tests.azure.arm import mishaps, nics, reads, routes, writes
+from tests.azure.arm import mishaps, nics, reads, routes, scalesets, writes
 from tests.azure.arm.addresses import SubnetSpace
 from tests.azure.arm.budgets import Budgets
 from tests.azure.arm.errors import ArmError
@@ -125,6 +125,8 @@ class Cloud:
         reply = self._admitted(request, wanted, now, outcome)
         if fault.effect == "vanish" and fault.after and reply.status < 300:
             mishaps.vanish(self, wanted, now)
+        if fault.effect == "half" and found is not None and reply.status < 300:
+            scalesets.half_make(found, request.body)
         return reply
 
     def _admitted(

@@ -22,6 +22,7 @@ Effect = Literal[
     "garbage",  # status 200 and a body that is no JSON
     "fail",  # accepted, and the operation ends Failed with `code`; the write has happened if `after`
     "preempt",  # the same with OperationPreempted
+    "half",  # the operation fails and leaves half-made entries in the model of a scale-set instance
     "writer",  # another writer changes the NIC first: `change`
     "stale",  # a GET answers what was there before the last write
     "vanish",  # the machine and its NICs are deleted; after accepting the write if `after`

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.azure.arm import balancers, machines, networks, nics, plain
+from tests.azure.arm import balancers, machines, networks, nics, plain, scalesets
 from tests.azure.arm.model import Kind
 
 ALL = (
@@ -13,6 +13,7 @@ ALL = (
     Kind(machines.TYPE, machines.write, machines.written, machines.remove),
     *plain.KINDS,
     *balancers.KINDS,
+    *scalesets.KINDS,
 )
 
 BY_TYPE = {kind.type.lower(): kind for kind in ALL}

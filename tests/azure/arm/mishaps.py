@@ -24,6 +24,8 @@ def outcome(fault: Fault) -> Outcome | None:
         return Outcome(ArmError(200, fault.code, fault.message), fault.after)
     if fault.effect == "preempt":
         return Outcome(ArmError(200, "OperationPreempted", PREEMPTED), fault.after)
+    if fault.effect == "half":
+        return Outcome(ArmError(200, fault.code, fault.message), applied=False)
     if fault.effect == "vanish" and fault.after:
         return Outcome(
             ArmError(200, "ParentResourceNotFound", "The machine was deleted while it was updated."), applied=True
@@ -80,7 +82,7 @@ def vanish(model: Writable, wanted: Target, now: float) -> None:
     if vm is None:
         return
     attached: list[Resource] = []
-    if vm.id.kind == machines.TYPE.lower():
+    if vm.id.kind == machines.TYPE.lower():  # the NICs of an instance go with it
         attached = [nic for text in machines.nic_ids(vm.body) if (nic := model.store.get(parse(text))) is not None]
     model.delete(vm, now)
     for nic in attached:

@@ -83,6 +83,11 @@ def remove(model: Model, resource: Resource, now: float) -> None:
             "In order to delete the network interface, it must be dissociated from the resource.",
         )
     release(model, resource, now)
+    unlinked(model, resource)
+
+
+def unlinked(model: Model, resource: Resource) -> None:
+    """A NIC that goes away uses nothing any more."""
     for reference, user in _linked(resource.body):
         model.unlink(reference, user)
 
@@ -139,10 +144,8 @@ def _check_shape(nic: ResourceId, parts: list[Body]) -> None:
         if not part["properties"].get("subnet", {}).get("id"):
             raise ArmError(400, "SubnetNotSpecified", f"IP configuration {part['id']} has no subnet.")
     primaries = [part for part in parts if part["properties"].get("primary")]
-    if not primaries and len(parts) > 1 and not any("primary" in part["properties"] for part in parts):
+    if not primaries and (len(parts) == 1 or "primary" not in parts[0]["properties"]):
         primaries = parts[:1]
-    if not primaries and len(parts) == 1:
-        primaries = parts
     if len(primaries) != 1:
         raise ArmError(
             400,

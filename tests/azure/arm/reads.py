@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tests.azure.arm import networks, routes
+from tests.azure.arm import networks, routes, scalesets
 from tests.azure.arm.errors import ArmError, not_found
 from tests.azure.arm.ids import ResourceId
 from tests.azure.arm.kinds import BY_TYPE
@@ -33,9 +33,11 @@ def existing(model: Model, wanted: ResourceId) -> Resource:
     raise not_found(str(wanted.parent if len(wanted.types) > 1 else wanted), wanted.group)
 
 
-def get(model: Model, kind: Kind, wanted: ResourceId) -> Reply:
+def get(model: Readable, kind: Kind, wanted: ResourceId) -> Reply:
     found = existing(model, wanted)
-    return Reply(200, kind.shown(model, found), {"ETag": found.etag})
+    followed = found.operation and model.settings.operation_style == "body"
+    running = model.operations.get(found.operation) if followed else None
+    return Reply(200, kind.shown(model, found), {"ETag": found.etag}, due=running.due if running else None)
 
 
 def part(model: Model, request: Request, wanted: ResourceId) -> Reply:
@@ -53,6 +55,8 @@ def listed(model: Model, request: Request, wanted: routes.Target) -> Reply:
     """Resources of a type below a subscription, a group or a parent, in pages."""
     if wanted.action == "usages" and wanted.id is not None:
         return Reply(200, {"value": networks.usages(model, existing(model, wanted.id))})
+    if wanted.kind.lower() in SET_NICS and wanted.id is not None:
+        return _scale_set_nics(model, request, wanted.id)
     kind = BY_TYPE.get(wanted.kind.lower())
     if kind is None and wanted.id is not None and wanted.id.kind in BY_TYPE:
         shown = BY_TYPE[wanted.id.kind].shown(model, existing(model, wanted.id))
@@ -62,6 +66,18 @@ def listed(model: Model, request: Request, wanted: routes.Target) -> Reply:
     if wanted.id is not None:
         existing(model, wanted.id)
     return _page(model, request, kind, list(model.store.below(wanted.prefix, wanted.kind)))
+
+
+SET_NICS = (f"{scalesets.TYPE}/networkInterfaces".lower(), scalesets.NIC.lower())
+
+
+def _scale_set_nics(model: Model, request: Request, wanted: ResourceId) -> Reply:
+    """NICs of a whole set or of one instance; they are shown nowhere else."""
+    existing(model, wanted)
+    found = list(model.store.below(str(wanted), scalesets.NIC))
+    if not found and model.settings.guesses.empty_set_has_no_nics:
+        raise ArmError(404, "NotFound", f"No network interfaces were found in {wanted}.")
+    return _page(model, request, BY_TYPE[scalesets.NIC.lower()], found)
 
 
 def _page(model: Model, request: Request, kind: Kind, found: list[Resource]) -> Reply:

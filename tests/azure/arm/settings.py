@@ -29,6 +29,8 @@ class Guesses:
     """Whether join permissions are checked for every reference in a body, or only for those that changed."""
     listed_configurations: int = 1000
     """`subnet.ipConfigurations` is null when the subnet has more than this many."""
+    empty_set_has_no_nics: bool = True
+    """Listing the NICs of an empty scale set answers 404, which was seen, but maybe not always."""
     throttle_code: str = "TooManyRequests"
     """The error code of a Microsoft.Network throttle."""
     pool_sku_code: str = "BackendAddressesRequireStandardSku"
@@ -62,8 +64,9 @@ class Settings:
     """Resource type in lower case (or "*") → seconds; what is missing is done at once."""
     retry_after: int = 1
     """The Retry-After of an unfinished operation, in whole seconds."""
-    operation_header: bool = True
-    """False: writes answer Succeeded without any Azure-AsyncOperation header, as newer API versions may."""
+    operation_style: Literal["header", "body", "none"] = "header"
+    """How a write is followed: an Azure-AsyncOperation header; only the body's provisioningState Updating; or (as newer
+    API versions may) not at all, it is done and says Succeeded."""
     removed_stays_taken: float = 0.0
     """How long a removed address still counts as allocated when asked for (8 minutes were seen)."""
     page: int = 500

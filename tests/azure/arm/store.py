@@ -39,6 +39,8 @@ class Resource:
 
     @property
     def etag(self) -> str:
+        if self.id.provider.lower() == "microsoft.compute" and not self.id.kind.endswith("/networkinterfaces"):
+            return f'"{self.revision}"'
         return f'W/"{guid(self.id.key, self.revision)}"'
 
     def changed(self, state: str | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tests.azure.arm import scalesets
 from tests.azure.arm.errors import ArmError
 from tests.azure.arm.ids import ResourceId
 from tests.azure.arm.model import Kind, Model
@@ -57,6 +58,9 @@ def put(
         _check_running(model, wanted, current)
     if len(wanted.types) == 1 and current is None and not request.body.get("location"):
         raise ArmError(400, "LocationRequired", f"The location property is required for the definition of {wanted}.")
+    broken = scalesets.still_half_made(current, request.body)
+    if broken is not None:
+        outcome = Outcome(broken, applied=False)
     if outcome is not None and not outcome.applied:
         return _failing(model, request, kind, wanted, now, outcome)
     body = kind.write(model, wanted, _copy(request.body), current, now)
@@ -139,13 +143,14 @@ def _start(model: Writable, resource: Resource, due: float, error: ArmError | No
 
 
 def _duration(model: Model, request: Request, wanted: ResourceId) -> float:
-    return 0.0 if request.principal == OWNER else model.settings.duration(wanted.kind)
+    done = request.principal == OWNER or model.settings.operation_style == "none"
+    return 0.0 if done else model.settings.duration(wanted.kind)
 
 
 def _headers(
     model: Model, request: Request, wanted: ResourceId, operation: Operation | None, *, always: bool = False
 ) -> dict[str, str]:
-    if operation is None or not (model.settings.operation_header or always):
+    if operation is None or not (model.settings.operation_style == "header" or always):
         return {}
     provider = f"/subscriptions/{wanted.subscription}/providers/{wanted.provider}"
     version = request.query["api-version"]

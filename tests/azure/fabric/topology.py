@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from tests.azure.arm import machines, networks, nics
+from tests.azure.arm import machines, networks, nics, scalesets
 from tests.azure.arm.cloud import Cloud
 from tests.azure.arm.ids import key, parse
 from tests.azure.arm.store import Resource
@@ -59,11 +59,13 @@ class Topology:
 def read(cloud: Cloud) -> Topology:
     """The network as the cloud has it now."""
     ports: dict[str, Port] = {}
-    for vm in cloud.store.of_kind(machines.TYPE):
+    named = [(vm, vm.id.name) for vm in cloud.store.of_kind(machines.TYPE)]
+    named += [(instance, scalesets.computer_name(instance)) for instance in cloud.store.of_kind(scalesets.INSTANCE)]
+    for vm, name in named:
         for position, reference in enumerate(machines.nic_ids(vm.body)):
             nic = cloud.store.get(parse(reference))
             if nic is not None:
-                ports[nic.id.key] = _port(cloud, nic, vm.id.name, position)
+                ports[nic.id.key] = _port(cloud, nic, name, position)
     found = {}
     for vnet in cloud.store.of_kind(networks.TYPE):
         subnets = tuple(subnet.id.key for subnet in cloud.store.below(vnet.id.text, networks.SUBNET))
