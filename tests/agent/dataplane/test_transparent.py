@@ -308,6 +308,18 @@ def test_the_same_container_in_a_new_namespace(world: World, plane: Transparent)
     assert works(world, PodHandle(fresh, old.attachment, doors))
 
 
+@pytest.mark.parametrize("container", ["same", "another"])
+def test_the_same_namespace_again_at_once(world: World, plane: Transparent, container: str) -> None:
+    """DEL then ADD in one namespace, as Docker and cnitool do: the former interface may still be leaving."""
+    pod = world.pod("10.240.0.5")
+    for number in range(6, 16):
+        plane.attach(pod.attachment, pod.doors)
+        assert plane.check(pod.attachment, pod.doors) == []
+        plane.detach(pod.attachment)
+        key = pod.attachment.key if container == "same" else AttachmentKey("vnetpods", f"again{number}", "eth0")
+        pod = replace(pod, attachment=replace(pod.attachment, key=key, address=Address(f"10.240.0.{number}")))
+
+
 def test_an_owner_that_does_not_fit_into_the_alias_is_refused_before_anything_is_made(
     world: World, plane: Transparent
 ) -> None:
