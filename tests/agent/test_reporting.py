@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey
+from vnetpods_agent.custody import Custody
+from vnetpods_agent.ledger import Ledger
+from vnetpods_agent.pool import Pool
+from vnetpods_agent.records import Assign, Release
+from vnetpods_agent.reporting import GAP, Reporter, urgency
+from vnetpods_agent.source import Report, SourceUnavailable, Supply
+from vnetpods_api import Interface, Usage
+
+INTERVAL = 10.0
+COOLDOWN = 30.0
+
+
+def report(
+    *, released: tuple[str, ...] = (), missing: tuple[str, ...] = (), serving: bool = True, **usage: int
+) -> Report:
+    return Report(Usage(**usage), released, missing, serving)
+
+
+@pytest.mark.parametrize(
+    ("last", "now", "expected"),
+    [
+        pytest.param(None, report(), 0.0, id="first-start"),
+        pytest.param(report(free=9), report(free=9), None, id="nothing-new"),
+        pytest.param(report(free=9), report(free=8, assigned=1), INTERVAL, id="a-pod-came"),
+        pytest.param(report(free=8, assigned=1), report(free=8, cooling=1), INTERVAL, id="a-pod-went"),
+        pytest.param(report(free=9), report(free=4, assigned=5), GAP, id="half-of-it-is-gone"),
+        pytest.param(report(free=1), report(free=0, assigned=1), GAP, id="none-left"),
+        pytest.param(report(), report(waiting=1), GAP, id="a-pod-waits"),
+        pytest.param(report(waiting=1), report(waiting=9), GAP, id="more-pods-wait"),
+        pytest.param(report(waiting=9), report(assigned=9), GAP, id="nobody-waits-any-more"),
+        pytest.param(report(waiting=9), report(waiting=9, cooling=1), INTERVAL, id="as-many-wait"),
+        pytest.param(report(), report(released=("10.0.0.5",)), GAP, id="released"),
+        pytest.param(report(), report(missing=("10.0.0.5",)), GAP, id="missing"),
+        pytest.param(report(serving=False), report(), GAP, id="serving-now"),
+    ],
+)
+def test_urgency(last: Report | None, now: Report, expected: float | None) -> None:
+    assert urgency(last, now, INTERVAL) == expected
+
+
+class Cloud:
+    """Operator, NIC and API server as far as the handshake goes; every write has a version, as in the API server."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.nic = [f"10.0.0.{n}" for n in range(5, 11)]
+        self.releasing: list[str] = []
+        self.released: list[str] = []
+        self.version = 0
+        self.seen: tuple[int, list[str]] = (0, [])
+        self.removed: list[str] = []
+        self.writes = 0
+
+    # what the agent talks to
+
+    async def publish(self, told: Report) -> None:
+        luck = self.chance.random()
+        if luck < 0.15:
+            raise SourceUnavailable("not sent")
+        self.writes += 1
+        if self.released != list(told.released):
+            self.released = list(told.released)
+            self.version += 1
+        if luck < 0.3:
+            raise SourceUnavailable("sent, and no answer came")
+
+    def watch(self) -> AsyncIterator[Supply]:
+        raise NotImplementedError
+
+    @property
+    def trouble(self) -> str:
+        return ""
+
+    async def close(self) -> None: ...
+
+    # what the operator does, by the rules of the architecture
+
+    def look(self) -> None:
+        """Only `released` can be news to it: it writes the other lists itself."""
+        self.seen = self.version, list(self.released)
+
+    def act(self) -> None:
+        """On what it saw some time ago; a release is started or cancelled only if the pool hasn't changed since."""
+        version, released = self.seen
+        done = [a for a in self.releasing if a in released]
+        choice = self.chance.random()
+        idle = [a for a in self.nic if a not in self.releasing and a not in released]
+        if done:  # acknowledged: always finished
+            self.nic = [a for a in self.nic if a not in done]
+            self.removed += done
+            self.releasing = [a for a in self.releasing if a not in done]
+        elif choice < 0.3 and self.removed:
+            self.nic.append(self.removed.pop())
+        elif choice < 0.7 and idle and version == self.version:
+            self.releasing.append(self.chance.choice(idle))
+        elif self.releasing and version == self.version:
+            self.releasing.remove(self.chance.choice(self.releasing))
+        else:
+            return
+        self.version += 1
+        self.look()
+
+    def interface(self) -> Interface:
+        return Interface(name="nic", mac="m", subnet="s", addresses=tuple(self.nic), releasing=tuple(self.releasing))
+
+
+class Node:
+    """The agent's half: pool, ledger and reporter, which may be restarted at any moment."""
+
+    def __init__(self, path: Path, cloud: Cloud) -> None:
+        self.path, self.cloud = path, cloud
+        self.now = 1000.0
+        self.pods = 0
+
+    async def start(self) -> None:
+        self.ledger = Ledger(self.path)
+        self.ledger.start()
+        content, _ = await self.ledger.load()
+        self.held = {a.address: key for key, a in content.attachments.items()}
+        self.pool = Pool(COOLDOWN)
+        self.pool.restore(self.held, content.rests, content.withdrawn)
+        self.reporter = Reporter(self.pool, self.ledger, self.cloud, lambda: "", INTERVAL)
+        self.reporter.custody = cast("Custody", SimpleNamespace(serve=lambda: None))
+
+    def hear(self) -> None:
+        self.pool.supply([self.cloud.interface()])
+        self.reporter.live = True
+
+    async def report(self) -> None:
+        with contextlib.suppress(SourceUnavailable):
+            await self.reporter.step(self.now, self.now)
+
+    async def add(self) -> None:
+        self.pods += 1
+        key = AttachmentKey("vnetpods", f"p{self.pods}", "eth0")
+        address = self.pool.take(key, self.now)
+        if address is None:
+            self.pool.leave(key)
+            return
+        assert address in self.cloud.nic, "given to a pod, and not on the NIC"
+        assert address not in self.cloud.released, "given to a pod, and promised back"
+        self.held[address] = key
+        await self.ledger.commit(Assign(Attachment(key, address, "", "m", 1500, "b", self.now)))
+
+    async def delete(self, address: Address) -> None:
+        await self.ledger.commit(Release(self.held.pop(address), self.now))
+        self.pool.release(address, self.now)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.ledger.close)
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_no_address_that_a_pod_holds_ever_leaves_the_nic(tmp_path: Path, seed: int) -> None:
+    """Operator, agent, lost answers, late looks and restarts in any order."""
+    chance = random.Random(seed)
+    cloud = Cloud(chance)
+    node = Node(tmp_path / "ledger.db", cloud)
+    await node.start()
+
+    async def restart() -> None:
+        await node.stop()
+        await node.start()
+
+    async def operator_acts() -> None:
+        cloud.act()
+
+    doings = [node.report] * 6 + [node.add] * 3 + [operator_acts] * 4 + [restart]
+    for _ in range(250):
+        node.now += chance.choice([0.1, 1.0, 20.0])
+        if chance.random() < 0.5:
+            cloud.look()
+        if chance.random() < 0.6:
+            node.hear()
+        if node.held and chance.random() < 0.3:
+            await node.delete(chance.choice(sorted(node.held)))
+        else:
+            await chance.choice(doings)()
+        assert not [a for a in node.held if a not in cloud.nic], "taken from a pod"
+    # and it comes to an end: everything that is wanted back goes, once no pod is left
+    for address in list(node.held):
+        await node.delete(address)
+    node.now += COOLDOWN + 1
+    for _ in range(60):
+        node.hear()
+        node.now += 2 * INTERVAL
+        await node.report()
+        cloud.look()
+        if set(cloud.releasing) & set(cloud.released):
+            cloud.act()
+    assert (cloud.releasing, cloud.released) == ([], [])
+    assert node.pool.usage(node.now).free == len(cloud.nic)
+    await node.stop()
+
+
+async def test_a_thousand_pods_that_come_and_go_cost_a_handful_of_writes(tmp_path: Path) -> None:
+    cloud = Cloud(random.Random(0))
+    cloud.chance.random = lambda: 0.9  # type: ignore[method-assign]  # nothing fails here
+    cloud.nic = [f"10.0.0.{n}" for n in range(5, 69)]
+    node = Node(tmp_path / "ledger.db", cloud)
+    await node.start()
+    node.hear()
+    for _ in range(1000):
+        node.now += 0.05
+        await node.add()
+        await node.report()
+        node.now += 0.05
+        if len(node.held) > 5:
+            await node.delete(next(iter(node.held)))
+        await node.report()
+    assert cloud.writes <= 15  # 100 seconds
+    await node.stop()
