@@ -2,6 +2,7 @@
 
 from vnetpods_operator.azure.client import Arm, Watcher, opened
 from vnetpods_operator.azure.networks import Network, Networks
+from vnetpods_operator.azure.scale_set import ScaleSetInstance
 from vnetpods_operator.azure.virtual_machine import VirtualMachine
 from vnetpods_operator.machine import Machine, MachineId
 
@@ -10,4 +11,4 @@ __all__ = ["Arm", "Network", "Networks", "Watcher", "machine", "opened"]
 
 def machine(arm: Arm, id_: MachineId) -> Machine:
     """The right kind of machine."""
-    return VirtualMachine(arm, id_)
+    return VirtualMachine(arm, id_) if id_.scale_set is None else ScaleSetInstance(arm, id_)

@@ -86,7 +86,7 @@ def from_response(error: sdk.HttpResponseError, what: str) -> AzureError:
         return Throttled(text, code or "TooManyRequests", retry_after(error.response))
     if status in _BY_STATUS:
         return _BY_STATUS[status](text, code)
-    passing = status >= 500 or status == 0 or (status < 300 and not code)
+    passing = status >= 500 or status < 300  # a failed operation whose code says nothing to us
     return Unavailable(text, code or str(status)) if passing else Refused(text, code or str(status))
 
 

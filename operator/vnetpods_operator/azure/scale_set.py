@@ -1,0 +1,145 @@
+"""Instances of uniform scale sets: their NICs are read through the set, and changed through the instance's model.
+
+A write is PUT of the whole instance model with If-Match. Its image reference is nulled first: echoing the reference of
+a gallery image asks for rights on the gallery that nobody gave us (403 LinkedAuthorizationFailed), and null means "as
+it is". The model knows entries by name, so addresses that go are looked up in what the NICs said.
+
+A failed update can leave entries in the model that no NIC has, and that make every later update fail: such entries of
+ours are reported as Failed, without an address, and the planner has them swept. An address cannot be asked for by value
+here, and /28 blocks cannot be asked for at all (they become single addresses).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+from azure.core import MatchConditions
+
+from vnetpods_operator.azure.client import Arm
+from vnetpods_operator.azure.errors import translated
+from vnetpods_operator.azure.nics import edited_configurations, entry, parse
+from vnetpods_operator.azure.virtual_machine import body
+from vnetpods_operator.cloud import AddressTaken, Gone, Unavailable
+from vnetpods_operator.faults import Point, reached
+from vnetpods_operator.machine import Entry, MachineId, Nic
+from vnetpods_operator.planner import BLOCK, Change
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleSetInstance:
+    """A Machine (see vnetpods_operator.machine)."""
+
+    arm: Arm
+    id: MachineId
+
+    async def nics(self) -> tuple[Nic, ...]:
+        """The instance's NICs as they are, and what its model has beyond them."""
+        model = await self._model()
+        found = await self._actual()
+        state = model.get("properties", {}).get("provisioningState", "Succeeded")
+        nics = [_with_model(nic, model, state) for nic in found]
+        return tuple(sorted(nics, key=lambda nic: not nic.primary))
+
+    async def write(self, nic: Nic, change: Change) -> Nic:
+        """One PUT of the model; raises Changed when it isn't as read any more."""
+        if change.restore:
+            text = f"a uniform scale set cannot be asked for {', '.join(change.restore)} by value"
+            raise AddressTaken(f"writing {self._name}: {text}", "NotSupported")
+        what = f"writing {self._name}"
+        model: Any = _edited(nic, change)
+        with translated(what):
+            try:
+                async with asyncio.timeout(self.arm.config.operation_timeout):
+                    poller = await self.arm.compute(self.id.subscription).virtual_machine_scale_set_vms.begin_update(
+                        self.id.group,
+                        str(self.id.scale_set),
+                        self.id.name,
+                        model,
+                        etag=nic.etag,
+                        match_condition=MatchConditions.IfNotModified,
+                        cls=body,
+                        **self.arm.compute_arguments(),
+                    )
+                    reached(Point.NIC_ACCEPTED)
+                    await poller.result()
+            except TimeoutError as error:
+                seconds = self.arm.config.operation_timeout
+                raise Unavailable(f"{what}: not done after {seconds:.0f} s", "OperationTimeout") from error
+        after = next((other for other in await self.nics() if other.name == nic.name), None)
+        if after is None:
+            raise Gone(f"{what}: its NIC {nic.name} is gone", "NotFound")
+        return after
+
+    @property
+    def _name(self) -> str:
+        return f"instance {self.id.name} of scale set {self.id.scale_set} in {self.id.group}"
+
+    async def _model(self) -> dict[str, Any]:
+        with translated(f"reading {self._name}"):
+            model: Any = await self.arm.compute(self.id.subscription).virtual_machine_scale_set_vms.get(
+                self.id.group, str(self.id.scale_set), self.id.name, cls=body, **self.arm.compute_arguments()
+            )
+        found: dict[str, Any] = model
+        return found
+
+    async def _actual(self) -> list[Nic]:
+        """The API version of this list is fixed in the SDK (2018-10-01)."""
+        network = self.arm.network(self.id.subscription)
+        with translated(f"reading the NICs of {self._name}"):
+            pages = network.network_interfaces.list_virtual_machine_scale_set_vm_network_interfaces(
+                self.id.group, str(self.id.scale_set), self.id.name
+            )
+            return [parse(nic.as_dict()) async for nic in pages]
+
+
+def _with_model(nic: Nic, model: dict[str, Any], state: str) -> Nic:
+    """The NIC with the instance's fence, and with entries that only the model has."""
+    known = {one.name.lower() for one in nic.entries}
+    configuration = _configuration(model, nic.name)
+    beyond = [
+        Entry(one.name, None, "Updating" if state == "Updating" else "Failed", one.primary)
+        for one in map(entry, configuration.get("properties", {}).get("ipConfigurations", []))
+        if one.name.lower() not in known
+    ]
+    return replace(
+        nic,
+        etag=model.get("etag", ""),
+        state="Updating" if state == "Updating" else nic.state,
+        entries=(*nic.entries, *beyond),
+        body=model,
+    )
+
+
+def _edited(nic: Nic, change: Change) -> dict[str, Any]:
+    """The instance's model with the change made."""
+    leaving = {one.name for one in nic.entries if one.ours and one.address in change.remove}
+    named = Change(nic.name, add=change.add + BLOCK * change.blocks, sweep=change.sweep | leaving)
+    model = {key: value for key, value in nic.body.items() if key not in ("resources", "etag")}
+    properties = model["properties"] = dict(nic.body["properties"])
+    storage = dict(properties.get("storageProfile") or {})
+    properties["storageProfile"] = storage | {"imageReference": None}
+    profile = properties["networkProfileConfiguration"] = dict(properties["networkProfileConfiguration"])
+    profile["networkInterfaceConfigurations"] = [
+        _with_entries(configuration, named) if configuration["name"].lower() == nic.name.lower() else configuration
+        for configuration in profile["networkInterfaceConfigurations"]
+    ]
+    return model
+
+
+def _with_entries(configuration: dict[str, Any], change: Change) -> dict[str, Any]:
+    properties = dict(configuration["properties"])
+    before = {one["name"] for one in properties["ipConfigurations"]}
+    entries = edited_configurations(properties["ipConfigurations"], change, lambda: secrets.token_hex(4))
+    for made in entries:
+        if made["name"] not in before:  # the model knows no allocation method
+            del made["properties"]["privateIPAllocationMethod"]
+    return configuration | {"properties": properties | {"ipConfigurations": entries}}
+
+
+def _configuration(model: dict[str, Any], name: str) -> dict[str, Any]:
+    profile = model.get("properties", {}).get("networkProfileConfiguration") or {}
+    configurations: list[dict[str, Any]] = profile.get("networkInterfaceConfigurations") or []
+    return next((c for c in configurations if c.get("name", "").lower() == name.lower()), {})

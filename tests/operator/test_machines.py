@@ -1,0 +1,229 @@
+"""All kinds of machines, end to end: standalone VMs, flexible and uniform instances, several NICs, other places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.azure.arm.builder import Builder
+from tests.operator.agents import Agent
+from tests.operator.worlds import World
+
+pytestmark = pytest.mark.apiserver
+
+INSTANCE_WRITE = "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/write"
+
+
+async def life(world: World, node: str, agent: Agent) -> None:
+    """Grows for pods, and gives back when they are gone."""
+    await world.until_allocated(node, 4)
+    agent.start(12)
+    await world.until_pods_run(agent)
+    agent.end(11, newest=True)
+
+    async def shrunk() -> bool:
+        await agent.sync()
+        return (await world.pool(node)).status.allocated == 9
+
+    await world.until("the surplus to go back", shrunk)
+
+
+def uniform_addresses(world: World, instance: str) -> set[str]:
+    """What the emulator says that the NIC of `set/instance` has of ours."""
+    name = instance.split("/", maxsplit=1)[0]
+    kind = "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/networkInterfaces"
+    body = world.azure.build.get(kind, f"{instance}/{name}-nic")
+    parts = body["properties"]["ipConfigurations"]
+    return {p["properties"]["privateIPAddress"] for p in parts if p["name"].startswith("vnetpods-")}
+
+
+async def test_standalone_with_a_shouted_provider_id(world: World) -> None:
+    node = await world.node("one", world.machine("one").upper().replace("AZURE://", "azure://"))
+    async with world.operator():
+        await life(world, node, Agent(world.kube, node))
+
+
+async def test_flexible_instance(world: World) -> None:
+    world.azure.build.create_scale_set("flex", "net/pods", 1, mode="Flexible")
+    vm = world.azure.build.id("Microsoft.Compute/virtualMachines", "flex_0")
+    node = await world.node("flex", "azure://" + vm)
+    async with world.operator():
+        await life(world, node, Agent(world.kube, node))
+
+
+async def uniform(world: World, **profile: Any) -> tuple[str, Agent]:
+    made = world.azure.build.create_scale_set("set", "net/pods", 2, **profile)
+    node = await world.node("set", f"azure://{made}/virtualMachines/1")
+    return node, Agent(world.kube, node)
+
+
+async def test_uniform_instance(world: World) -> None:
+    node, agent = await uniform(world)
+    async with world.operator():
+        await life(world, node, agent)
+    pool = await world.pool(node)
+    assert set(pool.status.interfaces[0].addresses) == uniform_addresses(world, "set/1")
+    assert uniform_addresses(world, "set/0") == set()
+
+
+async def test_c24_the_image_of_a_gallery_is_not_echoed(world: World) -> None:
+    """cilium#19695: 403 LinkedAuthorizationFailed on the gallery, retried until the subscription throttled."""
+    gallery = "/subscriptions/11111111-1111-1111-1111-111111111111/resourceGroups/g/providers/Microsoft.Compute"
+    image = {"id": f"{gallery}/galleries/ours/images/node/versions/1.0.0"}
+    world.azure.build.assign_role(
+        "operator", ["*/read", "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/write"]
+    )
+    world.azure.build.assign_role("operator", ["Microsoft.Network/virtualNetworks/subnets/join/action"])
+    node, _ = await uniform(world, storageProfile={"imageReference": image})
+    async with world.operator():
+        await world.until_allocated(node, 4)
+    model = world.azure.build.get("Microsoft.Compute/virtualMachineScaleSets/virtualMachines", "set/1")
+    assert model["properties"]["storageProfile"]["imageReference"] == image
+
+
+async def test_half_made_entries_of_a_failed_update_are_swept(world: World) -> None:
+    world.azure.build.fault("fail", operation=INSTANCE_WRITE, code="NetworkingInternalOperationError")
+    node, _ = await uniform(world)
+    async with world.operator():
+        await world.until_allocated(node, 4)
+    model = world.azure.build.get("Microsoft.Compute/virtualMachineScaleSets/virtualMachines", "set/1")
+    (nic,) = model["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"]
+    assert len(nic["properties"]["ipConfigurations"]) == 5
+
+
+async def test_a_uniform_instance_that_is_gone(world: World) -> None:
+    made = world.azure.build.create_scale_set("set", "net/pods", 1)
+    node = await world.node("set", f"azure://{made}/virtualMachines/7")
+    async with world.operator():
+        await world.until_reason(node, "MachineNotFound")
+
+
+@pytest.fixture
+def two_nics(world: World) -> str:
+    """A VM with NICs in two subnets; returns its providerID."""
+    world.azure.build.create_subnet("net", "extra", "10.241.0.0/24")
+    world.azure.build.create_nic("main-nic", "net/pods")
+    world.azure.build.create_nic("extra-nic", "net/extra")
+    return "azure://" + world.azure.build.create_vm("two", nics=["main-nic", "extra-nic"])
+
+
+async def test_only_the_primary_nic_by_default(world: World, two_nics: str) -> None:
+    node = await world.node("two", two_nics)
+    async with world.operator():
+        pool = await world.until_allocated(node, 4)
+    assert [i.name for i in pool.status.interfaces] == ["main-nic"]
+    assert world.addresses("extra-nic") == set()
+
+
+async def test_another_nic_by_name_with_its_own_subnet(world: World, two_nics: str) -> None:
+    world.settings["interfaces"] = {"primary": False, "names": ["extra-*"]}
+    node = await world.node("two", two_nics)
+    async with world.operator():
+        await life(world, node, Agent(world.kube, node))
+        pool = await world.pool(node)
+    (interface,) = pool.status.interfaces
+    assert interface.subnet.endswith("/subnets/extra")
+    assert interface.prefixes == ("10.241.0.0/24",)
+    assert set(interface.addresses) == world.addresses("extra-nic")
+
+
+async def test_the_second_nic_by_tag_helps_when_the_first_ones_subnet_is_full(world: World) -> None:
+    world.azure.build.create_subnet("net", "extra", "10.241.0.0/24")
+    world.azure.build.create_subnet("net", "full", "10.242.0.0/29")  # 3 usable, one of them the node's own
+    world.azure.build.create_nic("main-nic", "net/full")
+    world.azure.build.create_nic("extra-nic", "net/extra")
+    body = world.azure.build.nic("extra-nic")
+    body["tags"] = {"pods": "yes"}
+    world.azure.build.request("PUT", body["id"], body)
+    world.settings["interfaces"] = {"tags": {"pods": "yes"}}
+    node = await world.node("two", "azure://" + world.azure.build.create_vm("two", nics=["main-nic", "extra-nic"]))
+    agent = Agent(world.kube, node)
+    async with world.operator():
+        await world.until("the pool", lambda: world.condition(node))
+        agent.start(6)
+        await world.until_pods_run(agent)
+        pool = await world.pool(node)
+    assert [i.name for i in pool.status.interfaces] == ["main-nic", "extra-nic"]
+    assert len(world.addresses("main-nic")) == 2
+    assert agent.held <= world.addresses("main-nic") | world.addresses("extra-nic")
+
+
+async def test_no_nic_for_pods(world: World, two_nics: str) -> None:
+    world.settings["interfaces"] = {"primary": False, "names": ["nothing-*"]}
+    node = await world.node("two", two_nics)
+    async with world.operator():
+        await world.until_reason(node, "NoInterface")
+
+
+async def test_c26_a_vnet_of_another_subscription_that_may_not_be_read(world: World) -> None:
+    """cilium#16079 needed read on all VNets of the subscription."""
+    build = world.azure.build
+    elsewhere = Builder(world.azure.admin.call, "22222222-2222-2222-2222-222222222222", "network")
+    vnet = elsewhere.create_vnet("hub", "10.64.0.0/12")
+    subnet = elsewhere.create_subnet("hub", "pods", "10.64.0.0/16")
+    group = f"/subscriptions/{build.subscription}/resourceGroups/{build.group}"
+    build.assign_role("operator", ["*/read", "Microsoft.Network/networkInterfaces/write"], group)
+    build.assign_role(
+        "operator",
+        ["Microsoft.Network/virtualNetworks/subnets/read", "Microsoft.Network/virtualNetworks/subnets/join/action"],
+        subnet,
+    )
+    world.settings["directCIDRs"] = ["192.168.0.0/16"]
+    node = await world.node("one", "azure://" + build.create_vm("one", subnet))
+    async with world.operator():
+        pool = await world.until_allocated(node, 4)
+        assert pool.status.interfaces[0].prefixes == ("10.64.0.0/16",)
+        assert pool.status.direct_cidrs == ("10.64.0.0/16", "192.168.0.0/16")
+    assert vnet.lower() in subnet.lower()
+
+
+async def test_c48_a_new_prefix_and_a_new_peering_follow(world: World) -> None:
+    """aws#737: pods were SNATed or unreachable until a restart."""
+    world.settings["azure"]["networks"] = "200ms"
+    node, _ = await world.worker("one")
+    async with world.operator():
+        await world.until_allocated(node, 4)
+        hub = Builder(world.azure.admin.call, "22222222-2222-2222-2222-222222222222", "network")
+        hub.create_vnet("far", "10.9.0.0/16")
+        vnet = world.azure.build.get("Microsoft.Network/virtualNetworks", "net")
+        vnet["properties"]["addressSpace"]["addressPrefixes"].append("172.20.0.0/16")
+        world.azure.build.request("PUT", vnet["id"], vnet)
+        world.azure.build.peer("net", hub.id("Microsoft.Network/virtualNetworks", "far"))
+
+        async def followed() -> bool:
+            cidrs = (await world.pool(node)).status.direct_cidrs
+            return set(cidrs) == {"10.240.0.0/12", "172.20.0.0/16", "10.9.0.0/16"}
+
+        await world.until("the direct CIDRs to follow", followed)
+
+
+async def test_groups_pool_sizing_and_pause(world: World) -> None:
+    world.settings["groups"] = [
+        {"nodes": {"matchLabels": {"size": "big"}}, "minimum": 20, "warm": 4, "batch": 4},
+        {"minimum": 6, "warm": 4, "batch": 4},
+    ]
+    big, _ = await world.worker("big", size="big")
+    small, _ = await world.worker("small")
+    async with world.operator():
+        await world.until_allocated(big, 20)
+        await world.until_allocated(small, 6)
+        world.api.kubectl("patch", "nip", small, "--type=merge", "-p", '{"spec":{"sizing":{"minimum":9}}}')
+        await world.until_allocated(small, 9)
+        world.api.kubectl("patch", "nip", small, "--type=merge", "-p", '{"spec":{"sizing":{"minimum":300}}}')
+        await world.until_reason(small, "InvalidSizing")
+        patch = '{"spec":{"paused":true,"sizing":{"minimum":12}}}'
+        world.api.kubectl("patch", "nip", small, "--type=merge", "-p", patch)
+        await world.until_reason(small, "PoolReady")
+        assert (await world.pool(small)).status.allocated == 9
+        world.api.kubectl("patch", "nip", small, "--type=merge", "-p", '{"spec":{"paused":false}}')
+        await world.until_allocated(small, 12)
+
+
+async def test_nodes_that_opt_out_are_left_alone(world: World) -> None:
+    out = await world.node("out", world.machine("out"), labels={"vnetpods.io/managed": "false"})
+    served, _ = await world.worker("in")
+    async with world.operator():
+        await world.until_allocated(served, 4)
+        assert await world.condition(out) is None
+    assert world.addresses("out-nic") == set()
