@@ -37,7 +37,8 @@ class Area(enum.Enum):
     SETTINGS = "sysctls"
     ROUTING = "policy routing"
     RULESET = "nftables"
-    FORWARDING = "the FORWARD policy"
+    FORWARDING = "the FORWARD policy of iptables-nft"
+    LEGACY_FORWARDING = "the FORWARD policy of iptables-legacy"
     PODS = "pods' host ends"
 
 

@@ -13,30 +13,26 @@ from pathlib import Path
 from vnetpods_agent.attachment import HOST_PREFIX
 from vnetpods_agent.dataplane.programs import ProgramFailed, output
 
-_LEGACY, _NFT = "iptables-legacy", "iptables-nft"
+LEGACY, NFT = "iptables-legacy", "iptables-nft"
 _WAIT = ("-w", "5")
 _INTERFACES = (("-i", f"{HOST_PREFIX}+"), ("-o", f"{HOST_PREFIX}+"))
 _VERDICT = ("-m", "comment", "--comment", "vnetpods", "-j", "ACCEPT")
 
 
-def open_for_pods() -> list[str]:
-    """Appends what is missing of our rules where the policy is DROP; the variants in which something was missing."""
-    changed = []
-    for variant in (_LEGACY, _NFT):
-        listed = _listed(variant)
-        if "-P FORWARD DROP" not in listed:
-            continue
-        missing = [match for match in _INTERFACES if not _has(listed, match)]
-        for match in missing:
-            output("open FORWARD for pods", [variant, *_WAIT, "-A", "FORWARD", *match, *_VERDICT])
-        if missing:
-            changed.append(variant)
-    return changed
+def open_for_pods(variant: str) -> bool:
+    """Appends what is missing of our rules if the policy is DROP; True when something was."""
+    listed = _listed(variant)
+    if "-P FORWARD DROP" not in listed:
+        return False
+    missing = [match for match in _INTERFACES if not _has(listed, match)]
+    for match in missing:
+        output("open FORWARD for pods", [variant, *_WAIT, "-A", "FORWARD", *match, *_VERDICT])
+    return bool(missing)
 
 
 def close() -> None:
     """Takes our rules out of both variants, where they are."""
-    for variant in (_LEGACY, _NFT):
+    for variant in (LEGACY, NFT):
         listed = _listed(variant)
         for match in _INTERFACES:
             if _has(listed, match):
@@ -46,7 +42,7 @@ def close() -> None:
 def _listed(variant: str) -> list[str]:
     """The chain's lines; none when nobody uses this variant (legacy would make its tables by being asked)."""
     names = Path("/proc/net/ip_tables_names")
-    if variant == _LEGACY and not (names.exists() and "filter" in names.read_text().split()):
+    if variant == LEGACY and not (names.exists() and "filter" in names.read_text().split()):
         return []
     try:
         return output("list the FORWARD chain", [variant, *_WAIT, "-S", "FORWARD"]).splitlines()

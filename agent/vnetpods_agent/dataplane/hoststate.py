@@ -30,12 +30,13 @@ PAUSE = {
     Area.ROUTING: 1.0,
     Area.RULESET: 1.0,
     Area.FORWARDING: 2.0,
+    Area.LEGACY_FORWARDING: 2.0,
     Area.PODS: 2.0,
 }
 """Seconds between two looks at an area. Pods come in bursts, each with some news about its link: those wait for one
 look.
 """
-PERIOD = {**dict.fromkeys(Area, 60.0), Area.SETTINGS: 4.0, Area.FORWARDING: 4.0}
+PERIOD = {**dict.fromkeys(Area, 60.0), Area.SETTINGS: 4.0, Area.LEGACY_FORWARDING: 4.0}
 """Legacy iptables tells nobody of its changes, and only some sysctls are told of."""
 BREATH = 0.2
 """The thread sleeps at least this long between two readings of the news, so that it doesn't compete with a burst of

@@ -123,43 +123,41 @@ class Transparent:
     def _born(self, attachment: Attachment, doors: Doors, pod: Conversation) -> tuple[int, int]:
         """Indexes of host end and pod end, which exist when this returns."""
         attempt = 0
-        for _ in range(hostend.INDEX_ATTEMPTS + 2):  # a stale end and a name's older holder may each cost a round
+        for _ in range(hostend.INDEX_ATTEMPTS + 2):  # dying or stale ends and older holders cost a round each
             try:
                 self._host.carry_out([birth(attachment, attempt, doors.netns_fd)])
             except DataPlaneError as error:
                 if error.errno not in _TAKEN:
                     raise
-                name = attachment.key.ifname
-                there = pod.ask(Step("look for", name, rt.link_get(name=name)), rt.read_link)
-                if there:
-                    if self._departed(there):
-                        continue
-                    return self._existing(attachment, there)
-                if not self._cleared(attachment):
-                    attempt += 1  # neither name is in the way: it was an index
             else:
                 return hostend.indexes(attachment.key, attempt)
+            there = self._pod_end(attachment, pod)
+            if there and (existing := self._existing(attachment, there, pod)):
+                return existing
+            if not there and not self._cleared(attachment):
+                attempt += 1  # neither name is in the way: it was an index
         raise DataPlaneError("create the interface of", str(attachment.key), errno.EBUSY, "names or indexes stay taken")
 
-    def _departed(self, there: rt.Link) -> bool:
-        """Whether the pod's interface was of a former container in this namespace and is gone now.
+    def _pod_end(self, attachment: Attachment, pod: Conversation) -> rt.Link | None:
+        name = attachment.key.ifname
+        return pod.ask(Step("look for", name, rt.link_get(name=name)), rt.read_link)
 
-        Docker and cnitool delete and add in the same namespace, faster than the reaper.
+    def _existing(self, attachment: Attachment, there: rt.Link, pod: Conversation) -> tuple[int, int] | None:
+        """The ends that an earlier attach made. None when the pod's was only dying; then it is gone now.
+
+        Docker and cnitool delete and add in the same namespace, faster than the reaper. Raises InterfaceExists.
         """
-        former = self._host.ask(Step("look for the peer of", there.name, rt.link_get(there.peer)), rt.read_link)
-        if not former or former.group != hostend.DYING or former.peer != there.index or not hostend.owner(former):
-            return False
-        self._host.carry_out([Step("delete the former", former.name, rt.link_delete(former.index), _NO_LINK)])
-        return True
-
-    def _existing(self, attachment: Attachment, there: rt.Link) -> tuple[int, int]:
-        """The ends of an earlier attach. Raises InterfaceExists when that is not what the pod has."""
-        here = self._find(attachment)
-        if here and here.group != hostend.DYING and (here.peer, here.index) == (there.index, there.peer):
-            return here.index, there.index
-        raise InterfaceExists(
-            f"create {there.name} of", str(attachment.key), errno.EEXIST, "the namespace has one that isn't ours"
-        )
+        here = self._host.ask(Step("look for", f"the peer of {there.name}", rt.link_get(there.peer)), rt.read_link)
+        if here and here.peer == there.index:
+            if here.group == hostend.DYING:  # detached a moment ago, whoever it was
+                self._host.carry_out([Step("delete", here.name, rt.link_delete(here.index), _NO_LINK)])
+                return None
+            if hostend.belongs_to(here, attachment):
+                return here.index, there.index
+        if self._pod_end(attachment, pod) != there:
+            return None  # the reaper was just at it
+        said = "the namespace has one that isn't ours"
+        raise InterfaceExists(f"create {there.name} of", str(attachment.key), errno.EEXIST, said)
 
     def _cleared(self, attachment: Attachment) -> bool:
         """Frees the host end's name, if something holds it. Raises DataPlaneError when that isn't ours to move."""

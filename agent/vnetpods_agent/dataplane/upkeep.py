@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,22 +64,16 @@ class Upkeep:
 
         Raises DataPlaneError, OSError.
         """
-        match area:
-            case Area.ADDRESSES:
-                return self._addresses(state)
-            case Area.SETTINGS:
-                return self._settings(state)
-            case Area.ROUTING:
-                return self._routing(state)
-            case Area.RULESET:
-                return self._ruleset(state)
-            case Area.FORWARDING:
-                return [
-                    Happening(RESTORED, f"the FORWARD policy of {variant} is DROP: opened it for pods")
-                    for variant in forwarding.open_for_pods()
-                ]
-            case Area.PODS:
-                return self._pods()
+        looks: dict[Area, Callable[[HostState], list[Happening]]] = {
+            Area.ADDRESSES: self._addresses,
+            Area.SETTINGS: self._settings,
+            Area.ROUTING: self._routing,
+            Area.RULESET: self._ruleset,
+            Area.FORWARDING: lambda _: _forwarding(forwarding.NFT),
+            Area.LEGACY_FORWARDING: lambda _: _forwarding(forwarding.LEGACY),
+            Area.PODS: lambda _: self._pods(),
+        }
+        return looks[area](state)
 
     def _uplinks(self, state: HostState) -> list[Uplink]:
         return kernel.uplinks(state.nics, kernel.links(self._route), kernel.addresses(self._route))
@@ -228,6 +223,12 @@ class Upkeep:
                 raise
         self._loaded = self._listing = ""
         return []
+
+
+def _forwarding(variant: str) -> list[Happening]:
+    if forwarding.open_for_pods(variant):
+        return [Happening(RESTORED, f"the FORWARD policy of {variant} is DROP: opened it for pods")]
+    return []
 
 
 def list_table() -> str:
