@@ -109,7 +109,11 @@ class Agent:
     def cause(self) -> str:
         """Why there are not (more) addresses."""
         said = "; ".join(filter(None, (self.source.trouble, self.listener.cause)))
-        return said or "all addresses are in use, and more have been asked for"
+        if said:
+            return said
+        return (
+            "all are in use, and more have been asked for" if self.pool.listed() else "the operator has listed none yet"
+        )
 
     def _elsewhere(self) -> frozenset[Address]:
         """Addresses on the host's own interfaces or on a former pod's."""
@@ -167,10 +171,10 @@ class Agent:
         found = await self.sweeper.sweep()
         log.info("known", attachments=len(self.custody.attachments), listed=self.pool.listed(), sweep=str(found))
         self.metrics.sweep(found)
-        if trouble not in ("", "new"):
-            self.events.say(
-                Event("LedgerRebuilt", f"{trouble}; {found.adopted} pods were recognised by their interfaces")
-            )
+        if found.adopted or trouble not in ("", "new"):
+            missing = "the ledger is gone" if trouble == "new" else trouble or "the ledger lacked pods"
+            said = f"{missing}; {found.adopted} pods were recognised by their interfaces"
+            self.events.say(Event("LedgerRebuilt", said))
         self.metrics.replayed.inc(await self.spool.replay())
         await self.server.start()
         await self._serve_metrics()
@@ -250,13 +254,9 @@ class Agent:
 
     async def _tick(self) -> None:
         """What nobody tells us of: addresses that the host no longer holds, a disk that can be written again."""
-        held = self.host.held_by_host()
         while True:
             await asyncio.sleep(_TICK)
-            if (now_held := self.host.held_by_host()) != held:
-                held = now_held
-                self.custody.serve()
-            self.reporter.changed()
+            self.custody.serve()
 
     async def _replay(self) -> None:
         while True:

@@ -1,0 +1,271 @@
+"""Faults that users of other CNIs reported, on the whole agent: process, shim, ledger and kernel. Named as they were
+reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.agent import truths
+from tests.agent.machine import NIC_MAC, PRIMARY, Machine, machine, until
+from vnetpods_api import Condition, Interface, Status
+
+ADDRESSES = [f"10.240.0.{number}" for number in range(5, 35)]
+POD = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID="
+
+
+async def add_many(node: Machine, names: list[str]) -> dict[str, str]:
+    addresses = await asyncio.gather(*(node.add(name, node.sandbox(f"p-{name}")) for name in names))
+    return dict(zip(names, addresses, strict=True))
+
+
+@pytest.mark.parametrize("netns", ["", None], ids=["empty", "absent"])
+async def test_aws_1939_del_without_namespace(tmp_path: Path, netns: str | None) -> None:
+    """C03: the sandbox died, the runtime has no namespace to name; the address leaked."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5"])
+        await node.start()
+        sandbox = node.sandbox()
+        await node.add("c1", sandbox)
+        node.end_sandbox(sandbox)
+        await node.delete("c1", netns)
+        await until(lambda: truths.read(node) == truths.Truths({}, {}, frozenset()))
+        assert await node.add("c2", node.sandbox()) == "10.240.0.5"
+
+
+async def test_calico_10375_late_del_of_an_older_sandbox(tmp_path: Path) -> None:
+    """C05: web-0 comes back under the same name before the old one's DEL; the new one must not feel it."""
+    async with machine(tmp_path) as node:
+        node.pool(ADDRESSES)
+        await node.start()
+        old, new = node.sandbox(), node.sandbox()
+        await node.add("a", old, args=POD + "1")
+        address = await node.add("b", new, args=POD + "2")
+        await node.delete("a", old, args=POD + "1")
+        assert node.addresses_of(new) == [address]
+        assert node.routes() == {address}
+        await until(lambda: truths.read(node).agreed)
+        assert truths.read(node).ledger == {"b/eth0": address}
+
+
+async def test_aws_2350_full_node_without_agent(tmp_path: Path) -> None:
+    """C08: 110 DELs while no agent runs all succeed, and are done when it starts; no address is given out before."""
+    names = [f"c{number}" for number in range(110)]
+    addresses = [f"10.240.1.{number}" for number in range(110)]
+    async with machine(tmp_path, cooldown=3) as node:
+        node.pool(addresses)
+        await node.start()
+        await add_many(node, names)
+        await node.kill()
+        for batch in range(0, 110, 10):
+            await asyncio.gather(*(node.delete(name) for name in names[batch : batch + 10]))
+        for name in names[:5]:  # gone from the API with grace period 0
+            node.end_sandbox(f"/run/netns/p-{name}")
+        await node.start()
+        assert truths.read(node).ledger == {}
+        assert node.routes() == set()
+        assert not list((node.state / "spool").glob("*.req"))
+        began = asyncio.get_running_loop().time()
+        assert await node.add("new", node.sandbox()) in addresses
+        assert asyncio.get_running_loop().time() - began > 1  # it had to cool down first
+
+
+async def test_aws_2321_state_of_another_version(tmp_path: Path) -> None:
+    """C10: pods that a newer version made are deleted by an older one, and the reverse."""
+    async with machine(tmp_path) as node:
+        node.pool(ADDRESSES)
+        await node.start()
+        await add_many(node, ["c1", "c2"])
+        await node.stop()
+        with contextlib.closing(sqlite3.connect(node.state / "ledger.db")) as ledger, ledger:
+            ledger.execute("ALTER TABLE attachment ADD COLUMN vlan INTEGER NOT NULL DEFAULT 0")
+            ledger.execute("UPDATE meta SET value = '2' WHERE name = 'format'")
+        await node.start()
+        result = {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "vlanID": "x"}], "ips": "malformed"}
+        await node.delete("c1", "/run/netns/p-c1", conf={"prevResult": result, "later": {"key": 1}})
+        assert set(truths.read(node).ledger) == {"c2/eth0"}
+        assert len(node.events("call")) == 3
+
+
+def full_subnet() -> Status:
+    nic = Interface(name="nic", mac=NIC_MAC, subnet="pods", primary_address=PRIMARY)
+    said = "the subnet pods (10.240.0.0/24) has no address left"
+    since = "2026-01-01T00:00:00Z"
+    full = Condition(type="Ready", status="False", reason="SubnetFull", message=said, last_transition_time=since)
+    return Status(interfaces=(nic,), conditions=(full,))
+
+
+async def test_aws_1923_a_node_without_any_address_is_not_ready(tmp_path: Path) -> None:
+    """C14: the node counted as Ready although not one address could be had."""
+    async with machine(tmp_path) as node:
+        (tmp_path / "pool.yaml").write_bytes(msgspec.json.encode(full_subnet()))
+        await node.start()
+        conflist = tmp_path / "net.d" / "05-vnetpods.conflist"
+        await until(lambda: node.report().usage)
+        outcome = await node.call("STATUS", "")
+        assert outcome.code == 50
+        assert "SubnetFull: the subnet pods (10.240.0.0/24) has no address left" in outcome.json["details"]
+        assert not conflist.exists()
+        node.pool(["10.240.0.5"])
+        await until(conflist.exists)
+        assert (await node.call("STATUS", "")).exit_code == 0
+        assert json.loads(conflist.read_text())["plugins"] == [{"type": "vnetpods"}]
+
+
+def _empty(ledger: Path) -> None:
+    ledger.write_bytes(b"")
+
+
+def _nuls(ledger: Path) -> None:
+    ledger.write_bytes(bytes(4096))
+
+
+def _cut(ledger: Path) -> None:
+    content = ledger.read_bytes()
+    ledger.write_bytes(content[: len(content) // 2])
+
+
+def _lost(ledger: Path) -> None:
+    ledger.unlink()
+
+
+def _all_lost(ledger: Path) -> None:
+    for file in (ledger, ledger.with_name("pool.json")):
+        file.unlink()
+
+
+@pytest.mark.parametrize("damage", [_empty, _nuls, _cut, _lost, _all_lost], ids=lambda d: d.__name__.strip("_"))
+async def test_acn_763_state_that_cannot_be_read(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """C16: every ADD and DEL failed from then on. Here the pods' interfaces say who holds what."""
+    async with machine(tmp_path) as node:
+        node.pool(ADDRESSES[:6])
+        await node.start()
+        held = await add_many(node, ["c1", "c2", "c3", "c4"])
+        await node.stop()
+        damage(node.state / "ledger.db")
+        await node.start()
+        assert truths.read(node).ledger == {f"{name}/eth0": address for name, address in held.items()}
+        rebuilt = [event for event in node.events("event") if event["reason"] == "LedgerRebuilt"]
+        assert len(rebuilt) == 1
+        await node.delete("c1", "/run/netns/p-c1")
+        assert await node.add("c2", "/run/netns/p-c2") == held["c2"]
+        new = await add_many(node, ["d1", "d2"])
+        assert not set(new.values()) & {held[name] for name in ("c2", "c3", "c4")}
+        await until(lambda: truths.read(node).agreed)
+
+
+async def test_acn_2022_withdrawn_stays_withdrawn(tmp_path: Path) -> None:
+    """C18: marked for release, then a restart: the address came back as available and went to a pod."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5", "10.240.0.6"], releasing=["10.240.0.5"])
+        await node.start()
+        await until(lambda: node.report().released == ("10.240.0.5",))
+        await node.kill()
+        node.reboot()
+        (tmp_path / "pool.yaml").rename(tmp_path / "pool.away")  # the API server is away, too
+        await node.start()
+        assert await node.add("c1", node.sandbox()) == "10.240.0.6"
+        waiting = asyncio.create_task(node.call("ADD", "c2", node.sandbox()))
+        await until(lambda: len(node.pods) == 2)
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        # cancelled: usable again, but only once the report without it has been taken
+        node.pool(["10.240.0.5", "10.240.0.6"], released=["10.240.0.5"])
+        outcome = await waiting
+        assert outcome.json["ips"][0]["address"] == "10.240.0.5/32"
+        assert node.report().released == ()
+
+
+async def test_acn_2022_a_lost_ledger_remembers_by_the_pool(tmp_path: Path) -> None:
+    """The same when the ledger is lost: what the pool says this node has released is out of use."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5", "10.240.0.6"], releasing=["10.240.0.5"], released=["10.240.0.5"])
+        await node.start()
+        assert await node.add("c1", node.sandbox()) == "10.240.0.6"
+        await until(lambda: node.report().released == ("10.240.0.5",))
+
+
+async def test_acn_1259_restart_without_api_server(tmp_path: Path) -> None:
+    """C19: after a restart of the agent several pods had one address."""
+    async with machine(tmp_path) as node:
+        node.pool(ADDRESSES)
+        await node.start()
+        held = await add_many(node, [f"c{number}" for number in range(20)])
+        await node.kill()
+        (tmp_path / "pool.yaml").unlink()
+        await node.start()
+        new = await add_many(node, [f"d{number}" for number in range(5)])
+        assert len({*held.values(), *new.values()}) == 25
+        await until(lambda: truths.read(node).agreed)
+
+
+async def test_spiderpool_1747_names_of_any_length(tmp_path: Path) -> None:
+    """C54: a pod of 253 and a namespace of 63 characters never got an address."""
+    name = ".".join(["n" * 62] * 4)
+    async with machine(tmp_path, node="w" * 63 + ("." + "x" * 62) * 3) as node:
+        node.pool(ADDRESSES)
+        await node.start()
+        args = f"Unknown=1;;K8S_POD_NAMESPACE={'s' * 63};K8S_POD_NAME={name};Odd=a=b"
+        netns = node.sandbox()
+        address = await node.add("f" * 64, netns, args=args)
+        assert node.addresses_of(netns) == [address]
+        bad = await node.call("ADD", "c2", node.sandbox(), args="K8S_POD_NAMESPACE=a;K8S_POD_NAME=\udcff")
+        assert (bad.code, "CNI_ARGS" in bad.json["msg"]) == (4, True)
+        await node.delete("f" * 64, netns, args=args)
+        assert node.routes() == set()
+
+
+async def test_a_reboot_voids_what_was(tmp_path: Path) -> None:
+    async with machine(tmp_path, cooldown=0) as node:
+        node.pool(ADDRESSES[:2])
+        await node.start()
+        await add_many(node, ["c1", "c2"])
+        await node.kill()
+        node.reboot()
+        await node.start()
+        assert truths.read(node).ledger == {}
+        assert set((await add_many(node, ["c1", "c2"])).values()) == set(ADDRESSES[:2])
+
+
+async def test_an_address_that_vanishes_under_a_pod_is_reported_and_kept(tmp_path: Path) -> None:
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5", "10.240.0.6"])
+        await node.start()
+        netns = node.sandbox()
+        assert await node.add("c1", netns) == "10.240.0.5"
+        node.pool(["10.240.0.6"])
+        await until(lambda: node.report().missing == ("10.240.0.5",))
+        assert node.addresses_of(netns) == ["10.240.0.5"]
+        assert node.routes() == {"10.240.0.5"}
+        assert [event["reason"] for event in node.events("event")] == ["AddressMissing"]
+        node.pool(["10.240.0.5", "10.240.0.6"])
+        await until(lambda: node.report().missing == ())
+
+
+def cloud_init(node: Machine, does: str) -> None:
+    subprocess.run(["ip", "-n", node.name, "addr", does, "10.240.0.5/16", "dev", "eth0"], check=True)
+
+
+async def test_cilium_13415_an_address_that_the_host_keeps_is_left_out(tmp_path: Path) -> None:
+    """C43, with removal switched off: cloud-init has put a pool address on eth0."""
+    async with machine(tmp_path, takeFromHost=False) as node:
+        cloud_init(node, "add")
+        node.pool(["10.240.0.5", "10.240.0.6"])
+        await node.start()
+        await until(lambda: [event for event in node.events("event") if event["reason"] == "AddressOnHost"])
+        await asyncio.sleep(0.5)
+        assert await node.add("c1", node.sandbox()) == "10.240.0.6"
+        waiting = asyncio.create_task(node.add("c2", node.sandbox()))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        cloud_init(node, "del")
+        assert await waiting == "10.240.0.5"
