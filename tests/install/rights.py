@@ -76,7 +76,7 @@ def used(events: Iterable[Any]) -> tuple[set[Right], set[str]]:
         if event.get("responseStatus", {}).get("code") == FORBIDDEN:
             denied.add(f"{account}: {event['verb']} {group}/{resource}: {event['responseStatus'].get('message')}")
             continue
-        if (account, group, resource) == ("vnetpods-agent", "", "events"):
+        if (account, resource) == ("vnetpods-agent", "events"):
             namespace = ""  # of whatever pod it is about
         if event["verb"] == "patch" and event.get("responseStatus", {}).get("code") == 201:
             taken.add(Right(account, "create", group, resource, namespace))  # an apply of what wasn't there

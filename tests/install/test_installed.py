@@ -212,6 +212,22 @@ def agents(world: InstalledWorld) -> list[Any]:
     return world.cluster.pods("-n", NAMESPACE, "-l", "app.kubernetes.io/component=agent")
 
 
+def test_pods_that_wait_are_told_why_and_start_when_there_are_addresses(world: InstalledWorld) -> None:
+    pause = ["patch", "nodeippool", WORKERS[0], "--type=merge", "-p"]
+    world.kubectl(*pause, json.dumps({"spec": {"paused": True}}))
+    world.scale("burst", 40)
+
+    def told_of() -> bool:
+        events = world.cluster.get("events", "-n", "default")["items"]
+        return any(event["reason"] == "WaitingForAddress" and "paused" in event["message"] for event in events)
+
+    world.cluster.wait("an event on a pod that waits", told_of, 60)
+    world.kubectl(*pause, json.dumps({"spec": {"paused": None}}))
+    world.cluster.wait("40 pods", lambda: world.running("burst", 40), 120)
+    world.scale("burst", 0)
+    world.cluster.wait("no pod of the burst", lambda: not world.pods("burst"), 120)
+
+
 def test_no_request_was_refused_and_no_right_is_spare(world: InstalledWorld) -> None:
     """The audit log of everything above, against the rules as they are in the cluster."""
     granted = rights.granted(world.cluster)

@@ -60,6 +60,9 @@ class InstalledWorld(World):
         cloud.create_subnet("cluster", "pods", "10.240.0.0/16")
         for name in (PLANE, *WORKERS):
             cloud.create_vm(name, "cluster/pods", ADDRESSES[name])
+        for name in WORKERS:  # what kubeadm and its like ask of a machine before it may become a node
+            forward = ["nsenter", f"--net=/run/netns/{name}", "sysctl", "-qw", "net.ipv4.ip_forward=1"]
+            subprocess.run(forward, check=True)
         self._cluster = clusters.up(self._description())
 
     def _description(self) -> Description:
