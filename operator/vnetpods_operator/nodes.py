@@ -23,6 +23,8 @@ class Node:
     provider_id: str
     pod_limit: int
     labels: Mapping[str, str]
+    ready: bool = True
+    """False when the Node says that it isn't, or nothing is heard of its kubelet: then its agent may be away too."""
 
     @property
     def owner(self) -> OwnerReference:
@@ -36,6 +38,7 @@ class Node:
 def node_from(body: Mapping[str, Any]) -> Node:
     """Out of the API server's JSON."""
     metadata = body["metadata"]
+    conditions = body.get("status", {}).get("conditions") or ()
     pods = body.get("status", {}).get("allocatable", {}).get("pods", POD_LIMIT)
     try:
         pod_limit = int(pods)
@@ -47,4 +50,5 @@ def node_from(body: Mapping[str, Any]) -> Node:
         provider_id=body.get("spec", {}).get("providerID") or "",
         pod_limit=pod_limit,
         labels=dict(metadata.get("labels") or {}),
+        ready=all(c.get("status") == "True" for c in conditions if c.get("type") == "Ready"),
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from vnetpods_api import Interface, NodeIPPool
+from vnetpods_api import ConditionType, Interface, NodeIPPool, find
 from vnetpods_operator import planner
 from vnetpods_operator.machine import Machine, Naming, Nic, usable_by_pods
 from vnetpods_operator.nodes import Node
@@ -102,7 +102,7 @@ class Observer:
             released=frozenset(status.released),
             missing=status.missing,
             usage=status.usage,
-            agent_ready=any(c.type == "AgentReady" and c.status == "True" for c in status.conditions),
+            agent_ready=look.node.ready and _serves(look.pool),
             surplus_since=record.surplus_since,
             releasing_since=record.releasing_since,
             refused=record.refused,
@@ -128,6 +128,11 @@ class Observer:
         limits = self._subnets.limits(subnet)
         slots = 0 if self._clock() < record.full_until else view.slots
         return replace(view, grow_after=limits.grow_after, grow_most=limits.grow_most, slots=slots)
+
+
+def _serves(pool: NodeIPPool) -> bool:
+    found = find(pool.status.conditions, ConditionType.AGENT_READY)
+    return found is not None and found.status == "True"
 
 
 def releasing(pool: NodeIPPool) -> frozenset[str]:

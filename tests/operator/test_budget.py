@@ -1,0 +1,130 @@
+"""Token buckets as arithmetic, and who is served first."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vnetpods_operator.budget import Bucket, Budget, Kind, Ticket, Urgency, ticket
+
+
+def test_burst_then_rate() -> None:
+    bucket = Bucket(rate=2, burst=3, level=3, at=0)
+    assert [bucket.take(0) for _ in range(3)] == [0, 0, 0]
+    assert bucket.take(0) == pytest.approx(0.5)
+    assert bucket.take(0.5) == 0
+
+
+def test_nothing_before_retry_after_and_no_rush_afterwards() -> None:
+    bucket = Bucket(rate=10, burst=100, level=100, at=0)
+    bucket.close(until=60, now=0)
+    assert bucket.take(59.9) == pytest.approx(0.1)
+    assert bucket.take(60) == 0
+    assert bucket.take(60) > 0  # one, not a hundred
+
+
+def test_azures_count_lowers_ours() -> None:
+    bucket = Bucket(rate=1, burst=100, level=100, at=0)
+    bucket.lower(2, now=0)
+    assert [bucket.take(0) > 0 for _ in range(3)] == [False, False, True]
+
+
+@given(
+    rate=st.floats(0.5, 50),
+    burst=st.integers(1, 100),
+    gaps=st.lists(st.floats(0, 3), min_size=1, max_size=200),
+)
+def test_c25_never_more_than_the_rate_allows_and_not_less(rate: float, burst: int, gaps: list[float]) -> None:
+    """cilium PR#21387: the real rate was half of the configured one."""
+    bucket, now, taken = Bucket(rate, burst, burst, 0), 0.0, 0
+    for gap in gaps:
+        now += gap
+        while (wait := bucket.take(now)) == 0:
+            taken += 1
+        assert taken <= burst + rate * now + 1e-6
+        assert wait <= 1 / rate + 1e-6
+    greedy, now = 0, 0.0
+    bucket = Bucket(rate, burst, burst, 0)
+    while greedy < burst + 50:
+        wait = bucket.take(now)
+        greedy += wait == 0
+        now += wait
+    assert now == pytest.approx(50 / rate, rel=0.05, abs=0.01)
+
+
+def budget(rate: float = 50.0, burst: float = 1.0) -> Budget:
+    return Budget(lambda _: (rate, burst))
+
+
+async def ask(of: Budget, name: str, urgency: Urgency, served: list[str]) -> None:
+    ticket.set(Ticket(urgency))
+    await of.acquire("s", Kind.WRITE)
+    served.append(name)
+
+
+async def test_the_most_urgent_first_then_the_earliest() -> None:
+    served: list[str] = []
+    of = budget()
+    await of.acquire("s", Kind.WRITE)
+    wishes = [
+        ("audit", Urgency.AUDIT),
+        ("warm-1", Urgency.WARM),
+        ("empty", Urgency.EMPTY),
+        ("warm-2", Urgency.WARM),
+        ("waiting", Urgency.WAITING),
+    ]
+    async with asyncio.TaskGroup() as group:
+        for name, urgency in wishes:
+            group.create_task(ask(of, name, urgency, served))
+    assert served == ["waiting", "empty", "warm-1", "warm-2", "audit"]
+
+
+async def test_a_node_may_become_urgent_while_it_waits() -> None:
+    served: list[str] = []
+    of, mine = budget(20), Ticket(Urgency.AUDIT)
+    await of.acquire("s", Kind.WRITE)
+
+    async def late() -> None:
+        ticket.set(mine)
+        await of.acquire("s", Kind.WRITE)
+        served.append("late")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ask(of, "warm", Urgency.WARM, served))
+        group.create_task(late())
+        await asyncio.sleep(0)
+        mine.urgency = Urgency.WAITING
+    assert served == ["late", "warm"]
+
+
+async def test_subscriptions_and_kinds_are_apart() -> None:
+    of = budget(0.001)
+    async with asyncio.timeout(1):
+        await of.acquire("one", Kind.WRITE)
+        await of.acquire("ONE", Kind.READ)
+        await of.acquire("two", Kind.WRITE)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await of.acquire("One", Kind.WRITE)
+    assert of.waiting == 0
+
+
+async def test_a_pause_holds_everybody() -> None:
+    of = budget(1000, 100)
+    of.close("s", Kind.WRITE, 0.2)
+    began = asyncio.get_running_loop().time()
+    await of.acquire("s", Kind.WRITE)
+    assert asyncio.get_running_loop().time() - began >= 0.2
+
+
+async def test_new_rates_apply_at_once() -> None:
+    rates = [0.001]
+    of = Budget(lambda _: (rates[0], 1.0))
+    await of.acquire("s", Kind.READ)
+    rates[0] = 1000.0
+    of.adjust()
+    async with asyncio.timeout(1):
+        await of.acquire("s", Kind.READ)

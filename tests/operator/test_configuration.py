@@ -1,0 +1,146 @@
+"""The configuration file: what is understood, and how it is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vnetpods_api import Sizing
+from vnetpods_operator.__main__ import main
+from vnetpods_operator.configuration import AddressRange, Config, ConfigError, Duration, Group, Selector, load, parse
+
+DOCS = Path(__file__).parents[2] / "docs" / "operator.md"
+
+
+def read(text: str) -> Config:
+    return parse(yaml.safe_load(text), "operator.yaml")
+
+
+def test_empty_is_all_defaults() -> None:
+    assert read("") == Config()
+
+
+def test_a_full_file() -> None:
+    found = read(
+        """
+        logLevel: debug
+        groups:
+        - nodes: {matchLabels: {size: big}, matchExpressions: [{key: zone, operator: In, values: [a, b]}]}
+          minimum: 64
+        - {minimum: 8, warm: 8, batch: 8, maximum: 100, blocks: true}
+        release: {after: 90s}
+        exclude: [10.0.0.9, 10.0.1.0-10.0.1.7, 10.0.2.0/24]
+        directCIDRs: [192.168.0.0/16]
+        azure: {endpoint: "http://127.0.0.1:8080", budget: {writes: {perSecond: 1, burst: 5}}}
+        audit: 1h30m
+        """
+    )
+    assert found.group_of({"size": "big", "zone": "b"}).minimum == 64
+    assert found.group_of({"size": "big", "zone": "c"}).minimum == 8
+    assert float(found.release.after) == 90
+    assert float(found.audit) == 5400
+    assert found.exclude[1].bounds == (0x0A000100, 0x0A000107)
+    assert found.azure.budget.writes.per_second == 1
+
+
+REFUSED = [
+    ("azur: {}", "operator.yaml: azur: unknown key"),
+    ("azure: {endpint: x}", "operator.yaml: azure.endpint: unknown key"),
+    ("groups: [{warm: -1}]", "operator.yaml: groups[0].warm: -1: Expected `int` >= 0"),
+    ("groups: [{minimum: 300}]", "Expected `minimum` <= `maximum`, got 300 and 250"),
+    ("groups: [{nodes: {matchLabels: {a: 1}}}]", "groups[0].nodes.matchLabels"),
+    ("release: {after: 600}", "operator.yaml: release.after: 600: Expected a duration"),
+    ("release: {after: soon}", "Expected a duration such as `30s`, `10m` or `1h30m`, got `soon`"),
+    ("audit: 5m3", "operator.yaml: audit: '5m3': Expected a duration"),
+    ("exclude: [10.0.0.300]", "exclude[0]: '10.0.0.300': Expected an IPv4 address, `first-last` or a CIDR"),
+    ("exclude: [10.0.0.9-10.0.0.1]", "in ascending order"),
+    ("directCIDRs: [10.0.0.0]", "directCIDRs[0]: '10.0.0.0': Expected"),
+    ("azure: {endpoint: 'ftp://x'}", "azure.endpoint: 'ftp://x': Expected"),
+    ("azure: {budget: {reads: {perSecond: 0, burst: 1}}}", "azure.budget.reads.perSecond: 0: Expected `float` > 0"),
+    ("election: {retry: 20s}", "Expected `retry` < `renew` < `duration`"),
+    ("workers: true", "workers: True: Expected `int`, got `bool`"),
+    ("logLevel: loud", "logLevel: 'loud'"),
+    ("[]", "operator.yaml: the file: []: Expected `object`, got `array`"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_refused(text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(text)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00", None], ids=["yaml", "bytes", "missing"])
+def test_unreadable_files(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "operator.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        load(path)
+
+
+def test_the_program_refuses_before_it_starts_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "operator.yaml"
+    path.write_text("groups: many")
+    assert main(["--config", str(path), "--check"]) == 2
+    assert f"vnetpods-operator: {path}: groups: 'many': Expected `array`" in capsys.readouterr().err
+    path.write_text("")
+    assert main(["--config", str(path), "--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("10s", 10), ("1h30m", 5400), ("1.5m", 90), ("1d", 86400)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert Duration.parse(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "s", "10 s", "-1s", "1m30", "10S"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ValueError, match="Expected a duration"):
+        Duration.parse(text)
+
+
+def test_address_ranges() -> None:
+    assert AddressRange.parse("10.0.0.0/30").bounds == (0x0A000000, 0x0A000003)
+    with pytest.raises(ValueError, match="Expected an IPv4"):
+        AddressRange.parse("10.0.0.1/30")
+
+
+EXPRESSIONS = [
+    ("In", {"z": "a"}, True),
+    ("In", {"z": "c"}, False),
+    ("In", {}, False),
+    ("NotIn", {"z": "a"}, False),
+    ("NotIn", {}, True),
+    ("Exists", {"z": "x"}, True),
+    ("Exists", {}, False),
+    ("DoesNotExist", {}, True),
+    ("DoesNotExist", {"z": ""}, False),
+]
+
+
+@pytest.mark.parametrize(("operator", "labels", "expected"), EXPRESSIONS)
+def test_selectors(operator: str, labels: dict[str, str], expected: bool) -> None:
+    values = ["a", "b"] if operator in ("In", "NotIn") else []
+    selector = read(f"nodes: {{matchExpressions: [{{key: z, operator: {operator}, values: {values}}}]}}").nodes
+    assert isinstance(selector, Selector)
+    assert selector.matches(labels) is expected
+
+
+def test_a_pools_own_sizes_are_held_against_the_group() -> None:
+    assert Group().refined(Sizing(warm=3)).warm == 3
+    assert Group().refined(None) == Group()
+    with pytest.raises(ValueError, match="minimum"):
+        Group(minimum=20).refined(Sizing(maximum=10, warm=1))
+
+
+def test_every_key_is_documented() -> None:
+    text = DOCS.read_text()
+    for section in (Config, Group):
+        for name in section.__struct_encode_fields__:
+            assert re.search(rf"`(groups\[\]\.)?{name}[`.\[]", text), f"{name} is missing in docs/operator.md"

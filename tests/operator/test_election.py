@@ -1,0 +1,161 @@
+"""The Lease on a real API server: one leader, taken over only when it is dead, and a leader that knows when it lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kube.apiserver import ApiServer
+from vnetpods_operator import kube
+from vnetpods_operator.configuration import Duration, Election
+from vnetpods_operator.election import Elector
+from vnetpods_operator.kube import Kube
+
+pytestmark = pytest.mark.apiserver
+
+
+@pytest.fixture
+async def api(apiserver: ApiServer) -> AsyncIterator[Kube]:
+    async with kube.opened(apiserver.admin_kubeconfig) as opened:
+        yield opened
+
+
+@pytest.fixture
+def election() -> Election:
+    return Election(
+        name=f"lease-{secrets.token_hex(4)}", duration=Duration(2.0), renew=Duration(1.2), retry=Duration(0.1)
+    )
+
+
+async def lease(api: Kube, election: Election) -> dict[str, Any]:
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{election.namespace}/leases/{election.name}"
+    found: dict[str, Any] = json.loads(await api.request("GET", path))
+    return found
+
+
+@contextlib.asynccontextmanager
+async def running(elector: Elector) -> AsyncIterator[None]:
+    await elector.acquire()
+    task = asyncio.create_task(elector.keep())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_second_waits_and_is_quick_when_the_first_gives_it_back(api: Kube, election: Election) -> None:
+    first, second = Elector(api, election, "first"), Elector(api, election, "second")
+    async with running(first):
+        waiting = asyncio.create_task(second.acquire())
+        await asyncio.sleep(2.5)  # longer than the duration: renewals keep it
+        assert not waiting.done()
+        assert (await lease(api, election))["spec"]["holderIdentity"] == "first"
+    await first.release()
+    async with asyncio.timeout(1.0):
+        await waiting
+    spec = (await lease(api, election))["spec"]
+    assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("second", 1)
+    assert second.leads
+    await second.release()
+
+
+async def test_a_dead_leader_is_followed_after_the_duration_we_saw(api: Kube, election: Election) -> None:
+    first, second = Elector(api, election, "first", lost=lambda: None), Elector(api, election, "second")
+    await first.acquire()  # and never renews
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await second.acquire()
+    assert 1.9 <= loop.time() - began < 5
+    await second.release()
+
+
+async def test_a_wrong_clock_of_the_other_does_not_matter(api: Kube, election: Election) -> None:
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{election.namespace}/leases"
+    spec = {
+        "holderIdentity": "other",
+        "leaseDurationSeconds": 1,
+        "renewTime": "2001-01-01T00:00:00.000000Z",
+        "acquireTime": "2001-01-01T00:00:00.000000Z",
+    }
+    body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": election.name}, "spec": spec}
+    await api.request("POST", path, body=body)
+    elector, loop = Elector(api, election, "me"), asyncio.get_running_loop()
+    began = loop.time()
+    await elector.acquire()
+    assert loop.time() - began >= 0.9
+    await elector.release()
+
+
+async def test_a_leader_that_cannot_renew_loses_before_another_may_follow(
+    apiserver: ApiServer, api: Kube, election: Election
+) -> None:
+    """The API server hangs: connections are open, nothing is answered."""
+    lost = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_loss() -> None:  # from the watchdog's thread
+        loop.call_soon_threadsafe(lost.set)
+
+    elector = Elector(api, election, "first", lost=on_loss)
+    async with running(elector):
+        await asyncio.to_thread(apiserver.pause)
+        began = loop.time()
+        try:
+            async with asyncio.timeout(5):
+                await lost.wait()
+        finally:
+            await asyncio.to_thread(apiserver.resume)
+        assert loop.time() - began < 2.0  # the duration
+
+
+async def test_a_stolen_lease_is_noticed(api: Kube, election: Election) -> None:
+    lost = asyncio.Event()
+    elector = Elector(api, election, "first", lost=lost.set)
+    async with running(elector):
+        found = await lease(api, election)
+        found["spec"]["holderIdentity"] = "thief"
+        path = f"/apis/coordination.k8s.io/v1/namespaces/{election.namespace}/leases/{election.name}"
+        for _ in range(20):
+            with contextlib.suppress(kube.Outdated):
+                await api.request("PUT", path, body=found)
+                break
+            found = await lease(api, election)
+            found["spec"]["holderIdentity"] = "thief"
+        async with asyncio.timeout(2):
+            await lost.wait()
+
+
+async def test_a_stuck_event_loop_does_not_keep_a_lost_leader_alive(
+    apiserver: ApiServer, election: Election, tmp_path: Path
+) -> None:
+    """The watchdog is a thread, and it exits the process."""
+    program = f"""
+import asyncio, sys, time
+from pathlib import Path
+from vnetpods_operator import kube
+from vnetpods_operator.configuration import Duration, Election
+from vnetpods_operator.election import Elector
+async def main():
+    election = Election(name={election.name!r}, duration=Duration(2.0), renew=Duration(1.0), retry=Duration(0.1))
+    async with kube.opened(Path({str(apiserver.admin_kubeconfig)!r})) as api:
+        await Elector(api, election, "stuck").acquire()
+        time.sleep(30)
+asyncio.run(main())
+"""
+    import sys  # noqa: PLC0415
+
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
+    try:
+        assert await asyncio.wait_for(process.wait(), 20) == 3
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

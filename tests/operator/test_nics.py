@@ -1,0 +1,218 @@
+"""ARM's JSON of a NIC: reading it, sorting its entries, and changing ours alone."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vnetpods_operator.azure.nics import edited, parse
+from vnetpods_operator.machine import MachineId, Naming, UnsupportedProvider, foreign, usable_by_pods
+from vnetpods_operator.planner import Change
+
+SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/pods"
+
+
+def part(name: str, address: str | None = None, **properties: Any) -> dict[str, Any]:
+    inner = {"subnet": {"id": SUBNET}, "provisioningState": "Succeeded", "primary": False} | properties
+    if address:
+        inner["privateIPAddress"] = address
+    return {"name": name, "id": f"/x/{name}", "etag": 'W/"1"', "properties": inner}
+
+
+def body(*parts: dict[str, Any], **properties: Any) -> dict[str, Any]:
+    first = part("ipconfig1", "10.0.0.4", primary=True)
+    return {
+        "id": "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/n",
+        "name": "n",
+        "etag": 'W/"7"',
+        "location": "westeurope",
+        "tags": {"team": "net"},
+        "properties": {
+            "provisioningState": "Succeeded",
+            "macAddress": "00-0D-3A-1B-C7-21",
+            "primary": True,
+            "enableAcceleratedNetworking": True,
+            "somethingNew": {"deep": [1, 2]},
+            "ipConfigurations": [first, *parts],
+        }
+        | properties,
+    }
+
+
+def names() -> Any:
+    counter = itertools.count(1)
+    return lambda: f"{next(counter):08x}"
+
+
+def test_reading() -> None:
+    nic = parse(body(part("vnetpods-1", "10.0.0.5")))
+    assert (nic.mac, nic.etag, nic.subnet, nic.primary) == ("00:0d:3a:1b:c7:21", 'W/"7"', SUBNET, True)
+    assert nic.primary_address == "10.0.0.4"
+    assert [entry.ours for entry in nic.entries] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        ({"privateIPAddress": "10.0.0.5"}, "10.0.0.5"),
+        ({"privateIPAddress": "10.0.0.16/28"}, "10.0.0.16/28"),
+        ({"privateIPAddress": "10.0.0.19/28"}, "10.0.0.16/28"),
+        ({"privateIPAddress": "10.0.0.16", "privateIPAddressPrefixLength": 28}, "10.0.0.16/28"),
+        ({"privateIPAddress": "10.0.0.5/32"}, "10.0.0.5"),
+        ({"privateIPAddress": "fd00::5", "privateIPAddressVersion": "IPv6"}, None),
+        ({}, None),
+    ],
+)
+def test_forms_of_an_address(properties: dict[str, Any], expected: str | None) -> None:
+    assert parse(body(part("vnetpods-1", **properties))).entries[1].address == expected
+
+
+def test_adding() -> None:
+    groups = [{"id": "/asg/web"}]
+    before = body()
+    first = before["properties"]["ipConfigurations"][0]["properties"]
+    first |= {"applicationSecurityGroups": groups, "loadBalancerBackendAddressPools": [{"id": "/lb/pool"}]}
+    after = edited(before, Change("n", add=1, blocks=1, restore=("10.0.0.9",)), names())
+    _, single, block, fixed = after["properties"]["ipConfigurations"]
+    assert single == {
+        "name": "vnetpods-00000001",
+        "properties": {
+            "privateIPAllocationMethod": "Dynamic",
+            "privateIPAddressVersion": "IPv4",
+            "primary": False,
+            "subnet": {"id": SUBNET},
+            "applicationSecurityGroups": groups,
+        },
+    }
+    assert block["properties"]["privateIPAddressPrefixLength"] == 28
+    assert (fixed["properties"]["privateIPAddress"], fixed["properties"]["privateIPAllocationMethod"]) == (
+        "10.0.0.9",
+        "Static",
+    )
+
+
+def test_removing_takes_ours_by_address_and_nothing_that_only_looks_so() -> None:
+    before = body(
+        part("vnetpods-a", "10.0.0.5"),
+        part("VNETPODS-b", "10.0.0.6"),
+        part("theirs", "10.0.0.7"),
+        part("vnetpods-c"),
+    )
+    leaving = frozenset({"10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7"})
+    after = edited(before, Change("n", remove=leaving, sweep=frozenset({"vnetpods-c", "theirs"})), names())
+    assert [p["name"] for p in after["properties"]["ipConfigurations"]] == ["ipconfig1", "theirs"]
+
+
+def test_a_primary_with_our_name_is_still_not_ours() -> None:
+    before = body()
+    before["properties"]["ipConfigurations"][0]["name"] = "vnetpods-primary"
+    after = edited(before, Change("n", remove=frozenset({"10.0.0.4"})), names())
+    assert after == before
+
+
+def test_names_never_meet() -> None:
+    given_names = iter(["aaaaaaaa", "aaaaaaaa", "bbbbbbbb"])
+    after = edited(body(part("VNETPODS-AAAAAAAA", "10.0.0.5")), Change("n", add=1), lambda: next(given_names))
+    assert after["properties"]["ipConfigurations"][-1]["name"] == "vnetpods-bbbbbbbb"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    extra=st.dictionaries(st.text(min_size=1, max_size=8).map("x".__add__), JSON, max_size=4),
+    theirs=st.lists(st.dictionaries(st.text(min_size=1, max_size=8).map("y".__add__), JSON, max_size=3), max_size=4),
+    add=st.integers(0, 5),
+)
+def test_everything_else_is_sent_as_it_was_read(extra: dict[str, Any], theirs: list[dict[str, Any]], add: int) -> None:
+    parts = [part(f"theirs-{i}", f"10.0.1.{i}", **more) for i, more in enumerate(theirs)]
+    before = body(*parts, part("vnetpods-a", "10.0.0.5"), **extra)
+    frozen = copy.deepcopy(before)
+    after = edited(before, Change("n", add=add, remove=frozenset({"10.0.0.5"})), names())
+    assert before == frozen
+    kept = after["properties"].pop("ipConfigurations")
+    expected = copy.deepcopy(before)
+    assert kept[: 1 + len(parts)] == expected["properties"].pop("ipConfigurations")[: 1 + len(parts)]
+    assert after == expected
+    assert len(kept) == 1 + len(parts) + add
+
+
+class TestSorting:
+    def view(self, *parts: dict[str, Any], published: tuple[str, ...] = (), **more: Any) -> Any:
+        naming = Naming(adopt=("pods-*",), exclude=((0x0A000032, 0x0A000033),))
+        (found,) = usable_by_pods([parse(body(*parts, **more))], published, naming, {SUBNET.lower(): ("10.0.0.0/16",)})
+        return found
+
+    def test_ours_adopted_and_foreign(self) -> None:
+        parts = (part("vnetpods-1", "10.0.0.5"), part("pods-1", "10.0.0.6"), part("theirs", "10.0.0.7"))
+        view = self.view(*parts)
+        assert view.addresses == ("10.0.0.5", "10.0.0.6")
+        assert view.removable == {"10.0.0.5"}
+        assert view.slots == 256 - 4
+        assert [e.name for e in foreign([parse(body(*parts))], Naming(adopt=("pods-*",)))] == ["theirs"]
+
+    def test_what_is_being_made_is_on_the_way(self) -> None:
+        view = self.view(part("vnetpods-1", "10.0.0.5", provisioningState="Updating"))
+        assert (view.addresses, view.pending) == ((), 1)
+
+    def test_what_pods_may_hold_stays_while_the_nic_is_updated(self) -> None:
+        view = self.view(
+            part("vnetpods-1", "10.0.0.5", provisioningState="Updating"),
+            published=("10.0.0.5",),
+            provisioningState="Updating",
+        )
+        assert (view.addresses, view.pending, view.busy) == (("10.0.0.5",), 0, True)
+
+    def test_a_failed_entry_nobody_knows_is_half_made(self) -> None:
+        view = self.view(part("vnetpods-1", "10.0.0.5", provisioningState="Failed"))
+        assert (view.addresses, view.broken, view.failed) == ((), {"vnetpods-1"}, False)
+
+    def test_a_failed_entry_that_a_pod_may_hold_is_repaired_not_swept(self) -> None:
+        view = self.view(part("vnetpods-1", "10.0.0.5", provisioningState="Failed"), published=("10.0.0.5",))
+        assert (view.addresses, view.broken, view.failed) == ((), frozenset(), True)
+
+    def test_excluded_ones_are_kept_from_pods(self) -> None:
+        view = self.view(part("vnetpods-1", "10.0.0.50"), part("vnetpods-2", "10.0.0.51"), published=("10.0.0.51",))
+        assert (view.addresses, view.excluded) == (("10.0.0.51",), {"10.0.0.51"})
+
+    def test_256_on_all_nics_together(self) -> None:
+        many = [part(f"theirs-{i}", f"10.0.2.{i}") for i in range(250)]
+        nics = [parse(body(*many)), parse(body())]
+        views = usable_by_pods(nics, (), Naming(), {})
+        assert [view.slots for view in views] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("provider_id", "group", "name", "scale_set"),
+    [
+        ("azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/N", "G", "N", None),
+        ("azure:///SUBSCRIPTIONS/S/resourcegroups/G/PROVIDERS/microsoft.compute/virtualmachines/N", "G", "N", None),
+        (
+            "azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachineScaleSets/V/virtualMachines/3",
+            "G",
+            "3",
+            "V",
+        ),
+    ],
+)
+def test_provider_ids(provider_id: str, group: str, name: str, scale_set: str | None) -> None:
+    found = MachineId.from_provider_id(provider_id)
+    assert (found.subscription, found.group, found.name, found.scale_set) == ("S", group, name, scale_set)
+    assert found.id == provider_id.removeprefix("azure://")
+
+
+@pytest.mark.parametrize(
+    "provider_id", ["aws:///eu/i-1", "azure:///subscriptions/S/resourceGroups/G", "azure://", "kind://docker/k/n"]
+)
+def test_other_provider_ids(provider_id: str) -> None:
+    with pytest.raises(UnsupportedProvider):
+        MachineId.from_provider_id(provider_id)
