@@ -24,6 +24,7 @@ import msgspec
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = aiohttp.ClientTimeout(total=20.0)
 _TOKEN_LIFE = 60.0
+_UNAUTHORIZED = 401
 _MAX_LINE = 8 * 1024 * 1024  # a watch event is one line; an object is at most etcd's 1.5 MB
 
 
@@ -147,7 +148,7 @@ class KubeApi:
             async with self._session.get(
                 path, params=query, headers=self._authorization(), timeout=timeout
             ) as response:
-                await _raise_for(response, f"watch {path}")
+                await self._raise_for(response, f"watch {path}")
                 async for line in response.content:
                     yield msgspec.json.decode(line)
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, ValueError) as error:
@@ -158,10 +159,22 @@ class KubeApi:
         data = None if body is None else msgspec.json.encode(body)
         try:
             async with self._session.request(method, path, params=query, data=data, headers=headers) as response:
-                await _raise_for(response, f"{method} {path}")
+                await self._raise_for(response, f"{method} {path}")
                 return msgspec.json.decode(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
             raise ApiUnreachable(f"{method} {path}: {type(error).__name__}: {error}") from error
+
+    async def _raise_for(self, response: aiohttp.ClientResponse, what: str) -> None:
+        if response.status < 300:
+            return
+        if response.status == _UNAUTHORIZED:
+            self._token_read = float("-inf")  # perhaps there is a newer one
+        text = (await response.text())[:2000]
+        try:
+            message = str(msgspec.json.decode(text)["message"])
+        except (msgspec.DecodeError, KeyError, TypeError):
+            message = text
+        raise ApiError(response.status, what, message)
 
     def _authorization(self) -> dict[str, str]:
         file = self._access.token_file
@@ -172,17 +185,6 @@ class KubeApi:
                 raise ApiUnreachable(f"the token {file} can't be read: {error.strerror}") from error
             self._token_read = time.monotonic()
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
-
-
-async def _raise_for(response: aiohttp.ClientResponse, what: str) -> None:
-    if response.status < 300:
-        return
-    text = (await response.text())[:2000]
-    try:
-        message = str(msgspec.json.decode(text)["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        message = text
-    raise ApiError(response.status, what, message)
 
 
 def _socket(info: tuple[Any, ...]) -> socket.socket:

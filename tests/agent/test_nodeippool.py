@@ -11,9 +11,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import yaml
 
+from tests.agent.machine import until
 from tests.kube.apiserver import ApiServer
-from vnetpods_agent.kubeapi import KubeApi, from_kubeconfig
+from vnetpods_agent.attachment import Pod as PodName
+from vnetpods_agent.events import Event, Events
+from vnetpods_agent.kubeapi import AccessError, ApiError, KubeApi, from_kubeconfig, in_cluster
 from vnetpods_agent.nodeippool import NodeIPPoolSource
 from vnetpods_agent.source import Report, SourceUnavailable, Supply
 from vnetpods_api import Usage
@@ -88,8 +92,7 @@ async def next_addresses(heard: asyncio.Queue[Supply]) -> list[str]:
 
 async def test_a_pool_that_comes_later_and_changes_is_heard(pool: Pool) -> None:
     async with watching(pool) as (source, heard):
-        await asyncio.sleep(0.3)
-        assert "there is no NodeIPPool" in source.trouble
+        await until(lambda: "there is no NodeIPPool" in source.trouble)
         await asyncio.to_thread(pool.create)
         assert await next_addresses(heard) == []
         await asyncio.to_thread(pool.addresses, "10.240.0.5")
@@ -112,9 +115,8 @@ async def test_nothing_follows_from_a_deleted_pool(pool: Pool) -> None:
     async with watching(pool) as (source, heard):
         await next_addresses(heard)
         await asyncio.to_thread(pool.delete)
-        await asyncio.sleep(0.3)
+        await until(lambda: "deleted" in source.trouble)
         assert heard.empty()
-        assert "deleted" in source.trouble
         with pytest.raises(SourceUnavailable, match="404"):
             await source.publish(Report(Usage()))
 
@@ -152,3 +154,83 @@ async def test_the_operators_words_are_the_cause(pool: Pool) -> None:
         async with asyncio.timeout(10):
             supply = await heard.get()
         assert supply.cause == "Forbidden: the role lacks networkInterfaces/write"
+
+
+async def test_a_compacted_history_is_listed_anew(pool: Pool) -> None:
+    """410: the version to go on from is too old."""
+    await asyncio.to_thread(pool.create)
+    await asyncio.to_thread(pool.addresses, "10.240.0.5")
+    async with watching(pool) as (source, heard):
+        assert await next_addresses(heard) == ["10.240.0.5"]
+        with pytest.raises(ApiError) as caught:
+            async for _ in source._events("1"):
+                pass
+        assert caught.value.status == 410
+
+
+async def test_an_event_about_a_pod_and_one_about_the_node(pool: Pool) -> None:
+    api = KubeApi(from_kubeconfig(pool.server.admin_kubeconfig))
+    events = Events(api, pool.name)
+    posting = asyncio.create_task(events.run())
+    pod = PodName("default", f"{pool.name}." + "x" * 200, "uid-1")
+    for _ in range(3):
+        events.say(Event("WaitingForAddress", "no address", pod))
+        events.say(Event("LedgerRebuilt", "n" * 3000))
+
+    def posted() -> list[dict[str, Any]]:
+        found = pool.server.get("events.v1.events.k8s.io", "--all-namespaces")["items"]
+        return [event for event in found if event["regarding"]["name"].startswith(pool.name)]
+
+    await asyncio.to_thread(pool.server.wait, "two events", lambda: len(posted()) == 2)
+    about = {event["reason"]: event for event in posted()}
+    assert about["WaitingForAddress"]["regarding"]["uid"] == "uid-1"
+    assert (about["LedgerRebuilt"]["metadata"]["namespace"], len(about["LedgerRebuilt"]["note"])) == ("default", 1024)
+    posting.cancel()
+    await asyncio.gather(posting, return_exceptions=True)
+    await api.close()
+
+
+async def test_a_rotated_token_is_read_again(pool: Pool, tmp_path: Path) -> None:
+    """As a pod's projected token: a file that is replaced before it expires."""
+    kubeconfig = pool.server.kubeconfig_for("rotating", "default")
+    document = yaml.safe_load(kubeconfig.read_text())
+    token = tmp_path / "token"
+    token.write_text("expired")
+    document["users"][0]["user"] = {"tokenFile": str(token)}
+    kubeconfig.write_text(yaml.safe_dump(document))
+    api = KubeApi(from_kubeconfig(kubeconfig))
+    with pytest.raises(ApiError) as caught:
+        await api.get("/version", {})
+    assert caught.value.status == 401
+    token.write_text(await asyncio.to_thread(pool.server.token, "rotating", "default"))
+    assert "gitVersion" in await api.get("/version", {})  # refused once, it looks again at once
+    await api.close()
+
+
+async def test_an_api_server_that_is_away_is_named(tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(NOBODY))
+    source = NodeIPPoolSource(KubeApi(from_kubeconfig(kubeconfig)), "worker-1")
+    with pytest.raises(SourceUnavailable, match="Cannot connect"):
+        await source.publish(Report(Usage()))
+    await source.close()
+
+
+NOBODY = {
+    "current-context": "c",
+    "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+    "clusters": [{"name": "k", "cluster": {"server": "http://127.0.0.1:9"}}],
+    "users": [{"name": "u", "user": {}}],
+}
+
+
+def test_access_of_a_pod(tmp_path: Path, apiserver: ApiServer) -> None:
+    (tmp_path / "ca.crt").write_bytes(
+        apiserver.authority.joinpath("ca.crt").read_bytes()
+        if apiserver.authority.is_dir()
+        else apiserver.authority.read_bytes()
+    )
+    access = in_cluster(tmp_path, {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"})
+    assert (access.server, access.token_file) == ("https://[fd00::1]:6443", tmp_path / "token")
+    with pytest.raises(AccessError, match="KUBERNETES_SERVICE_HOST is not set"):
+        in_cluster(tmp_path, {})

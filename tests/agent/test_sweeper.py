@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.agent.desk import DOORS, Desk, desk, wanted
+from vnetpods_agent.attachment import Address, AttachmentKey
+from vnetpods_agent.custody import Wanted
+from vnetpods_agent.dataplane import HostInterface
+from vnetpods_agent.sweeper import SUPERSEDED, Sweep, Sweeper
+
+ADDRESSES = [f"10.0.0.{n}" for n in range(5, 12)]
+
+
+def sweeper(made: Desk) -> Sweeper:
+    return Sweeper(made.custody, made.kernel, made.plane, lambda: made.now[0])
+
+
+def stray(name: str, address: str) -> HostInterface:
+    return HostInterface(f"azv{name}", 99, wanted(name).key, Address(address))
+
+
+async def test_a_sandbox_that_is_gone_gives_back_its_address(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        await made.add("a")
+        await made.add("b", pod="b")
+        made.plane.there.pop(wanted("a").key)  # with its namespace; the path may be in use again
+        assert await sweeper(made).sweep() == Sweep(gone=1)
+        assert list(await made.agree()) == ["b"]
+
+
+async def test_a_second_sweep_finds_nothing(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        await made.add("a")
+        made.plane.there.clear()
+        made.plane.there[wanted("z").key] = stray("z", "10.0.0.9")
+        assert await sweeper(made).sweep() == Sweep(gone=1, adopted=1)
+        assert await sweeper(made).sweep() == Sweep()
+
+
+async def test_the_older_of_two_sandboxes_of_one_pod_goes_after_a_while(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        for name in ("old", "new"):
+            await made.add(name, pod="same")
+            made.now[0] += 1
+        await made.add("other", pod="other")
+        assert await sweeper(made).sweep() == Sweep()
+        made.now[0] += SUPERSEDED
+        assert await sweeper(made).sweep() == Sweep(superseded=1)
+        assert set(await made.agree()) == {"new", "other"}
+
+
+async def test_two_interfaces_of_one_pod_both_stay(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        first = await made.add("a")
+        second = Wanted(AttachmentKey("vnetpods", "a", "net1"), first.netns, first.pod)
+        await made.custody.attach(second, DOORS, asyncio.get_running_loop().time() + 1)
+        made.now[0] += 2 * SUPERSEDED
+        assert await sweeper(made).sweep() == Sweep()
+
+
+async def test_a_stray_with_the_address_of_another_pod_is_removed(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        address = (await made.add("a")).address
+        made.plane.there[wanted("z").key] = stray("z", address)
+        assert await sweeper(made).sweep() == Sweep(removed=1)
+        assert list(await made.agree()) == ["a"]
+
+
+async def test_what_carries_no_owner_is_somebody_elses(tmp_path: Path) -> None:
+    """Azure's own CNI calls its interfaces azv… too."""
+    async with desk(tmp_path, *ADDRESSES) as made:
+        theirs = HostInterface("azv12345678901", 3, None, None)
+        made.plane.there[wanted("theirs").key] = theirs
+        assert await sweeper(made).sweep() == Sweep()
+        assert made.plane.gone == []
+
+
+async def test_calls_under_way_are_left_alone(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        go_on = made.plane.hold("attach")
+        add = asyncio.get_running_loop().create_task(made.add("a"))
+        await asyncio.to_thread(made.plane.reached["attach"].wait, 5)
+        sweep = asyncio.get_running_loop().create_task(sweeper(made).sweep())
+        await asyncio.sleep(0.02)
+        go_on.set()
+        assert await sweep == Sweep()
+        await add
+        assert list(await made.agree()) == ["a"]

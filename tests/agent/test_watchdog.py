@@ -1,0 +1,41 @@
+"""What is stuck ends the process, with every thread's stack on standard error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import asyncio, time
+from vnetpods_agent.lane import Lane
+from vnetpods_agent.watchdog import Watchdog
+
+async def main():
+    lane = Lane("kernel")
+    lane.start()
+    Watchdog([lane], limit=0.3).start()
+    {stuck}
+    await asyncio.sleep(1.5)
+    print("alive")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("stuck", "code", "said"),
+    [
+        pytest.param("pass", 0, "", id="nothing"),
+        pytest.param("[await lane.submit(time.sleep, 0.1) for _ in range(8)]", 0, "", id="busy"),
+        pytest.param("lane.submit(time.sleep, 20)", 70, "kernel thread", id="kernel"),
+        pytest.param("time.sleep(20)", 70, "event loop", id="loop"),
+    ],
+)
+def test_watchdog(stuck: str, code: int, said: str) -> None:
+    program = PROGRAM.format(stuck=stuck)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=15, check=False)
+    assert (done.returncode, "alive" in done.stdout) == (code, code == 0)
+    assert said in done.stdout
+    assert ("Thread 0x" in done.stderr) is bool(code)
