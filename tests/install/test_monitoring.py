@@ -1,0 +1,50 @@
+"""Alerts and dashboard speak of metrics that the programs have."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.install.rendering import CHART
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCES = {
+    "operator": REPOSITORY / "operator" / "vnetpods_operator" / "metrics.py",
+    "agent": REPOSITORY / "agent" / "vnetpods_agent" / "metrics.py",
+}
+SUFFIX = re.compile(r"_(total|bucket|count|sum)$")
+
+
+def expressions() -> dict[str, str]:
+    """Where it stands → the PromQL."""
+    alerts = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+    dashboard = json.loads((CHART / "files" / "dashboard.json").read_text())
+    found = {rule["alert"]: rule["expr"] for group in alerts["groups"] for rule in group["rules"]}
+    for panel in dashboard["panels"]:
+        found |= {f"{panel['title']} {target['refId']}": target["expr"] for target in panel["targets"]}
+    return found
+
+
+def metrics() -> set[str]:
+    """The names in the programs' own text; a counter's `_total` is added by the client library."""
+    return {name for path in SOURCES.values() for name in re.findall(r'"(vnetpods_[a-z_]+)"', path.read_text())}
+
+
+@pytest.mark.parametrize("expression", expressions().values(), ids=expressions().keys())
+def test_every_metric_in_it_exists(expression: str) -> None:
+    named = set(re.findall(r"vnetpods_[a-z_]+", expression))
+    assert named
+    assert {name for name in named if name not in metrics() and SUFFIX.sub("", name) not in metrics()} == set()
+
+
+def test_every_alert_says_what_it_means() -> None:
+    alerts: Any = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+    for rule in alerts["groups"][0]["rules"]:
+        assert re.fullmatch(r"Vnetpods[A-Z][A-Za-z]+", rule["alert"])
+        assert rule["annotations"]["summary"].endswith(".")
+        assert rule["labels"]["severity"] in {"warning", "critical"}
