@@ -59,9 +59,7 @@ def audit_flags(folder: Path, users: Sequence[str]) -> list[str]:
     return [f"--audit-policy-file={path}", f"--audit-log-path={folder / AUDIT_LOG}", "--audit-log-mode=blocking"]
 
 
-def start(
-    machine: Machine, programs: Mapping[str, Path], folder: Path, address: str, more: Sequence[str] = ()
-) -> None:
+def start(machine: Machine, programs: Mapping[str, Path], folder: Path, address: str, more: Sequence[str] = ()) -> None:
     """Starts the API server with etcd behind it; `folder` holds the PKI, `address` is the machine's."""
     etcd = apiserver.etcd_flags("/var/lib/etcd/data", ETCD, "127.0.0.1:2380")
     machine.start("etcd", [str(programs["etcd"]), *etcd], MEMORY)
