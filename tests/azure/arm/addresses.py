@@ -30,6 +30,10 @@ class SubnetSpace:
     taken: dict[int, Holder] = field(default_factory=dict)
     lingering: dict[int, float] = field(default_factory=dict)
     _low: int = 0
+    """Everything below is taken or reserved: where the search for a free address starts."""
+
+    def __post_init__(self) -> None:
+        self.networks.sort()
 
     @property
     def capacity(self) -> int:
@@ -50,13 +54,15 @@ class SubnetSpace:
 
     def lowest(self, now: float, besides: set[int]) -> int | None:
         """The lowest address that can be given away."""
+        untaken = None
         for network in self.networks:
             first, last = int(network[0]) + RESERVED_AT_START, int(network[-1])
-            start = max(first, self._low)
-            for address in range(start, last):
-                if address not in self.taken and address not in besides and self.free(address, now):
-                    if not self.lingering and not besides:
-                        self._low = address
+            for address in range(max(first, self._low), last):
+                if address in self.taken:
+                    continue
+                untaken = untaken or address
+                if address not in besides and self.free(address, now):
+                    self._low = untaken
                     return address
         return None
 

@@ -54,6 +54,7 @@ def write(model: Model, nic: ResourceId, body: Body, current: Resource | None, n
     """The NIC as it is after this PUT, addresses allocated. Raises ArmError and changes nothing when a rule says no."""
     wanted = body.get("properties") or {}
     parts = [_configuration(nic, part) for part in wanted.get("ipConfigurations") or ()]
+    _inherit_subnet(parts)
     _check_shape(nic, parts)
     space = _subnet(model, nic, parts)
     _check_asgs(parts)
@@ -125,6 +126,14 @@ def _configuration(nic: ResourceId, given: Any) -> Body:
         **rest,
         "properties": {"provisioningState": "Succeeded", **properties},
     }
+
+
+def _inherit_subnet(parts: list[Body]) -> None:
+    """A configuration without a subnet is in that of the first; the published examples leave it out."""
+    first = parts[0]["properties"].get("subnet") if parts else None
+    for part in parts:
+        if first is not None:
+            part["properties"].setdefault("subnet", first)
 
 
 def _check_shape(nic: ResourceId, parts: list[Body]) -> None:
@@ -345,6 +354,7 @@ def _assemble(nic: ResourceId, body: Body, wanted: Body, parts: list[Body], curr
     properties.setdefault("enableIPForwarding", False)
     properties.setdefault("disableTcpStateTracking", False)
     properties.setdefault("nicType", "Standard")
+    properties.setdefault("vnetEncryptionSupported", False)
     rest = {field: value for field, value in body.items() if field not in ("properties", "etag") and value is not None}
     return {
         **rest,

@@ -13,13 +13,23 @@ from tests.azure.arm.model import Kind, Model
 from tests.azure.arm.store import Body, Resource, guid
 
 PUBLIC_IP = "Microsoft.Network/publicIPAddresses"
+PARTS = ("securityRules", "routes")
 PUBLIC_RANGE = ipaddress.IPv4Network("20.1.0.0/16")
 """Where public addresses come from."""
 
 
 def write(model: Model, resource: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
     properties = {field: value for field, value in (body.get("properties") or {}).items() if value is not None}
+    for name in PARTS:
+        if name in properties:
+            properties[name] = [_part(resource, name, entry) for entry in properties[name]]
     return {**body, "properties": {**properties, "resourceGuid": guid(resource.kind, resource.key)}}
+
+
+def _part(resource: ResourceId, kind: str, entry: Body) -> Body:
+    """A rule or a route, with the id under which it can be read alone."""
+    properties = {"provisioningState": "Succeeded", **(entry.get("properties") or {})}
+    return {**entry, "id": f"{resource}/{kind}/{entry['name']}", "properties": properties}
 
 
 def remove(model: Model, resource: Resource, now: float) -> None:

@@ -17,11 +17,13 @@ from typing import Self
 import msgspec
 from aiohttp import web
 
-from tests.azure.arm import identity
+from tests.azure.arm import identity, specs
 from tests.azure.arm.admin import Admin
 from tests.azure.arm.builder import Builder
 from tests.azure.arm.clock import Clock, SystemClock
 from tests.azure.arm.cloud import Cloud
+from tests.azure.arm.errors import ArmError
+from tests.azure.arm.ids import parse
 from tests.azure.arm.requests import Reply, Request
 from tests.azure.arm.settings import Settings
 
@@ -32,9 +34,11 @@ async def _unchanged() -> None: ...
 
 
 class Emulator:
-    """The cloud with its servers. `async with Emulator() as azure: … azure.url`."""
+    """The cloud with its servers. `async with Emulator() as azure: … azure.url`. `checked` bodies are compared with the
+    published description, which costs 0.15 ms per ipConfiguration: turn it off to measure."""
 
-    def __init__(self, settings: Settings | None = None, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, clock: Clock | None = None, *, checked: bool = True) -> None:
+        self._checked = checked
         self.cloud = Cloud(settings)
         self.clock = clock or SystemClock()
         self.admin = Admin(self.cloud, self.clock)
@@ -83,7 +87,7 @@ class Emulator:
     async def _serve(self, http: web.Request) -> web.StreamResponse:
         try:
             request = await _decode(http)
-            reply = self.cloud.handle(request, self.clock.now())
+            reply = self._checked_reply(request) if self._checked else self.cloud.handle(request, self.clock.now())
         except msgspec.DecodeError as error:
             reply = Reply(
                 400,
@@ -100,6 +104,26 @@ class Emulator:
         if reply.delay:
             await self.clock.sleep(reply.delay)
         return _encode(http, reply)
+
+    def _checked_reply(self, request: Request) -> Reply:
+        """Refuses a body that the description forbids; an answer that it forbids is a bug of ours."""
+        kind = _kind(request.path)
+        if request.method == "PUT" and (found := specs.problem(kind, request.body)) is not None:
+            words = f"Cannot parse the request: {found}"
+            return Reply(400, {"error": {"code": "InvalidRequestFormat", "message": words, "details": []}})
+        reply = self.cloud.handle(request, self.clock.now())
+        if reply.status in (200, 201) and reply.raw is None and request.method != "DELETE":
+            found = specs.problem(kind, reply.body)
+            if found is not None:
+                self.bugs.append(f"{request.method} {request.path} answered what the description forbids: {found}")
+        return reply
+
+
+def _kind(path: str) -> str:
+    try:
+        return parse(path).kind
+    except ArmError:
+        return ""
 
 
 async def _decode(http: web.Request) -> Request:
