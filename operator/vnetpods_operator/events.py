@@ -86,7 +86,7 @@ class Recorder:
             return
         reason = matter.problem.reason.value
         digest = hashlib.sha256(f"{matter.node.uid} {reason} {now}".encode()).hexdigest()[:16]
-        name = f"{matter.node.name[:200]}.{digest}"
+        name = f"{matter.node.name[:200].rstrip('.-')}.{digest}"
         await self.kube.request(
             "POST",
             path,

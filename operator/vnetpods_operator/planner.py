@@ -341,6 +341,7 @@ def _start_release(draft: _Draft) -> None:
     if retired - draft.releasing:
         draft.releasing |= retired
         draft.because(Reason.RELEASING)
+        draft.times.append(draft.now + wanted.release_patience)
     if usage is None or draft.needed or draft.short > 0 or draft.limit is Reason.ADDRESS_LOST:
         return
     surplus = min(draft.free - 2 * wanted.warm, draft.held - wanted.minimum)
@@ -356,6 +357,7 @@ def _start_release(draft: _Draft) -> None:
         if chosen:
             draft.free -= count(chosen)
             draft.because(Reason.RELEASING)
+            draft.times.append(draft.now + wanted.release_patience)
 
 
 def _surplus(draft: _Draft, most: int) -> set[str]:

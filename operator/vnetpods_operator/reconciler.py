@@ -12,7 +12,7 @@ is known yet: pods that come and go within the warm addresses cost no request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
@@ -38,6 +38,10 @@ from vnetpods_operator.wanting import identify, wanted_for
 ATTEMPTS = 5
 """How often a look starts over because somebody else changed the NIC or the pool meanwhile."""
 
+HOST_PODS_MOST = 40
+"""A node is taken to have no more pods in the host's network than this, until they are counted."""
+HOST_PODS_SECONDS = 600.0
+"""How long such a count is good."""
 _URGENCY = {Reason.GROWING: Urgency.WARM, Reason.REPAIRING: Urgency.WARM, Reason.RELEASING: Urgency.RELEASE}
 
 log = structlog.get_logger()
@@ -57,6 +61,8 @@ class Parts:
     config: Callable[[], Config]
     roster: Roster
     pools: Pools
+    host_pods: Callable[[str], Awaitable[int]]
+    """Counts a node's pods in the host's network."""
     subnets: Subnets
     machine: Callable[[MachineId], Machine]
     networks: Networks
@@ -106,7 +112,7 @@ class Reconciler:
             self._notice(node, record, problem)
             await self._write(pool, report.Findings(problem=problem))
             return Outcome()
-        wanted, problem = wanted_for(node, pool, config, host_pods=0)
+        wanted, problem = wanted_for(node, pool, config, record.host_pods)
         naming = Naming(adopt=config.adopt, exclude=tuple(r.bounds for r in config.exclude))
         look = Look(node, pool, record, self._parts.machine(machine), wanted, naming, problem)
         if problem is not None:
@@ -158,6 +164,8 @@ class Reconciler:
             look.nics = self._chosen(await look.machine.nics())
             await self._observer.from_azure(look)
             assert look.plan is not None
+            if await self._limit_matters(look, look.plan):
+                await self._observer.from_azure(look)
             if any(change.remove for change in look.plan.changes):
                 # what leaves the NIC is decided on the API server's word, not on the watch's: it may lag behind
                 look.pool = await self._parts.pools.get(look.node.name)
@@ -173,6 +181,18 @@ class Reconciler:
                 await self._report(look)
                 return Outcome(self._now())
         raise cloud.Busy("somebody else changed the NIC each time it was to be written", "Changed")
+
+    async def _limit_matters(self, look: Look, plan: planner.Plan) -> bool:
+        """Counts the pods that need no address, when growth comes near the kubelet's limit; whether that is news."""
+        added = sum(change.add + planner.BLOCK * change.blocks for change in plan.changes)
+        have = sum(planner.count(view.addresses) for view in look.views)
+        record, now = look.record, self._now()
+        if not added or have + added <= look.node.pod_limit - HOST_PODS_MOST or now < record.host_pods_until:
+            return False
+        before, record.host_pods = record.host_pods, await self._parts.host_pods(look.node.name)
+        record.host_pods_until = now + HOST_PODS_SECONDS
+        look.wanted, _ = wanted_for(look.node, look.pool, self._parts.config(), record.host_pods)
+        return record.host_pods != before
 
     async def _carried_out(self, look: Look) -> bool:
         """Does the plan's changes; False when the NIC has to be read again first."""

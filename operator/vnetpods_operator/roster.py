@@ -47,8 +47,9 @@ class Record:
     """What the pool asked for when a look at Azure showed that nothing is to be done."""
     seen_at: float = 0.0
     waiting_since: float | None = None
-    served: bool = False
-    """It had an address once since we know it."""
+    host_pods: int = 0
+    """Pods in the host's network, as counted when that mattered last."""
+    host_pods_until: float = 0.0
 
 
 class Roster:

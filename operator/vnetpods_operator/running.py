@@ -90,6 +90,7 @@ class Operator:
                 config=lambda: self.config,
                 roster=self._roster,
                 pools=pools,
+                host_pods=lambda node: watching.host_pods(kube, node),
                 subnets=subnets,
                 machine=lambda machine: azure.machine(arm, machine),
                 networks=networks,
@@ -119,6 +120,7 @@ class Operator:
 
         async def look(name: str) -> float | None:
             began = time.monotonic()
+            self._measure(name)
             outcome = await reconciler.reconcile(name)
             self._metrics.looked(time.monotonic() - began)
             self._measure(name)
@@ -193,16 +195,15 @@ class Operator:
     def _measure(self, name: str) -> None:
         """How long pods waited, and how long a new Node went without any address."""
         pool, now = self._roster.pools.get(name), asyncio.get_running_loop().time()
-        if pool is None or name not in self._roster.nodes:
+        if name not in self._roster.nodes:
             return
         record = self._roster.record(name)
-        has_some = any(interface.addresses for interface in pool.status.interfaces)
-        if not has_some:
+        if pool is None or not any(interface.addresses for interface in pool.status.interfaces):
             record.seen_at = record.seen_at or now
         elif record.seen_at:
             self._metrics.first_address(now - record.seen_at)
             record.seen_at = 0.0
-        waiting = pool.status.usage.waiting if pool.status.usage else 0
+        waiting = pool.status.usage.waiting if pool is not None and pool.status.usage else 0
         if waiting and record.waiting_since is None:
             record.waiting_since = now
         elif not waiting and record.waiting_since is not None:

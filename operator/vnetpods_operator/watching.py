@@ -25,6 +25,7 @@ _PAGE = "500"
 
 class _Metadata(msgspec.Struct):
     name: str
+    namespace: str = ""
 
 
 class _Item(msgspec.Struct):
@@ -85,13 +86,19 @@ async def compare(kube: Kube, roster: Roster, queue: Queue) -> None:
             queue.add(name)
 
 
-async def _names(kube: Kube, path: str) -> set[str]:
+async def host_pods(kube: Kube, node: str) -> int:
+    """How many pods of the node use the host's network: they count against the kubelet's limit, but need no address."""
+    selector = f"spec.nodeName={node},spec.hostNetwork=true,status.phase!=Succeeded,status.phase!=Failed"
+    return len(await _names(kube, "/api/v1/pods", {"fieldSelector": selector}))
+
+
+async def _names(kube: Kube, path: str, selection: dict[str, str] | None = None) -> set[str]:
     found: set[str] = set()
     following = ""
     while True:
-        query = {"limit": _PAGE} | ({"continue": following} if following else {})
+        query = (selection or {}) | {"limit": _PAGE} | ({"continue": following} if following else {})
         page = msgspec.json.decode(await kube.request("GET", path, query=query, accept=_METADATA_ONLY), type=_List)
-        found |= {item.metadata.name for item in page.items}
+        found |= {f"{item.metadata.namespace}/{item.metadata.name}".lstrip("/") for item in page.items}
         following = page.metadata.continue_
         if not following:
             return found

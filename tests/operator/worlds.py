@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,22 @@ class World:
             running.stop()
             await asyncio.wait_for(task, 10)
         assert not lost
+
+    @contextlib.asynccontextmanager
+    async def process(self) -> AsyncIterator[asyncio.subprocess.Process]:
+        """The operator as a process of its own; it ends in good order when it is told to."""
+        self.config()
+        arguments = ["--config", str(self.path), "--kubeconfig", str(self.kubeconfig)]
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "vnetpods_operator", *arguments)
+        try:
+            yield process
+            if process.returncode is None:
+                process.terminate()
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
     async def free_the_lease(self) -> None:
         """As if the duration of a dead leader's Lease had passed."""
