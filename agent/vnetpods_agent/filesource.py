@@ -61,6 +61,7 @@ class FileSource:
     async def publish(self, report: Report) -> None:
         status = Status(usage=report.usage, released=report.released, missing=report.missing)
         try:
-            save(self._path.with_name(self._path.name + ".report.json"), msgspec.json.encode(status))
+            file = self._path.with_name(self._path.name + ".report.json")
+            await asyncio.to_thread(save, file, msgspec.json.encode(status))
         except OSError as error:
             raise SourceUnavailable(f"{self._path}.report.json can't be written: {error}") from error

@@ -126,9 +126,7 @@ class Listener:
         self._declare()
         self._tell_missing()
         if supply.live:
-            parts.reporter.live = True
-            if status.usage is None:
-                parts.reporter.untold()
+            parts.reporter.heard(status.usage)
         parts.custody.serve()
         if not parts.unfit():
             self.fit.set()

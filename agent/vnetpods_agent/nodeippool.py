@@ -36,7 +36,7 @@ from vnetpods_api.names import AGENT_MANAGER, GROUP, PLURAL, VERSION
 
 _PATH = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 _WATCH_SECONDS = 240
-_RETRY = (0.2, 15.0)
+_RETRY = (0.2, 8.0)
 _GONE = 410
 
 log = structlog.get_logger(component="nodeippool")

@@ -23,6 +23,7 @@ from vnetpods_agent.ledger import Ledger, LedgerUnavailable
 from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Forget, Reinstate, Withdraw
 from vnetpods_agent.source import AddressSource, Report, SourceUnavailable
+from vnetpods_api import Usage
 
 MERGE = 0.02
 """Seconds in which changes are gathered before anything is written: a burst of pods is one need."""
@@ -69,6 +70,7 @@ class Reporter:
         self._unfit = unfit
         self._interval = interval
         self._wake = asyncio.Event()
+        self._heard = asyncio.Event()
         self._last: Report | None = None
         self._last_at = float("-inf")
 
@@ -76,9 +78,12 @@ class Reporter:
         """Something may have to be told."""
         self._wake.set()
 
-    def untold(self) -> None:
-        """The source has forgotten what it was told."""
-        self._last = None
+    def heard(self, told: Usage | None) -> None:
+        """The source has spoken, so it can be reached; `told` is what it repeats of our last report."""
+        self.live = True
+        if told is None:  # it has forgotten us: the pool was made anew
+            self._last = None
+        self._heard.set()
         self._wake.set()
 
     async def run(self, clock: Callable[[], float]) -> None:
@@ -97,9 +102,11 @@ class Reporter:
             except (SourceUnavailable, LedgerUnavailable) as error:
                 log.warning("report not delivered", error=str(error))
                 self.observe("failed")
-                delay = retry * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+                self._heard.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(retry * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
+                        await self._heard.wait()
                 retry = min(retry * 2, RETRY[1])
-                await asyncio.sleep(delay)
                 delay = 0.0
 
     async def step(self, now: float, monotonic: float) -> float | None:

@@ -137,7 +137,7 @@ class Node:
 
     def hear(self) -> None:
         self.pool.supply([self.cloud.interface()])
-        self.reporter.live = True
+        self.reporter.heard(Usage())
 
     async def report(self) -> None:
         with contextlib.suppress(SourceUnavailable):

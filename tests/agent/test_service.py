@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from tests.agent.machine import machine, until
@@ -18,3 +19,32 @@ async def test_a_pod_gets_an_address_of_the_pool_and_gives_it_back(tmp_path: Pat
         await node.delete("c1", netns)
         assert node.routes() == set()
         await until(lambda: node.report().usage == Usage(free=2))
+
+
+async def test_a_pod_that_waits_is_told_why(tmp_path: Path) -> None:
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5"])
+        await node.start()
+        await node.add("c1", node.sandbox())
+        waiting = asyncio.create_task(
+            node.add("c2", node.sandbox(), args="K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-1;K8S_POD_UID=u1")
+        )
+        await until(lambda: node.events("event"))
+        (event,) = node.events("event")
+        assert (event["reason"], event["pod"]) == ("WaitingForAddress", "default/web-1")
+        assert "all are in use" in event["message"]
+        node.pool(["10.240.0.5", "10.240.0.6"])
+        assert await waiting == "10.240.0.6"
+
+
+async def test_need_is_told_at_once_and_once(tmp_path: Path) -> None:
+    """Twenty pods of a burst are one need."""
+    async with machine(tmp_path, reportInterval=3600) as node:
+        node.pool(["10.240.0.5"])
+        await node.start()
+        await until(lambda: node.report().usage)
+        pods = [asyncio.create_task(node.call("ADD", f"c{n}", node.sandbox())) for n in range(21)]
+        await until(lambda: node.report().usage == Usage(assigned=1, waiting=20), within=5)
+        node.pool([f"10.240.0.{n}" for n in range(5, 40)])
+        assert {outcome.exit_code for outcome in await asyncio.gather(*pods)} == {0}
+        await until(lambda: node.report().usage == Usage(assigned=21, free=14), within=5)
