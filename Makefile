@@ -12,7 +12,7 @@ say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: system
 system: ## Debian packages that demo and tests need (does nothing when they are there)
@@ -72,6 +72,34 @@ test: venv programs ## All tests: first those without a cluster, then end to end
 .PHONY: bench
 bench: venv ## ADD and DEL side by side with the reference plugins; table and build/bench.json
 	@$(V)/python -m tests.bench
+
+.PHONY: bench-net
+bench-net: venv ## Packets: VM to VM, pod to pod, pod to Service, at 1 and 250 pods; build/bench-net.json
+	@$(V)/python -m tests.bench net
+
+.PHONY: bench-operator
+bench-operator: venv programs ## The operator with 5,000 nodes; build/bench-operator.json
+	@$(V)/python -m tests.bench.operator
+
+.PHONY: soak
+soak: venv programs ## 10,000 ADD and DEL with random kills of shim and agent; prints its seed
+	@$(V)/python -m tests.agent.soak
+
+.PHONY: chaos
+chaos: venv programs ## 200 nodes, failing Azure calls, fighting operators; prints its seed
+	@$(V)/python -m tests.operator.chaos
+
+.PHONY: fuzz
+fuzz: venv ## Random bytes against shim, codec and server
+	@$(V)/python -m tests.agent.fuzz
+
+.PHONY: image
+image: venv ## The container image, without Docker and without a registry: build/image.tar
+	@$(V)/python -m tests.install image
+
+.PHONY: e2e-install
+e2e-install: image programs ## helm install, upgrade, uninstall of the built image on a real cluster
+	@$(V)/pytest -q -s -m e2e tests/install
 
 .PHONY: lock
 lock: ## Recompute requirements.lock from pyproject.toml
