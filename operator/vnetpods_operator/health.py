@@ -22,7 +22,7 @@ STUCK_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the endpoints tell."""
+    """What the endpoints tell, and metrics too."""
 
     leads: bool
     in_line: int
@@ -30,6 +30,7 @@ class State:
     azure_answered: float | None
     """Seconds since ARM last answered; None: not yet."""
     waiting_for_budget: int
+    kube_requests: int
 
 
 @contextlib.asynccontextmanager

@@ -11,12 +11,13 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vnetpods_api import ConditionType, find
 from vnetpods_operator import planner
 from vnetpods_operator.budget import Kind
+from vnetpods_operator.health import State
 from vnetpods_operator.roster import Roster
 
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
@@ -25,11 +26,10 @@ _SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 class Metrics:
     """All metrics of one operator, in a registry of its own."""
 
-    def __init__(self, roster: Roster, queue: Callable[[], tuple[int, float]], leads: Callable[[], bool]) -> None:
-        """`queue()` gives nodes in line and the age of the oldest."""
+    def __init__(self, roster: Roster, state: Callable[[], State]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.registry.register(_Pools(roster, queue, leads))
+        self.registry.register(_Pools(roster, state))
         self._requests = Counter(
             "vnetpods_azure_requests",
             "Requests to ARM, polls included.",
@@ -109,12 +109,11 @@ class Metrics:
 class _Pools(Collector):
     """Computed from the roster at each scrape."""
 
-    def __init__(self, roster: Roster, queue: Callable[[], tuple[int, float]], leads: Callable[[], bool]) -> None:
+    def __init__(self, roster: Roster, state: Callable[[], State]) -> None:
         self._roster = roster
-        self._queue = queue
-        self._leads = leads
+        self._state = state
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         addresses = GaugeMetricFamily(
             "vnetpods_addresses", "Addresses by what they are to the nodes.", labels=["subnet", "state"]
         )
@@ -143,10 +142,18 @@ class _Pools(Collector):
         for (status, reason), number in by_reason.items():
             reasons.add_metric([status, reason], number)
         waiting.add_metric([], total)
-        depth, age = self._queue()
+        state = self._state()
         yield addresses
         yield reasons
         yield waiting
-        yield GaugeMetricFamily("vnetpods_queue_depth", "Nodes in line.", value=depth)
-        yield GaugeMetricFamily("vnetpods_queue_age_seconds", "Wait of the node that is in line longest.", value=age)
-        yield GaugeMetricFamily("vnetpods_leader", "1 when this operator holds the Lease.", value=int(self._leads()))
+        yield GaugeMetricFamily("vnetpods_queue_depth", "Nodes in line.", value=state.in_line)
+        yield GaugeMetricFamily(
+            "vnetpods_queue_age_seconds", "Wait of the node that is in line longest.", value=state.oldest
+        )
+        yield GaugeMetricFamily(
+            "vnetpods_azure_held_back", "Requests that the budget holds back now.", value=state.waiting_for_budget
+        )
+        yield GaugeMetricFamily("vnetpods_leader", "1 when this operator holds the Lease.", value=int(state.leads))
+        yield CounterMetricFamily(
+            "vnetpods_kubernetes_requests", "Requests to the API server, watches apart.", value=state.kube_requests
+        )

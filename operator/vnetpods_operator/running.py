@@ -56,7 +56,8 @@ class Operator:
         self._roster = Roster()
         self._queue = Queue(asyncio.get_running_loop().time)
         self._elector: Elector | None = None
-        self._metrics = Metrics(self._roster, lambda: (self._queue.depth, self._queue.age), lambda: self._leads)
+        self._kube: Kube | None = None
+        self._metrics = Metrics(self._roster, self._state)
         self._budget = Budget(self._rates, self._metrics.held_back)
 
     async def run(self) -> None:
@@ -68,6 +69,7 @@ class Operator:
             kubernetes.opened(self._kubeconfig) as kube,
             health.serving(self.config.listen, self._metrics.registry, self._state),
         ):
+            self._kube = kube
             identity = f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}"
             elector = self._elector = Elector(kube, self.config.election, identity, self._lost)
             if not await self._unless_stopped(elector.acquire()):
@@ -227,6 +229,7 @@ class Operator:
             oldest=round(self._queue.age, 3),
             azure_answered=None if last is None else round(time.monotonic() - last, 3),
             waiting_for_budget=self._budget.waiting,
+            kube_requests=self._kube.requests if self._kube else 0,
         )
 
 
