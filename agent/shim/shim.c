@@ -119,10 +119,11 @@ static struct {
     uint8_t answer_protocol;
     uint8_t exit_code;
     size_t answer_size;
-    /* Header, environment and stdin, one after the other; one byte more, to see that there is too much. */
-    uint8_t request[REQUEST_HEADER + ENVIRONMENT_CAP + STDIN_CAP + 1];
-    uint8_t answer[ANSWER_HEADER + ANSWER_CAP];
 } call;
+
+/* Header, environment and stdin, one after the other; one byte more, to see that there is too much. */
+static uint8_t request[REQUEST_HEADER + ENVIRONMENT_CAP + STDIN_CAP + 1];
+static uint8_t answer[ANSWER_HEADER + ANSWER_CAP];
 
 static int64_t now_ms(void)
 {
@@ -190,7 +191,7 @@ static const char *asked_version(void)
 {
     static char version[16];
     static const char key[] = "\"cniVersion\"";
-    const uint8_t *input = call.request + REQUEST_HEADER + call.environment_size;
+    const uint8_t *input = request + REQUEST_HEADER + call.environment_size;
     const uint8_t *end = input + call.stdin_size;
     const uint8_t *at = memmem(input, call.stdin_size, key, sizeof key - 1);
     size_t length = 0;
@@ -257,7 +258,7 @@ static void collect_environment(void)
         if (size > ENVIRONMENT_CAP - call.environment_size)
             fail(CODE_ENVIRONMENT, "shorten CNI_ARGS or CNI_PATH", "the CNI_* variables are longer than %d bytes",
                  ENVIRONMENT_CAP);
-        memcpy(call.request + REQUEST_HEADER + call.environment_size, *entry, size);
+        memcpy(request + REQUEST_HEADER + call.environment_size, *entry, size);
         call.environment_size += size;
     }
 }
@@ -265,7 +266,7 @@ static void collect_environment(void)
 /* The network configuration, up to end of file. VERSION needs none, and a person may type it on a terminal. */
 static void read_input(void)
 {
-    uint8_t *input = call.request + REQUEST_HEADER + call.environment_size;
+    uint8_t *input = request + REQUEST_HEADER + call.environment_size;
 
     while (call.stdin_size <= STDIN_CAP) {
         ssize_t got;
@@ -332,13 +333,13 @@ static size_t get_u32(const uint8_t *at)
 /* Completes the request; returns its size. */
 static size_t put_header(int flags, int64_t deadline_ms)
 {
-    memcpy(call.request, "VNP", 3);
-    call.request[3] = PROTOCOL;
-    call.request[4] = (uint8_t)call.command->verb;
-    call.request[5] = (uint8_t)flags;
-    put_u32(call.request + 8, deadline_ms > 0 ? (size_t)deadline_ms : 0); /* 6 and 7: no additional header fields */
-    put_u32(call.request + 12, call.environment_size);
-    put_u32(call.request + 16, call.stdin_size);
+    memcpy(request, "VNP", 3);
+    request[3] = PROTOCOL;
+    request[4] = (uint8_t)call.command->verb;
+    request[5] = (uint8_t)flags;
+    put_u32(request + 8, deadline_ms > 0 ? (size_t)deadline_ms : 0); /* 6 and 7: no additional header fields */
+    put_u32(request + 12, call.environment_size);
+    put_u32(request + 16, call.stdin_size);
     return REQUEST_HEADER + call.environment_size + call.stdin_size;
 }
 
@@ -350,7 +351,7 @@ static bool send_request(int fd)
         char bytes[CMSG_SPACE(sizeof call.doors)];
     } control;
     bool doors = call.doors[0] >= 0;
-    struct iovec rest = {call.request, put_header(doors ? FLAG_DOORS : 0, call.deadline - now_ms())};
+    struct iovec rest = {request, put_header(doors ? FLAG_DOORS : 0, call.deadline - now_ms())};
     struct msghdr message = {.msg_iov = &rest, .msg_iovlen = 1};
 
     if (doors) {
@@ -384,7 +385,7 @@ static enum outcome receive_answer(int fd)
     size_t size = 0, wanted = ANSWER_HEADER;
 
     while (size < wanted) {
-        ssize_t got = recv(fd, call.answer + size, wanted - size, 0);
+        ssize_t got = recv(fd, answer + size, wanted - size, 0);
 
         if (got < 0 && errno == EAGAIN) {
             if (!wait_for(fd, POLLIN))
@@ -397,10 +398,10 @@ static enum outcome receive_answer(int fd)
             return LOST;
         size += (size_t)got;
         if (size == ANSWER_HEADER && wanted == ANSWER_HEADER) {
-            call.answer_protocol = call.answer[3];
-            call.exit_code = call.answer[4];
-            call.answer_size = get_u32(call.answer + 8);
-            if (memcmp(call.answer, "VNP", 3) != 0 || call.answer_protocol != PROTOCOL || call.answer_size > ANSWER_CAP)
+            call.answer_protocol = answer[3];
+            call.exit_code = answer[4];
+            call.answer_size = get_u32(answer + 8);
+            if (memcmp(answer, "VNP", 3) != 0 || call.answer_protocol != PROTOCOL || call.answer_size > ANSWER_CAP)
                 return GARBLED;
             wanted += call.answer_size;
         }
@@ -500,7 +501,7 @@ static const char *spool_request(void)
     file = openat(folder, temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (file < 0)
         return "creating a file";
-    if (write_all(file, call.request, put_header(FLAG_REPLAYED, call.command->deadline_ms)) && fsync(file) == 0 &&
+    if (write_all(file, request, put_header(FLAG_REPLAYED, call.command->deadline_ms)) && fsync(file) == 0 &&
         renameat(folder, temporary, folder, name) == 0)
         return fsync(folder) == 0 ? NULL : "syncing the folder";
     problem = errno;
@@ -589,7 +590,7 @@ int main(void)
     outcome = ask();
     if (outcome != ANSWERED)
         answer_alone(outcome, errno);
-    if (!write_all(STDOUT_FILENO, call.answer + ANSWER_HEADER, call.answer_size)) {
+    if (!write_all(STDOUT_FILENO, answer + ANSWER_HEADER, call.answer_size)) {
         log_line("writing the answer to stdout: %s", strerror(errno));
         return EXIT_FAILURE;
     }
