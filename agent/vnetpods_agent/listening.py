@@ -21,7 +21,7 @@ import structlog
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody
-from vnetpods_agent.dataplane import HostState, Nic
+from vnetpods_agent.dataplane import DataPlaneError, HostState, Nic
 from vnetpods_agent.dataplane.hoststate import HostReconciler
 from vnetpods_agent.dataplane.kernel import uplink_mtu
 from vnetpods_agent.events import Event, Events
@@ -62,7 +62,11 @@ class Mtus:
                 await self._look(mac)
 
     async def _look(self, mac: str) -> None:
-        mtu = await self._kernel.submit(uplink_mtu, mac)
+        try:
+            mtu = await self._kernel.submit(uplink_mtu, mac)
+        except DataPlaneError as error:
+            log.warning("MTU unknown", mac=mac, error=str(error))
+            return
         self._known[mac] = _USUAL_MTU if mtu is None else mtu
 
 
@@ -126,7 +130,7 @@ class Listener:
         self._declare()
         self._tell_missing()
         if supply.live:
-            parts.reporter.heard(status.usage)
+            parts.reporter.heard(status)
         parts.custody.serve()
         if not parts.unfit():
             self.fit.set()

@@ -3,8 +3,9 @@
 Runs in the event loop; `watch` is iterated by one task, `publish` called by another. List without resourceVersion, so
 that the first answer is the API server's newest and not a cache's: an old version must never look like a step of the
 release handshake. Then a watch from there; after its end or an error (410, a lost connection) list again, with a
-growing pause if it failed. A pool that is deleted is simply not heard of until it is there again: nothing follows from
-absence.
+growing pause if it failed. Every report names the version of the pool that it answers to, and the API server refuses it
+when there is a newer one: so a report that was lost on its way can't arrive after a later one. A pool that is deleted
+is simply not heard of until it is there again: nothing follows from absence.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 import structlog
 
 from vnetpods_agent.kubeapi import ApiError, KubeApi, KubeError
-from vnetpods_agent.source import Report, SourceUnavailable, Supply
+from vnetpods_agent.source import Report, SourceChanged, SourceUnavailable, Supply
 from vnetpods_api import (
     Condition,
     ConditionStatus,
@@ -38,6 +39,7 @@ _PATH = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 _WATCH_SECONDS = 240
 _RETRY = (0.2, 8.0)
 _GONE = 410
+_CONFLICT = 409
 
 log = structlog.get_logger(component="nodeippool")
 
@@ -51,6 +53,7 @@ class NodeIPPoolSource:
         self._query = {"fieldSelector": f"metadata.name={node}"}
         self._trouble = "the API server has not answered yet"
         self._conditions: tuple[Condition, ...] = ()
+        self._version = ""
 
     @property
     def trouble(self) -> str:
@@ -106,7 +109,13 @@ class NodeIPPoolSource:
             log.error("NodeIPPool can't be read", error=str(error))  # noqa: TRY400 - the trace says nothing more
             return None
         self._conditions = pool.status.conditions
+        self._heard_of(pool.metadata.resource_version or "")
         return Supply(pool.status)
+
+    def _heard_of(self, version: str) -> None:
+        """The answer to a report may be newer than what the watch tells afterwards."""
+        if not (version.isdigit() and self._version.isdigit() and int(version) < int(self._version)):
+            self._version = version
 
     async def publish(self, report: Report) -> None:
         status = Status(
@@ -116,10 +125,15 @@ class NodeIPPoolSource:
             conditions=tuple(merge(self._conditions, [_agent_ready(report, datetime.now(UTC))])),
         )
         query = {"fieldManager": AGENT_MANAGER, "force": "true"}
+        body = apply_body(self._node, status=status, resource_version=self._version)
         try:
-            await self._api.apply(f"{_PATH}/{self._node}/status", query, apply_body(self._node, status=status))
+            answer = await self._api.apply(f"{_PATH}/{self._node}/status", query, body)
+        except ApiError as error:
+            kind = SourceChanged if error.status == _CONFLICT else SourceUnavailable
+            raise kind(f"NodeIPPool {self._node}: {error}") from error
         except KubeError as error:
             raise SourceUnavailable(f"NodeIPPool {self._node}: {error}") from error
+        self._heard_of(answer["metadata"]["resourceVersion"])
 
 
 def _agent_ready(report: Report, now: datetime) -> Condition:

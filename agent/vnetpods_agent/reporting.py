@@ -22,8 +22,8 @@ from vnetpods_agent.custody import Custody
 from vnetpods_agent.ledger import Ledger, LedgerUnavailable
 from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Forget, Reinstate, Withdraw
-from vnetpods_agent.source import AddressSource, Report, SourceUnavailable
-from vnetpods_api import Usage
+from vnetpods_agent.source import AddressSource, Report, SourceChanged, SourceUnavailable
+from vnetpods_api import Status
 
 MERGE = 0.02
 """Seconds in which changes are gathered before anything is written: a burst of pods is one need."""
@@ -78,10 +78,12 @@ class Reporter:
         """Something may have to be told."""
         self._wake.set()
 
-    def heard(self, told: Usage | None) -> None:
-        """The source has spoken, so it can be reached; `told` is what it repeats of our last report."""
+    def heard(self, status: Status) -> None:
+        """The source has spoken, so it can be reached; what it repeats of our last report shows whether it still has
+        it.
+        """
         self.live = True
-        if told is None:  # it has forgotten us: the pool was made anew
+        if self._last is not None and (status.usage is None or status.released != self._last.released):
             self._last = None
         self._heard.set()
         self._wake.set()
@@ -99,6 +101,9 @@ class Reporter:
             try:
                 delay = await self.step(clock(), loop.time())
                 retry = RETRY[0]
+            except SourceChanged:
+                self.observe("overtaken")
+                delay = GAP / 10  # the change is on its way to us
             except (SourceUnavailable, LedgerUnavailable) as error:
                 log.warning("report not delivered", error=str(error))
                 self.observe("failed")

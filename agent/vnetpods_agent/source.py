@@ -18,6 +18,12 @@ class SourceUnavailable(Exception):  # noqa: N818 - its name is the finding
     """The source did not confirm; the message says which one, what was asked and why it failed."""
 
 
+class SourceChanged(SourceUnavailable):
+    """The source has changed since it was heard last: what it says now comes by `watch`, and the report has to fit
+    it.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Supply:
     """What the source says at one moment.
@@ -68,7 +74,11 @@ class AddressSource(Protocol):
         ...
 
     async def publish(self, report: Report) -> None:
-        """Returns when the source has taken it. Raises SourceUnavailable."""
+        """Returns when the source has taken it. Raises SourceUnavailable, SourceChanged.
+
+        A report that gets lost on its way must not arrive after a later one: it could promise back an address that is
+        in use again by then.
+        """
         ...
 
     @property

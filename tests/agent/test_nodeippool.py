@@ -19,7 +19,7 @@ from vnetpods_agent.attachment import Pod as PodName
 from vnetpods_agent.events import Event, Events
 from vnetpods_agent.kubeapi import AccessError, ApiError, KubeApi, from_kubeconfig, in_cluster
 from vnetpods_agent.nodeippool import NodeIPPoolSource
-from vnetpods_agent.source import Report, SourceUnavailable, Supply
+from vnetpods_agent.source import Report, SourceChanged, SourceUnavailable, Supply
 from vnetpods_api import Usage
 
 pytestmark = pytest.mark.apiserver
@@ -234,3 +234,22 @@ def test_access_of_a_pod(tmp_path: Path, apiserver: ApiServer) -> None:
     assert (access.server, access.token_file) == ("https://[fd00::1]:6443", tmp_path / "token")
     with pytest.raises(AccessError, match="KUBERNETES_SERVICE_HOST is not set"):
         in_cluster(tmp_path, {})
+
+
+async def test_a_report_that_answers_to_an_older_pool_is_refused(pool: Pool) -> None:
+    """One that was lost on its way could otherwise arrive after a later one."""
+    await asyncio.to_thread(pool.create)
+    await asyncio.to_thread(pool.addresses, "10.240.0.5")
+    async with watching(pool) as (source, heard):
+        await next_addresses(heard)
+        await source.publish(Report(Usage(free=1)))
+        await source.publish(Report(Usage(free=2)))  # its own answer counts as heard
+        source._version = str(int(source._version) - 1)
+        with pytest.raises(SourceChanged, match="409"):
+            await source.publish(Report(Usage(free=3)))
+        assert pool.seen()["usage"]["free"] == 2
+        await asyncio.to_thread(pool.addresses, "10.240.0.6")
+        while await next_addresses(heard) != ["10.240.0.6"]:
+            pass
+        await source.publish(Report(Usage(free=4)))
+        assert pool.seen()["usage"]["free"] == 4

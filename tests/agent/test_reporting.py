@@ -17,7 +17,7 @@ from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Assign, Release
 from vnetpods_agent.reporting import GAP, Reporter, urgency
 from vnetpods_agent.source import Report, SourceUnavailable, Supply
-from vnetpods_api import Interface, Usage
+from vnetpods_api import Interface, Status, Usage
 
 INTERVAL = 10.0
 COOLDOWN = 30.0
@@ -137,7 +137,7 @@ class Node:
 
     def hear(self) -> None:
         self.pool.supply([self.cloud.interface()])
-        self.reporter.heard(Usage())
+        self.reporter.heard(Status(usage=Usage(), released=tuple(self.cloud.released)))
 
     async def report(self) -> None:
         with contextlib.suppress(SourceUnavailable):
