@@ -64,7 +64,12 @@ class Azure(Builder):
 
     def reboot(self, machine: str) -> None:
         """New network namespace for a VM; end its processes first."""
-        self._call("reboot", machine=machine)
+        self.power(machine, "restart")
+
+    def disk(self, machine: str) -> Path:
+        """A folder that lives as long as the VM's disk: kept by a reboot, emptied by `power(…, "reimage")`, deleted
+        with it."""
+        return self.folder / "disks" / machine
 
     def delete_vm(self, name: str, *, with_nic: bool = True) -> None:
         """The VM, its namespace, and its `<name>-nic`."""

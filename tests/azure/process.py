@@ -68,7 +68,7 @@ async def _serve(folder: Path, settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     emulator = Emulator(settings)
-    network = Network(emulator.cloud)
+    network = Network(emulator.cloud, folder / "disks")
     runners: list[web.AppRunner] = []
     await network.open()
     try:
@@ -139,7 +139,7 @@ class _Admin:
             return {"error": traceback.format_exc()}
 
     async def _call(self, verb: str, arguments: dict[str, Any]) -> Any:
-        if verb in ("drops", "dropped", "reboot"):
+        if verb in ("drops", "dropped"):
             return await getattr(self._network, verb)(**arguments)
         if verb == "bugs":
             return self._emulator.bugs

@@ -165,3 +165,56 @@ def test_reboot_gives_a_fresh_namespace(azure: Azure) -> None:
     shown = subprocess.run(["ip", "-n", "w2", "addr"], check=True, capture_output=True, text=True).stdout
     assert "10.99.0.1" not in shown
     assert says(("w1", "10.240.0.4"), ("w2", "10.240.0.5")) == "10.240.0.4"
+
+
+def test_stop_start_reimage_and_recreate(azure: Azure) -> None:
+    azure.create_vm("s1", "net/pods")
+    address = azure.addresses("s1-nic")["ipconfig1"]
+    (azure.disk("s1") / "ledger").write_text("x")
+    azure.power("s1", "deallocate")
+    assert not namespaces.exists("s1")
+    before = azure.drops()["unreachable"]
+    assert says(("w1", "10.240.0.4"), ("internet", "203.0.113.10")) == "10.240.0.4"
+    with namespaces.open_socket("w1", kind=socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", (address, 5555))
+    assert azure.drops()["unreachable"] == before + 1
+    azure.power("s1", "start")
+    assert azure.addresses("s1-nic") == {"ipconfig1": address}
+    assert says(("w1", "10.240.0.4"), ("s1", address)) == "10.240.0.4"
+    assert (azure.disk("s1") / "ledger").exists()
+    azure.power("s1", "reimage")
+    assert list(azure.disk("s1").iterdir()) == []
+    (azure.disk("s1") / "ledger").write_text("x")
+    azure.delete_vm("s1")
+    assert not azure.disk("s1").exists()
+    azure.create_vm("s1", "net/pods")
+    assert list(azure.disk("s1").iterdir()) == []
+    assert says(("w1", "10.240.0.4"), ("s1", address)) == "10.240.0.4"
+    azure.delete_vm("s1")
+
+
+def test_machine_with_two_nics_in_two_subnets(azure: Azure) -> None:
+    azure.create_subnet("net", "second", "10.241.0.0/24")
+    azure.create_nic("two-second", "net/second")
+    azure.create_vm("two", "net/pods", nics=["two-second"])
+    first, second = azure.addresses("two-nic")["ipconfig1"], azure.addresses("two-second")["ipconfig1"]
+    shown = subprocess.run(["ip", "-n", "two", "-br", "addr"], check=True, capture_output=True, text=True).stdout
+    assert f"{first}/16" in shown
+    assert f"{second}/24" in shown
+    assert says(("w1", "10.240.0.4"), ("two", first)) == "10.240.0.4"
+    before = azure.drops()["source"]
+    assert says(("two", second), ("w1", "10.240.0.4")) is None, "sent through eth0, which doesn't hold it"
+    assert azure.drops()["source"] == before + 1
+    subprocess.run(["ip", "-n", "two", "rule", "add", "from", second, "lookup", "7"], check=True)
+    subprocess.run(["ip", "-n", "two", "route", "add", "default", "via", "10.241.0.1", "table", "7"], check=True)
+    assert says(("two", second), ("w1", "10.240.0.4")) == second
+    azure.delete_vm("two")
+
+
+def test_uniform_instances_have_namespaces(azure: Azure) -> None:
+    azure.create_scale_set("pool", "net/pods", 1)
+    instance = f"{azure.id('Microsoft.Compute/virtualMachineScaleSets', 'pool')}/virtualMachines/0"
+    address = azure.addresses(f"{instance}/networkInterfaces/pool-nic")["ipconfig1"]
+    assert says(("pool000000", address), ("w1", "10.240.0.4")) == address
+    azure.request("DELETE", instance)
+    assert not namespaces.exists("pool000000")

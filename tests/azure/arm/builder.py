@@ -135,6 +135,10 @@ class Builder:
             self.create_vm(f"{name}_{number}", subnet, virtualMachineScaleSet={"id": made})
         return made
 
+    def power(self, machine: str, action: str) -> None:
+        """`start`, `restart`, `powerOff`, `deallocate` or `reimage` a VM (by name) or a scale-set instance (by id)."""
+        self.request("POST", f"{self.id('Microsoft.Compute/virtualMachines', machine)}/{action}")
+
     def nic(self, name: str) -> Body:
         """A NIC as ARM shows it."""
         return self.get("Microsoft.Network/networkInterfaces", name)

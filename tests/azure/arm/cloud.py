@@ -157,8 +157,10 @@ class Cloud:
             return reads.operation(self, wanted)
         if wanted.asked == "list":
             return reads.listed(self, request, wanted)
-        if wanted.asked == "action" or wanted.id is None:
-            raise ArmError(404, "InvalidResourceType", f"The action {wanted.action} is not known on {request.path}.")
+        if wanted.asked == "action" and wanted.id is not None:
+            return writes.action(self, request, wanted.id, wanted.action, now)
+        if wanted.id is None:
+            raise ArmError(404, "InvalidResourceType", f"Nothing is known at {request.path}.")
         return self._resource(request, wanted.id, now, outcome)
 
     def _resource(self, request: Request, wanted: ResourceId, now: float, outcome: writes.Outcome | None) -> Reply:
@@ -171,7 +173,7 @@ class Cloud:
             return writes.patch(self, request, kind, wanted)
         if request.method == "DELETE":
             return writes.delete(self, request, wanted, now)
-        return reads.get(self, kind, wanted)
+        return reads.get(self, request, kind, wanted)
 
 
 def _check_request(request: Request) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tests.azure.arm import networks, routes, scalesets
+from tests.azure.arm import machines, networks, power, routes, scalesets
 from tests.azure.arm.errors import ArmError, not_found
 from tests.azure.arm.ids import ResourceId
 from tests.azure.arm.kinds import BY_TYPE
@@ -33,11 +33,14 @@ def existing(model: Model, wanted: ResourceId) -> Resource:
     raise not_found(str(wanted.parent if len(wanted.types) > 1 else wanted), wanted.group)
 
 
-def get(model: Readable, kind: Kind, wanted: ResourceId) -> Reply:
+def get(model: Readable, request: Request, kind: Kind, wanted: ResourceId) -> Reply:
     found = existing(model, wanted)
     followed = found.operation and model.settings.operation_style == "body"
     running = model.operations.get(found.operation) if followed else None
-    return Reply(200, kind.shown(model, found), {"ETag": found.etag}, due=running.due if running else None)
+    body = kind.shown(model, found)
+    if wanted.kind in MACHINES and request.query.get("$expand", "").lower() == "instanceview":
+        body = {**body, "properties": {**body["properties"], "instanceView": power.instance_view(found)}}
+    return Reply(200, body, {"ETag": found.etag}, due=running.due if running else None)
 
 
 def part(model: Model, request: Request, wanted: ResourceId) -> Reply:
@@ -68,6 +71,7 @@ def listed(model: Model, request: Request, wanted: routes.Target) -> Reply:
     return _page(model, request, kind, list(model.store.below(wanted.prefix, wanted.kind)))
 
 
+MACHINES = (machines.TYPE.lower(), scalesets.INSTANCE.lower())
 SET_NICS = (f"{scalesets.TYPE}/networkInterfaces".lower(), scalesets.NIC.lower())
 
 

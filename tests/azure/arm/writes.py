@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tests.azure.arm import scalesets
+from tests.azure.arm import power, scalesets
 from tests.azure.arm.errors import ArmError
 from tests.azure.arm.ids import ResourceId
 from tests.azure.arm.model import Kind, Model
@@ -89,6 +89,22 @@ def delete(model: Writable, request: Request, wanted: ResourceId, now: float) ->
     operation = model.operations.start(str(wanted), now + duration, lambda operation: None)
     headers = _headers(model, request, wanted, operation)
     return Reply(202, None, headers) if headers else Reply(200)
+
+
+def action(model: Writable, request: Request, wanted: ResourceId, name: str, now: float) -> Reply:
+    """POST: power of a machine, or deleting instances of a scale set."""
+    found = existing(model, wanted)
+    if wanted.kind == scalesets.TYPE.lower() and name.lower() == "delete":
+        for number in (request.body or {}).get("instanceIds") or ():
+            instance = model.store.get(wanted.child("virtualMachines", number))
+            if instance is not None:
+                model.delete(instance, now)
+    else:
+        power.act(found, name)
+    model.generation += 1
+    duration = _duration(model, request, wanted)
+    operation = model.operations.start(str(wanted), now + duration, lambda operation: None)
+    return Reply(202, None, _headers(model, request, wanted, operation))
 
 
 def _store(

@@ -9,6 +9,8 @@ difference. Machines' namespaces appear and go with their VM. Nothing survives t
 from __future__ import annotations
 
 import asyncio
+import shutil
+from pathlib import Path
 from typing import Any
 
 from tests.azure.arm.cloud import Cloud
@@ -32,10 +34,11 @@ LOCAL_ADDRESSES = (ARM_ADDRESS, ruleset.METADATA, ruleset.WIRESERVER)
 class Network:
     """The fabric. Order of life: `open`, then any number of `sync`, then `close`."""
 
-    def __init__(self, cloud: Cloud) -> None:
+    def __init__(self, cloud: Cloud, disks: Path) -> None:
         self._cloud = cloud
+        self._disks = disks
         self.numbers = plan.Numbers()
-        self.topology = Topology({}, {})
+        self.topology = Topology({}, {}, {}, frozenset())
         self._plan = plan.Plan(elements={name: set() for name in plan.SETS})
         self._lock = asyncio.Lock()
 
@@ -82,21 +85,6 @@ class Network:
             gone = await self._machines(wanted)
             await self._program(wanted, gone)
 
-    async def reboot(self, machine: str) -> None:
-        """Takes a machine's namespace away and makes a new one, as a power cut and a boot would. Whoever runs processes
-        in it must have ended them."""
-        async with self._lock:
-            ports = [port for port in self.topology.ports.values() if port.machine == machine]
-            if not ports:
-                raise kernel.KernelError(f"no machine is called {machine}")
-            namespaces.delete(machine)
-            gone = {self.numbers.port(port.nic) for port in ports}
-            await self._unplug(ports)
-            namespaces.create(machine)
-            for port in ports:
-                await self._plug(port)
-            await self._program(self.topology, gone)
-
     async def drops(self) -> dict[str, int]:
         """Dropped packets by reason (see ruleset)."""
         found = await kernel.nft_json("list", "counters", "table", "ip", "fabric")
@@ -122,19 +110,29 @@ class Network:
         return rows
 
     async def _machines(self, wanted: Topology) -> set[str]:
-        """Namespaces and links of machines that came or went; returns the devices that were removed."""
+        """Namespaces and links of machines that came, went or booted; returns the devices that were removed."""
         before, after = self.topology.ports, wanted.ports
         unplugged = [port for nic, port in before.items() if nic not in after or _wiring(after[nic]) != _wiring(port)]
         plugged = [port for nic, port in after.items() if nic not in before or _wiring(before[nic]) != _wiring(port)]
-        for machine in self.topology.machines - wanted.machines:
+        had = {(port.machine, port.boot) for port in before.values()}
+        have = {(port.machine, port.boot) for port in after.values()}
+        for machine, _ in had - have:
             namespaces.delete(machine)
         await self._unplug(unplugged)
-        for machine in sorted(wanted.machines - self.topology.machines):
+        self._wipe(wanted)
+        for machine, _ in sorted(have - had):
             namespaces.delete(machine)  # left behind by a fabric that was killed
             namespaces.create(machine)
+            (self._disks / machine).mkdir(parents=True, exist_ok=True)
         for port in plugged:
             await self._plug(port)
         return {self.numbers.port(port.nic) for port in unplugged}
+
+    def _wipe(self, wanted: Topology) -> None:
+        """A deleted machine takes its disk along, a re-imaged one gets an empty one."""
+        for machine, image in self.topology.images.items():
+            if wanted.images.get(machine) != image:
+                shutil.rmtree(self._disks / machine, ignore_errors=True)
 
     async def _unplug(self, ports: list[Port]) -> None:
         """Deletes links. A namespace that is gone took its link along, but maybe not yet."""
@@ -175,6 +173,6 @@ class Network:
         self.topology = wanted
 
 
-def _wiring(port: Port) -> tuple[str, str, str, str]:
+def _wiring(port: Port) -> tuple[str, str, str, str, int]:
     """What can't change without a new link."""
-    return port.machine, port.ifname, port.mac, port.subnet
+    return port.machine, port.ifname, port.mac, port.subnet, port.boot

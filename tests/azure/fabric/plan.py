@@ -67,6 +67,7 @@ SETS = ("macs", "owned", "outbound", "hosts", "held", "marks")
 def make(topology: Topology, numbers: Numbers) -> Plan:
     """All kernel objects that follow from a topology."""
     plan = Plan(elements={name: set() for name in SETS})
+    plan.elements["held"].update(topology.stopped)
     vnet_of = {subnet: network.vnet for network in topology.networks.values() for subnet in network.subnets}
     for port in topology.ports.values():
         _port(plan, port, numbers, numbers.table(vnet_of[port.subnet]))

@@ -7,7 +7,7 @@ Reasons:
 - `mac`          frame with a source MAC that isn't the NIC's
 - `source`       source address that isn't configured on the sending NIC
 - `unowned`      no NIC holds the destination
-- `unreachable`  a NIC holds it, in a VNet that the sender isn't peered with
+- `unreachable`  a NIC holds it, in a VNet that the sender isn't peered with, or of a machine that is stopped
 - `outbound`     to the internet (or ARM) from an address that isn't its NIC's primary one
 - `inbound`      from the internet, and no answer to anything
 - `metadata`     to 169.254.169.254 or 168.63.129.16 from another address than the primary one of the primary NIC

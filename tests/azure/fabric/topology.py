@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from tests.azure.arm import machines, networks, nics, scalesets
+from tests.azure.arm import machines, networks, nics, power, scalesets
 from tests.azure.arm.cloud import Cloud
 from tests.azure.arm.ids import key, parse
 from tests.azure.arm.store import Resource
@@ -33,6 +33,12 @@ class Port:
     addresses: frozenset[str]
     first: bool
     """Whether it is the machine's primary NIC."""
+    boot: int
+    """Number of the machine's boot: a new one means a new namespace."""
+    forwarding: bool
+    """enableIPForwarding: it may send for others."""
+    security: tuple[str, ...]
+    """Security groups that judge its packets: the subnet's, then its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,12 @@ class Network:
 @dataclass(frozen=True, slots=True)
 class Topology:
     ports: dict[str, Port]
-    """By key of the NIC."""
+    """NICs of running machines, by key."""
     networks: dict[str, Network]
+    images: dict[str, int]
+    """Machine → number of its disk's image."""
+    stopped: frozenset[str]
+    """Addresses of NICs without a running machine."""
 
     @property
     def machines(self) -> set[str]:
@@ -58,34 +68,51 @@ class Topology:
 
 def read(cloud: Cloud) -> Topology:
     """The network as the cloud has it now."""
-    ports: dict[str, Port] = {}
     named = [(vm, vm.id.name) for vm in cloud.store.of_kind(machines.TYPE)]
     named += [(instance, scalesets.computer_name(instance)) for instance in cloud.store.of_kind(scalesets.INSTANCE)]
+    ports: dict[str, Port] = {}
     for vm, name in named:
-        for position, reference in enumerate(machines.nic_ids(vm.body)):
+        for position, reference in enumerate(machines.nic_ids(vm.body) if power.running(vm) else ()):
             nic = cloud.store.get(parse(reference))
             if nic is not None:
-                ports[nic.id.key] = _port(cloud, nic, name, position)
+                ports[nic.id.key] = _port(cloud, nic, name, position, power.boots(vm))
     found = {}
     for vnet in cloud.store.of_kind(networks.TYPE):
         subnets = tuple(subnet.id.key for subnet in cloud.store.below(vnet.id.text, networks.SUBNET))
         peers = tuple(sorted(networks.connected(cloud, vnet.id.text)))
         found[vnet.id.key] = Network(vnet.id.key, tuple(networks.prefixes(vnet)), peers, subnets)
-    return Topology(ports, found)
+    stopped = {
+        address
+        for kind in (nics.TYPE, scalesets.NIC)
+        for nic in cloud.store.of_kind(kind)
+        if nic.id.key not in ports
+        for address in addresses_of(nic)
+    }
+    return Topology(ports, found, {name: power.images(vm) for vm, name in named}, frozenset(stopped))
 
 
-def _port(cloud: Cloud, nic: Resource, machine: str, position: int) -> Port:
+def addresses_of(nic: Resource) -> set[str]:
+    """All IPv4 addresses of a NIC, blocks expanded."""
+    return {
+        str(address)
+        for part in nics.configurations(nic)
+        if part["properties"]["privateIPAddressVersion"] == "IPv4"
+        for address in ipaddress.IPv4Network(part["properties"]["privateIPAddress"], strict=False)
+    }
+
+
+def _security(cloud: Cloud, nic: Resource, subnet: str) -> tuple[str, ...]:
+    owners = (cloud.store.get(subnet), nic)
+    groups = [owner.properties.get("networkSecurityGroup") for owner in owners if owner is not None]
+    return tuple(key(group["id"]) for group in groups if group)
+
+
+def _port(cloud: Cloud, nic: Resource, machine: str, position: int, boot: int) -> Port:
     parts = nics.configurations(nic)
     first = next(part for part in parts if part["properties"]["primary"])
     primary = first["properties"]["privateIPAddress"]
     subnet = key(first["properties"]["subnet"]["id"])
     network = next(net for net in cloud.spaces[subnet].networks if ipaddress.IPv4Address(primary) in net)
-    addresses = {
-        str(address)
-        for part in parts
-        if part["properties"]["privateIPAddressVersion"] == "IPv4"
-        for address in ipaddress.IPv4Network(part["properties"]["privateIPAddress"], strict=False)
-    }
     return Port(
         nic=nic.id.key,
         machine=machine,
@@ -95,6 +122,9 @@ def _port(cloud: Cloud, nic: Resource, machine: str, position: int) -> Port:
         primary=primary,
         prefix_length=network.prefixlen,
         gateway=str(network[1]),
-        addresses=frozenset(addresses),
+        addresses=frozenset(addresses_of(nic)),
         first=position == 0,
+        boot=boot,
+        forwarding=bool(nic.properties.get("enableIPForwarding")),
+        security=_security(cloud, nic, subnet),
     )
