@@ -24,7 +24,18 @@ import structlog
 
 from vnetpods_agent import faults
 from vnetpods_agent.lane import Job, Lane, Outcome, settle
-from vnetpods_agent.records import FACTS, Content, Operation, UnknownFormat, create, enter, read, rewrite, statements
+from vnetpods_agent.records import (
+    FACTS,
+    Content,
+    Operation,
+    UnknownFormat,
+    bring_up_to_date,
+    create,
+    enter,
+    read,
+    rewrite,
+    statements,
+)
 
 _DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 _IDLE = 0.5  # seconds without work after which the log is moved into the file
@@ -211,6 +222,7 @@ class Ledger(Lane):
         return self._mirror.copy(), trouble
 
     def _remember(self, connection: sqlite3.Connection) -> None:
+        bring_up_to_date(connection)
         self._mirror = read(connection)
 
     def _set_aside(self) -> Path:

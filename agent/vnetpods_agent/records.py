@@ -2,10 +2,11 @@
 
 Schema (format 1). The key is the CNI specification's: "the combination of network name, container ID and interface
 name" names an attachment. UNIQUE(address) makes a double assignment impossible whatever happens in memory.
-    attachment(network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created, pod_namespace, pod_name,
-    pod_uid) rest(address, since)      when an address was released last: cool-down and order of use
+    attachment(network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created,
+               pod_namespace, pod_name, pod_uid)
+    rest(address, since)      when an address was released last: cool-down and order of use
     withdrawn(unit)           units this node will not use again (release handshake)
-    meta(name, value)         format, readable_by: the lowest format whose code may read and write this file
+    meta(name, value)         format, and readable_by: the lowest format whose code may read and write this file
 A later format may add columns with defaults and tables; this code names its columns, so it reads such a file and leaves
 the rest alone as long as readable_by allows it. That is how an upgrade can be taken back.
 """
@@ -13,7 +14,7 @@ the rest alone as long as readable_by allows it. That is how an upgrade can be t
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod
 
 FORMAT = 1
 READABLE_BY = 1
+UPGRADES: Mapping[int, str] = {}
+"""For every earlier format, the statements that make the next one of it."""
 _SCHEMA = """
 CREATE TABLE attachment (
   network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
@@ -39,7 +42,7 @@ _COLUMNS = (
 _INSERT = f"INSERT INTO attachment ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"  # noqa: S608 - constants
 _DELETE = "DELETE FROM attachment WHERE network = ? AND container_id = ? AND ifname = ?"
 _SELECT = f"SELECT {_COLUMNS} FROM attachment ORDER BY created"  # noqa: S608 - constants
-_REST = """INSERT OR REPLACE INTO rest
+_REST = """INSERT OR REPLACE INTO rest (address, since)
 SELECT address, ? FROM attachment WHERE network = ? AND container_id = ? AND ifname = ?"""
 
 
@@ -131,7 +134,7 @@ def statements(operation: Operation) -> Iterator[tuple[str, Sequence[tuple[Any, 
             yield _REST, [(since, *_key(key))]
             yield _DELETE, [_key(key)]
         case Withdraw(units):
-            yield "INSERT OR IGNORE INTO withdrawn VALUES (?)", [(unit,) for unit in units]
+            yield "INSERT OR IGNORE INTO withdrawn (unit) VALUES (?)", [(unit,) for unit in units]
         case Reinstate(units):
             yield "DELETE FROM withdrawn WHERE unit = ?", [(unit,) for unit in units]
         case Forget(addresses):
@@ -142,8 +145,8 @@ def rewrite(connection: sqlite3.Connection, content: Content) -> None:
     for table in ("attachment", "rest", "withdrawn"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
     connection.executemany(_INSERT, [_row(attachment) for attachment in content.attachments.values()])
-    connection.executemany("INSERT INTO rest VALUES (?, ?)", list(content.rests.items()))
-    connection.executemany("INSERT INTO withdrawn VALUES (?)", [(unit,) for unit in content.withdrawn])
+    connection.executemany("INSERT INTO rest (address, since) VALUES (?, ?)", list(content.rests.items()))
+    connection.executemany("INSERT INTO withdrawn (unit) VALUES (?)", [(unit,) for unit in content.withdrawn])
 
 
 def create(connection: sqlite3.Connection) -> None:
@@ -152,7 +155,13 @@ def create(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def read(connection: sqlite3.Connection) -> Content:
+def bring_up_to_date(
+    connection: sqlite3.Connection, upgrades: Mapping[int, str] = UPGRADES, wanted: int = FORMAT
+) -> None:
+    """Looks whether the file is whole, and takes it to the format `wanted` in one transaction.
+
+    A later format that this code may write stays what it is. Raises sqlite3.Error, UnknownFormat.
+    """
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise sqlite3.DatabaseError(f"malformed: {verdict}")
@@ -161,8 +170,19 @@ def read(connection: sqlite3.Connection) -> Content:
         written_as, readable_by = int(meta["format"]), int(meta["readable_by"])
     except (KeyError, ValueError) as error:
         raise UnknownFormat(f"it doesn't say its format: {meta}") from error
-    if written_as > FORMAT and readable_by > FORMAT:
-        raise UnknownFormat(f"its format {written_as} is for {readable_by} and later, this is {FORMAT}")
+    if written_as > wanted and readable_by > wanted:
+        raise UnknownFormat(f"its format {written_as} is for {readable_by} and later, this is {wanted}")
+    for earlier in range(written_as, wanted):
+        if earlier not in upgrades:
+            raise UnknownFormat(f"its format {earlier} is too old for this version, which writes {wanted}")
+    if written_as < wanted:
+        steps = "".join(upgrades[earlier] for earlier in range(written_as, wanted))
+        said = f"UPDATE meta SET value = {wanted} WHERE name = 'format';"  # noqa: S608 - a number
+        connection.executescript(f"BEGIN IMMEDIATE; {steps} {said} COMMIT;")
+
+
+def read(connection: sqlite3.Connection) -> Content:
+    """All of it. Raises sqlite3.Error."""
     return Content(
         attachments={attachment.key: attachment for attachment in map(_attachment, connection.execute(_SELECT))},
         rests={Address(address): since for address, since in connection.execute("SELECT address, since FROM rest")},

@@ -2,12 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,10 +11,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.agent.mounts import small_disk
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod
-from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
-from vnetpods_agent.records import Adopt, Assign, Content, Forget, Operation, Reinstate, Release, Withdraw, enter
+from vnetpods_agent.ledger import AddressTaken, Ledger
+from vnetpods_agent.records import (
+    Adopt,
+    Assign,
+    Content,
+    Forget,
+    Operation,
+    Reinstate,
+    Release,
+    UnknownFormat,
+    Withdraw,
+    bring_up_to_date,
+    enter,
+    read,
+)
 
 
 def attachment(number: int, address: int | None = None, container: str = "") -> Attachment:
@@ -201,13 +208,15 @@ async def test_a_format_one_later_that_allows_it_is_read_and_left_whole(path: Pa
     async with opened(path) as (ledger, _, _):
         await ledger.commit(Assign(attachment(5)))
     with sqlite3.connect(path) as connection:
-        connection.execute("ALTER TABLE attachment ADD COLUMN mode TEXT NOT NULL DEFAULT 'transparent'")
+        for table in ("attachment", "rest", "withdrawn", "meta"):
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN mode TEXT NOT NULL DEFAULT 'transparent'")
         connection.execute("CREATE TABLE later (thing TEXT)")
         connection.execute("INSERT INTO later VALUES ('kept')")
     _meta(path, 2, 1)
     async with opened(path) as (ledger, content, trouble):
         assert (set(content.attachments), trouble) == ({attachment(5).key}, "")
-        await ledger.commit(Assign(attachment(6)))
+        await ledger.commit(Assign(attachment(6)), Assign(attachment(7)), Release(attachment(7).key, 1.0))
+        await ledger.commit(Withdraw(("10.240.0.9",)))
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT mode FROM attachment").fetchall() == [("transparent",)] * 2
         assert connection.execute("SELECT thing FROM later").fetchall() == [("kept",)]
@@ -215,61 +224,39 @@ async def test_a_format_one_later_that_allows_it_is_read_and_left_whole(path: Pa
     connection.close()
 
 
-class TestDisk:
-    async def test_full(self, tmp_path: Path) -> None:
-        with small_disk(tmp_path / "disk", kilobytes=256) as disk:
-            path = disk / "ledger.db"
-            async with opened(path) as (ledger, _, _):
-                await ledger.commit(Assign(attachment(5)))
-                ballast = fill(disk)
-                outcomes = await asyncio.gather(
-                    *(ledger.commit(Assign(attachment(number))) for number in range(6, 200)), return_exceptions=True
-                )
-                assert LedgerUnavailable in map(type, outcomes)
-                assert "full" in ledger.trouble
-                with pytest.raises(LedgerUnavailable):
-                    await ledger.commit(Release(attachment(5).key, 9.0))
-                ballast.unlink()
-                # nobody asks, and yet what could not be written then is made up for
-                await until(lambda: not ledger.trouble)
-                await ledger.commit(Assign(attachment(7, address=5)))
-            found = await content_of(path)
-            assert attachment(5).key not in found.attachments
-            assert found.attachments[attachment(7).key].address == "10.240.0.5"
-
-    async def test_read_only_from_the_start(self, tmp_path: Path) -> None:
-        with small_disk(tmp_path / "disk", kilobytes=1024) as disk:
-            path = disk / "ledger.db"
-            async with opened(path) as (ledger, _, _):
-                await ledger.commit(Assign(attachment(5)))
-            remount(disk, "ro")
-            async with opened(path) as (ledger, _, trouble):
-                assert "read-only" in trouble
-                with pytest.raises(LedgerUnavailable):
-                    await ledger.commit(Assign(attachment(6)))
-                remount(disk, "rw")
+UPGRADE = {1: "ALTER TABLE attachment ADD COLUMN mode TEXT; UPDATE attachment SET mode = 'transparent';"}
 
 
-async def until(what: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if what():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("not within 10 s")
+class TestUpgrade:
+    def test_a_file_of_the_first_format_is_still_read(self, path: Path) -> None:
+        """As the first release wrote it; every later version has to pass this."""
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.executescript((Path(__file__).parent / "data" / "ledger-format-1.sql").read_text())
+            bring_up_to_date(connection)
+            assert read(connection) == Content(
+                {a.key: a for a in (attachment(5), attachment(6))},
+                {Address("10.240.0.7"): 12.5},
+                {"10.240.0.16/28": None},
+            )
 
+    async def test_by_one_format_and_back(self, path: Path) -> None:
+        async with opened(path) as (ledger, _, _):
+            await ledger.commit(Assign(attachment(5)))
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            bring_up_to_date(connection, UPGRADE, wanted=2)
+            assert connection.execute("SELECT mode FROM attachment").fetchall() == [("transparent",)]
+            bring_up_to_date(connection, UPGRADE, wanted=2)  # the next start
+        assert set((await content_of(path)).attachments) == {attachment(5).key}
 
-def fill(disk: Path) -> Path:
-    ballast = disk / "ballast"
-    descriptor = os.open(ballast, os.O_WRONLY | os.O_CREAT)
-    with contextlib.suppress(OSError):
-        while True:
-            os.write(descriptor, bytes(1024))
-    os.close(descriptor)
-    return ballast
-
-
-def remount(disk: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+    async def test_that_fails_leaves_the_file_as_it_was(self, path: Path) -> None:
+        async with opened(path) as (ledger, _, _):
+            await ledger.commit(Assign(attachment(5)))
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            with pytest.raises(sqlite3.OperationalError):
+                bring_up_to_date(connection, {1: f"{UPGRADE[1]} nonsense;"}, wanted=2)
+            with pytest.raises(UnknownFormat, match="too old"):
+                bring_up_to_date(connection, {2: ""}, wanted=3)
+        assert set((await content_of(path)).attachments) == {attachment(5).key}
 
 
 def clear(folder: Path) -> None:
@@ -309,78 +296,3 @@ async def test_file_and_mirror_never_differ(tmp_path: Path, operations: list[Ope
                 assert not taken
                 enter(model, [operation])
     assert await content_of(path) == model
-
-
-WRITER = """
-import asyncio, sys
-from pathlib import Path
-from tests.agent.test_ledger import attachment
-from vnetpods_agent.ledger import Ledger
-from vnetpods_agent.records import Assign, Release
-
-async def main():
-    ledger = Ledger(Path(sys.argv[1])); ledger.start(); await ledger.load()
-    for number in range(1, 250):
-        await ledger.commit(Assign(attachment(number)))
-        print("assigned", number, flush=True)
-        if number % 3 == 0:
-            await ledger.commit(Release(attachment(number).key, 1.0))
-            print("released", number, flush=True)
-
-asyncio.run(main())
-"""
-
-
-def writing(path: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
-
-
-def promised(lines: list[str]) -> tuple[set[int], set[int]]:
-    """What the writer was told is durable."""
-    done: dict[str, set[int]] = {"assigned": set(), "released": set()}
-    for line in lines:
-        if line.endswith("\n"):
-            word, number = line.split()
-            done[word].add(int(number))
-    return done["assigned"], done["released"]
-
-
-async def test_kill_at_any_moment_loses_nothing_that_was_confirmed(path: Path) -> None:
-    for after in (1, 7, 40, 133):
-        clear(path.parent)
-        writer = writing(path)
-        assert writer.stdout
-        lines = [writer.stdout.readline() for _ in range(after)]
-        writer.send_signal(signal.SIGKILL)
-        lines += writer.stdout.readlines()
-        writer.wait()
-        writer.stdout.close()
-        assigned, released = promised(lines)
-        found = (await content_of(path)).attachments
-        there = {int(key.container_id[1:]) for key in found}
-        assert assigned - released <= there | {max(assigned)}  # the last may have been released, and not told of it
-        assert not released & there
-
-
-async def test_power_cut_at_any_moment_loses_nothing_that_was_confirmed(path: Path, tmp_path: Path) -> None:
-    """What a disk would hold if the power went now: copies of the files, taken while they are written."""
-    writer = writing(path)
-    assert writer.stdout
-    checked = 0
-    lines: list[str] = []
-    while line := writer.stdout.readline():
-        lines.append(line)
-        if len(lines) % 25:
-            continue
-        cut = tmp_path / f"cut-{len(lines)}"
-        cut.mkdir()
-        for name in ("ledger.db", "ledger.db-wal"):  # the index (-shm) lives in memory and is built anew
-            shutil.copy(path.with_name(name), cut / name)
-        assigned, released = promised(lines)
-        there = {int(key.container_id[1:]) for key in (await content_of(cut / "ledger.db")).attachments}
-        assert assigned - released - {max(assigned)} <= there
-        assert not {number for number in released if number < max(assigned)} & there
-        checked += 1
-    writer.wait()
-    writer.stdout.close()
-    assert checked > 5

@@ -1,0 +1,157 @@
+"""The ledger and its disk: full, read-only, and gone in the middle of a write."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.agent.mounts import small_disk
+from tests.agent.test_ledger import attachment, clear, content_of, opened
+from vnetpods_agent.ledger import LedgerUnavailable
+from vnetpods_agent.records import Assign, Release
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+class TestDisk:
+    async def test_full(self, tmp_path: Path) -> None:
+        with small_disk(tmp_path / "disk", kilobytes=256) as disk:
+            path = disk / "ledger.db"
+            async with opened(path) as (ledger, _, _):
+                await ledger.commit(Assign(attachment(5)))
+                ballast = fill(disk)
+                outcomes = await asyncio.gather(
+                    *(ledger.commit(Assign(attachment(number))) for number in range(6, 200)), return_exceptions=True
+                )
+                assert LedgerUnavailable in map(type, outcomes)
+                assert "full" in ledger.trouble
+                with pytest.raises(LedgerUnavailable):
+                    await ledger.commit(Release(attachment(5).key, 9.0))
+                ballast.unlink()
+                # nobody asks, and yet what could not be written then is made up for
+                await until(lambda: not ledger.trouble)
+                await ledger.commit(Assign(attachment(7, address=5)))
+            found = await content_of(path)
+            assert attachment(5).key not in found.attachments
+            assert found.attachments[attachment(7).key].address == "10.240.0.5"
+
+    async def test_read_only_from_the_start(self, tmp_path: Path) -> None:
+        with small_disk(tmp_path / "disk", kilobytes=1024) as disk:
+            path = disk / "ledger.db"
+            async with opened(path) as (ledger, _, _):
+                await ledger.commit(Assign(attachment(5)))
+            remount(disk, "ro")
+            async with opened(path) as (ledger, _, trouble):
+                assert "read-only" in trouble
+                with pytest.raises(LedgerUnavailable):
+                    await ledger.commit(Assign(attachment(6)))
+                remount(disk, "rw")
+
+
+async def until(what: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if what():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("not within 10 s")
+
+
+def fill(disk: Path) -> Path:
+    ballast = disk / "ballast"
+    descriptor = os.open(ballast, os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(descriptor, bytes(1024))
+    os.close(descriptor)
+    return ballast
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from tests.agent.test_ledger import attachment
+from vnetpods_agent.ledger import Ledger
+from vnetpods_agent.records import Assign, Release
+
+async def main():
+    ledger = Ledger(Path(sys.argv[1])); ledger.start(); await ledger.load()
+    for number in range(1, 250):
+        await ledger.commit(Assign(attachment(number)))
+        print("assigned", number, flush=True)
+        if number % 3 == 0:
+            await ledger.commit(Release(attachment(number).key, 1.0))
+            print("released", number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def writing(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+
+
+def promised(lines: list[str]) -> tuple[set[int], set[int]]:
+    """What the writer was told is durable."""
+    done: dict[str, set[int]] = {"assigned": set(), "released": set()}
+    for line in lines:
+        if line.endswith("\n"):
+            word, number = line.split()
+            done[word].add(int(number))
+    return done["assigned"], done["released"]
+
+
+async def test_kill_at_any_moment_loses_nothing_that_was_confirmed(path: Path) -> None:
+    for after in (1, 7, 40, 133):
+        clear(path.parent)
+        writer = writing(path)
+        assert writer.stdout
+        lines = [writer.stdout.readline() for _ in range(after)]
+        writer.send_signal(signal.SIGKILL)
+        lines += writer.stdout.readlines()
+        writer.wait()
+        writer.stdout.close()
+        assigned, released = promised(lines)
+        found = (await content_of(path)).attachments
+        there = {int(key.container_id[1:]) for key in found}
+        assert assigned - released <= there | {max(assigned)}  # the last may have been released, and not told of it
+        assert not released & there
+
+
+async def test_power_cut_at_any_moment_loses_nothing_that_was_confirmed(path: Path, tmp_path: Path) -> None:
+    """What a disk would hold if the power went now: copies of the files, taken while they are written."""
+    writer = writing(path)
+    assert writer.stdout
+    checked = 0
+    lines: list[str] = []
+    while line := writer.stdout.readline():
+        lines.append(line)
+        if len(lines) % 25:
+            continue
+        cut = tmp_path / f"cut-{len(lines)}"
+        cut.mkdir()
+        for name in ("ledger.db", "ledger.db-wal"):  # the index (-shm) lives in memory and is built anew
+            shutil.copy(path.with_name(name), cut / name)
+        assigned, released = promised(lines)
+        there = {int(key.container_id[1:]) for key in (await content_of(cut / "ledger.db")).attachments}
+        assert assigned - released - {max(assigned)} <= there
+        assert not {number for number in released if number < max(assigned)} & there
+        checked += 1
+    writer.wait()
+    writer.stdout.close()
+    assert checked > 5
