@@ -66,6 +66,14 @@ class Azure(Builder):
         """New network namespace for a VM; end its processes first."""
         self.power(machine, "restart")
 
+    def capture(self, machine: str, path: Path, ifname: str = "eth0") -> None:
+        """Writes what passes a machine's link to a pcap file, until `capture_end`."""
+        self._call("capture", machine=machine, path=str(path), ifname=ifname)
+
+    def capture_end(self, machine: str) -> int:
+        """How many packets were written."""
+        return int(self._call("capture_end", machine=machine))
+
     def disk(self, machine: str) -> Path:
         """A folder that lives as long as the VM's disk: kept by a reboot, emptied by `power(…, "reimage")`, deleted
         with it."""

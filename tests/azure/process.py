@@ -24,8 +24,17 @@ from tests.azure.arm.server import Emulator
 from tests.azure.arm.settings import Settings
 from tests.azure.fabric import namespaces, services
 from tests.azure.fabric.kernel import KernelError
-from tests.azure.fabric.network import ARM_ADDRESS, DESK_ADDRESS, DESK_GATEWAY, INTERNET, INTERNET_HOST, Network
-from tests.azure.fabric.ruleset import METADATA
+from tests.azure.fabric.network import (
+    ARM_ADDRESS,
+    DESK_ADDRESS,
+    DESK_GATEWAY,
+    INTERNET,
+    INTERNET_HOST,
+    ONPREMISES,
+    ONPREMISES_HOST,
+    Network,
+)
+from tests.azure.fabric.ruleset import METADATA, STORAGE, WIRESERVER
 from tests.isolation import isolate
 
 ARM_PORT = 8080
@@ -46,7 +55,7 @@ def main(folder: Path, settings: Settings) -> None:
 
 def _prepare() -> None:
     """The fabric's namespace, and the desk: a link from the namespace we were started in."""
-    for leftover in (FABRIC, INTERNET):
+    for leftover in (FABRIC, INTERNET, ONPREMISES):
         namespaces.delete(leftover)
     subprocess.run(["ip", "link", "delete", "desk0"], check=False, stderr=subprocess.DEVNULL)
     namespaces.create(FABRIC)
@@ -78,6 +87,9 @@ async def _serve(folder: Path, settings: Settings) -> None:
         applications = [
             (services.Metadata(emulator.cloud, network, emulator.clock).application(), FABRIC, METADATA),
             (services.internet_application(), INTERNET, INTERNET_HOST),
+            (services.internet_application(), ONPREMISES, ONPREMISES_HOST),
+            (services.wireserver_application(), FABRIC, WIRESERVER),
+            (services.Storage(network).application(), FABRIC, STORAGE),
         ]
         for application, namespace, address in applications:
             runners.append(await _listen(application, namespace, address, 80))
@@ -141,9 +153,11 @@ class _Admin:
     async def _call(self, verb: str, arguments: dict[str, Any]) -> Any:
         if verb in ("drops", "dropped"):
             return await getattr(self._network, verb)(**arguments)
+        if verb in ("capture", "capture_end"):
+            return getattr(self._network, verb)(**arguments)
         if verb == "bugs":
-            return self._emulator.bugs
+            return self._emulator.bugs + self._network.probes.bugs
         result = self._emulator.admin.call(verb, **arguments)
-        if verb == "arm" and arguments["method"] != "GET":
+        if verb == "connect_onpremises" or (verb == "arm" and arguments["method"] != "GET"):
             await self._network.sync()
         return result

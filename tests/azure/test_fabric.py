@@ -6,13 +6,13 @@ import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from tests.azure import client
 from tests.azure.client import Azure
 from tests.azure.fabric import namespaces
+from tests.azure.packets import get, own, says
 
 
 @pytest.fixture(scope="module")
@@ -34,37 +34,6 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
         assert cloud.bugs() == []
     finally:
         cloud.stop()
-
-
-@contextmanager
-def own(machine: str, address: str) -> Iterator[None]:
-    """Lets a machine use an address itself, as a pod on it would."""
-    subprocess.run(["ip", "-n", machine, "addr", "add", f"{address}/32", "dev", "lo"], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["ip", "-n", machine, "addr", "del", f"{address}/32", "dev", "lo"], check=True)
-
-
-def says(source: tuple[str, str], target: tuple[str, str]) -> str | None:
-    """Sends a datagram from (machine, address) to (machine, address); what the receiver saw as its source."""
-    with (
-        namespaces.open_socket(target[0], kind=socket.SOCK_DGRAM) as receiver,
-        namespaces.open_socket(source[0], kind=socket.SOCK_DGRAM) as sender,
-    ):
-        receiver.bind((target[1], 5555))
-        receiver.settimeout(0.3)
-        sender.bind((source[1], 0))
-        sender.sendto(b"hello", (target[1], 5555))
-        try:
-            return str(receiver.recvfrom(100)[1][0])
-        except TimeoutError:
-            return None
-
-
-def get(machine: str, url: str, *options: str) -> str:
-    command = ["ip", "netns", "exec", machine, "curl", "-sS", "-m", "2", *options, url]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def test_machines_reach_each_other_and_the_peer(azure: Azure) -> None:

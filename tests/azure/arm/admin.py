@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from tests.azure.arm.clock import Clock, VirtualClock
 from tests.azure.arm.cloud import Cloud
+from tests.azure.arm.ids import key
 from tests.azure.arm.requests import Request
 from tests.azure.arm.writes import OWNER
 
@@ -67,6 +68,10 @@ class Admin:
 
     def set_duration(self, kind: str, seconds: float) -> None:
         self._cloud.settings.durations[kind.lower()] = seconds
+
+    def connect_onpremises(self, vnet: str) -> None:
+        self._cloud.gateways.add(key(vnet))
+        self._cloud.generation += 1
 
     def assign_role(self, principal: str, actions: list[str], scope: str = "/") -> None:
         self._cloud.roles.assign(principal, actions, scope)

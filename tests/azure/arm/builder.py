@@ -76,6 +76,10 @@ class Builder:
             }
             self.request("PUT", f"{here}/virtualNetworkPeerings/{name}", body)
 
+    def connect_onpremises(self, vnet: str) -> None:
+        """Gives a VNet a gateway to the network on-premises (192.168.0.0/16 in the fabric)."""
+        self._call("connect_onpremises", vnet=self.id("Microsoft.Network/virtualNetworks", vnet))
+
     # -- NICs and VMs
 
     def create_nic(

@@ -41,6 +41,8 @@ class Cloud:
         self.budgets = Budgets(self.settings)
         self.generation = 0
         """Changes with every write; whoever mirrors the cloud (the fabric) compares it."""
+        self.gateways: set[str] = set()
+        """Keys of VNets that have a gateway to the network on-premises; the gateway itself is not emulated."""
         self._links: dict[str, dict[str, str]] = {}
         self._requests = 0
 

@@ -2,8 +2,8 @@
 
 `Network` lives in the fabric's process (already inside the fabric's namespace) and its event loop. `sync` is awaited
 after every write to the cloud, before the write is answered: it reads the topology, compares plans and sends the
-difference. Machines' namespaces appear and go with their VM. Nothing survives the process but the namespaces, which
-`close` removes.
+difference. Machines' namespaces appear and go with their VM. Nothing survives the process but the machines' disks
+(folders); `close` removes the namespaces.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.azure.arm.cloud import Cloud
-from tests.azure.fabric import kernel, namespaces, plan, ruleset, topology
+from tests.azure.fabric import kernel, namespaces, plan, routing, ruleset, topology
+from tests.azure.fabric.capture import Capture
+from tests.azure.fabric.probes import Probes
 from tests.azure.fabric.topology import Port, Topology
 
 FABRIC_MAC = "12:34:56:78:9a:bc"
@@ -25,10 +27,25 @@ INTERNET = "internet"
 """Namespace of the host on the internet."""
 INTERNET_HOST = "203.0.113.10"
 INTERNET_GATEWAY = "203.0.113.1"
+ONPREMISES = "onpremises"
+"""Namespace of the host on-premises."""
+ONPREMISES_HOST = "192.168.0.10"
+ONPREMISES_GATEWAY = "192.168.0.1"
 DESK_GATEWAY = "198.18.0.1"
 DESK_ADDRESS = "198.18.0.2"
 ARM_ADDRESS = "20.0.0.1"
-LOCAL_ADDRESSES = (ARM_ADDRESS, ruleset.METADATA, ruleset.WIRESERVER)
+LOCAL_ADDRESSES = (ARM_ADDRESS, ruleset.METADATA, ruleset.WIRESERVER, ruleset.STORAGE)
+HOSTS = (
+    (INTERNET, routing.INTERNET, INTERNET_HOST, INTERNET_GATEWAY, plan.INTERNET_NETWORK, plan.PUBLIC_TABLE),
+    (
+        ONPREMISES,
+        routing.GATEWAY,
+        ONPREMISES_HOST,
+        ONPREMISES_GATEWAY,
+        plan.ONPREMISES_NETWORK,
+        plan.ONPREMISES_TABLE,
+    ),
+)
 
 
 class Network:
@@ -38,9 +55,12 @@ class Network:
         self._cloud = cloud
         self._disks = disks
         self.numbers = plan.Numbers()
-        self.topology = Topology({}, {}, {}, frozenset())
-        self._plan = plan.Plan(elements={name: set() for name in plan.SETS})
+        self.topology = Topology.empty()
+        self.probes = Probes(self._mark, self.sync)
+        self._plan = plan.Plan()
         self._lock = asyncio.Lock()
+        self._captures: dict[str, Capture] = {}
+        self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Prepares the namespace the process is in."""
@@ -49,41 +69,63 @@ class Network:
         for name in ("all/rp_filter", "default/rp_filter", "all/send_redirects", "default/send_redirects"):
             kernel.sysctl(f"ipv4/conf/{name}", 0)
         kernel.sysctl("ipv6/conf/default/disable_ipv6", 1)
-        namespaces.create(INTERNET)
-        await kernel.nft(ruleset.text())
+        await kernel.nft(ruleset.text([plan.declaration(name) for name in plan.MAPS]))
         await kernel.ip(
             [
                 *(f"addr add {address}/32 dev lo" for address in LOCAL_ADDRESSES),
-                # Everything nobody owns goes here: answered by proxy ARP as if it existed, counted, dropped.
-                "link add void type veth peer name void-end",
-                "link set void up",
-                "link set void-end up",
+                # What nobody owns goes to `void`: answered by proxy ARP as if it existed, counted, dropped.
+                *(
+                    line
+                    for name in ("void", routing.NO_ROUTE)
+                    for line in (
+                        f"link add {name} type veth peer name {name}-end",
+                        f"link set {name} up",
+                        f"link set {name}-end up",
+                    )
+                ),
                 "route add default dev void",
                 f"addr add {DESK_GATEWAY}/24 dev desk",
                 "link set desk up",
-                f"link add inet address {FABRIC_MAC} type veth peer name eth0 netns {INTERNET}",
-                f"addr add {INTERNET_GATEWAY}/24 dev inet",
-                "link set inet up",
-                f"route add {plan.INTERNET_NETWORK} dev inet table {plan.PUBLIC_TABLE}",
                 f"rule add pref 100 to {plan.DESK_NETWORK} lookup main",
             ]
         )
+        for host in HOSTS:
+            await self._host(*host)
+        self._task = asyncio.create_task(self.probes.run())
+
+    async def _host(self, name: str, device: str, address: str, gateway: str, network: str, table: int) -> None:
+        """A namespace that is no VM: the internet, or the network on-premises."""
+        length = network.partition("/")[2]
+        namespaces.create(name)
         await kernel.ip(
-            [f"addr add {INTERNET_HOST}/24 dev eth0", "link set eth0 up", f"route add default via {INTERNET_GATEWAY}"],
-            INTERNET,
+            [
+                f"link add {device} address {FABRIC_MAC} type veth peer name eth0 netns {name}",
+                # No route in the main table: only whose rules lead to the host's table reaches it.
+                f"addr add {gateway}/{length} dev {device} noprefixroute",
+                f"link set {device} up",
+                f"route add {network} dev {device} table {table}",
+            ]
+        )
+        await kernel.ip(
+            [f"addr add {address}/{length} dev eth0", "link set eth0 up", f"route add default via {gateway}"], name
         )
 
     async def close(self) -> None:
-        for machine in self.topology.machines:
-            namespaces.delete(machine)
-        namespaces.delete(INTERNET)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for machine in [*self._captures]:
+            self.capture_end(machine)
+        for name in (*self.topology.machines, INTERNET, ONPREMISES):
+            namespaces.delete(name)
 
     async def sync(self) -> None:
         """Makes the kernel agree with the cloud."""
         async with self._lock:
-            wanted = topology.read(self._cloud)
+            wanted = topology.read(self._cloud, self.probes.healthy)
             gone = await self._machines(wanted)
             await self._program(wanted, gone)
+            self.probes.checks = wanted.translation.checks
 
     async def drops(self) -> dict[str, int]:
         """Dropped packets by reason (see ruleset)."""
@@ -99,15 +141,29 @@ class Network:
             for element in entry.get("set", {}).get("elem", ()):
                 device, source, destination = element["elem"]["val"]["concat"]
                 packets = element["elem"]["counter"]["packets"]
-                rows.append(
-                    {
-                        "from": machines.get(device, device),
-                        "source": source,
-                        "destination": destination,
-                        "packets": packets,
-                    }
-                )
+                sender = machines.get(device, device)
+                rows.append({"from": sender, "source": source, "destination": destination, "packets": packets})
         return rows
+
+    def capture(self, machine: str, path: str, ifname: str = "eth0") -> None:
+        """Starts to write what passes a machine's link to a pcap file."""
+        for port in self.topology.ports.values():
+            if (port.machine, port.ifname) == (machine, ifname):
+                self._captures[machine] = Capture(self.numbers.port(port.nic), Path(path))
+                return
+        raise kernel.KernelError(f"no running machine {machine} has an {ifname}")
+
+    def capture_end(self, machine: str) -> int:
+        """Ends it; how many packets were written."""
+        capture = self._captures.pop(machine)
+        capture.close()
+        return capture.packets
+
+    def _mark(self, address: str) -> int | None:
+        for port in self.topology.ports.values():
+            if address in port.addresses:
+                return self.numbers.mark(port.subnet)
+        return None
 
     async def _machines(self, wanted: Topology) -> set[str]:
         """Namespaces and links of machines that came, went or booted; returns the devices that were removed."""
@@ -150,25 +206,26 @@ class Network:
         await kernel.ip([f"link add {device} address {FABRIC_MAC} mtu {MTU} type veth {inside}"])
         kernel.sysctl(f"ipv4/neigh/{device}/proxy_delay", 0)
         await kernel.ip([f"link set {device} up"])
+        metric = "" if port.first else f" metric {100 + int(port.ifname[3:])}"
         lines = [
             f"link set {port.ifname} up",
             f"addr add {port.primary}/{port.prefix_length} broadcast + dev {port.ifname}",
+            f"route add default via {port.gateway} dev {port.ifname}{metric}",
         ]
-        metric = "" if port.first else f" metric {100 + int(port.ifname[3:])}"
-        lines.append(f"route add default via {port.gateway} dev {port.ifname}{metric}")
         if port.first:
-            lines += [
-                f"route add {address} via {port.gateway} dev {port.ifname}"
-                for address in (ruleset.WIRESERVER, ruleset.METADATA)
-            ]
+            known = (ruleset.WIRESERVER, ruleset.METADATA)
+            lines += [f"route add {address} via {port.gateway} dev {port.ifname}" for address in known]
         await kernel.ip(lines, port.machine)
 
     async def _program(self, wanted: Topology, gone: set[str]) -> None:
-        """Routes, neighbours, rules and sets. Additions come before removals: an address that moves is never
+        """Routes, neighbours, rules, sets and chains. Additions come before removals: an address that moves is never
         nowhere."""
         after = plan.make(wanted, self.numbers)
         await kernel.nft(plan.nft_script(self._plan, after))
         await kernel.ip(plan.ip_batch(self._plan, after, gone))
+        # Sets and chains that nobody needs any more stay, empty: they must not be declared again.
+        after.elements = {name: set() for name in self._plan.elements} | after.elements
+        after.chains = dict.fromkeys(self._plan.chains, ()) | after.chains
         self._plan = after
         self.topology = wanted
 

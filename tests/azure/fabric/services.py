@@ -1,4 +1,4 @@
-"""Hosts that the fabric itself plays: instance metadata, and the host on the internet.
+"""Hosts that the fabric itself plays: instance metadata, wireserver, a storage service, the host on the internet.
 
 aiohttp applications in the fabric's event loop. Who asks instance metadata is known from the connection: the kernel
 copies the mark of the packet (the subnet) to the accepted socket, and within a subnet an address belongs to one NIC.
@@ -59,6 +59,37 @@ class Metadata:
         nics = [port.nic for port in self._network.topology.ports.values() if port.machine == machine]
         network = metadata.network(self._cloud, nics, self._clock.now())
         return web.json_response(network if http.path.endswith("/network") else {"network": network})
+
+
+class Storage:
+    """20.60.0.10: a service that accepts only subnets with a service endpoint, and says which address it saw."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def application(self) -> web.Application:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", self._serve)
+        return application
+
+    async def _serve(self, http: web.Request) -> web.Response:
+        transport = http.transport
+        mark = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_MARK) if transport else 0
+        for subnet in self._network.topology.subnets.values():
+            if self._network.numbers.mark(subnet.key) == mark and "microsoft.storage" in subnet.endpoints:
+                return web.Response(text=f"{http.remote}\n")
+        return web.Response(status=403, text="AuthorizationFailure: this network is not allowed\n")
+
+
+async def wireserver(http: web.Request) -> web.Response:
+    """168.63.129.16: only that it answers."""
+    return web.Response(text="Versions\n")
+
+
+def wireserver_application() -> web.Application:
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", wireserver)
+    return application
 
 
 async def who_calls(http: web.Request) -> web.Response:

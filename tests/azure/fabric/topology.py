@@ -15,6 +15,10 @@ from tests.azure.arm import machines, networks, nics, power, scalesets
 from tests.azure.arm.cloud import Cloud
 from tests.azure.arm.ids import key, parse
 from tests.azure.arm.store import Resource
+from tests.azure.fabric import security, translation
+from tests.azure.fabric.routing import Route
+from tests.azure.fabric.security import Security
+from tests.azure.fabric.translation import Healthy, Translation
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,19 @@ class Network:
     vnet: str
     prefixes: tuple[str, ...]
     peers: tuple[str, ...]
+    onpremises: bool
+    """Whether it has a gateway to the network on-premises."""
     subnets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """What a subnet says about its packets. `endpoints` are services it has a service endpoint for, in lower case."""
+
+    key: str
+    vnet: str
+    routes: tuple[Route, ...]
+    endpoints: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +72,25 @@ class Topology:
     ports: dict[str, Port]
     """NICs of running machines, by key."""
     networks: dict[str, Network]
+    subnets: dict[str, Subnet]
     images: dict[str, int]
     """Machine → number of its disk's image."""
     stopped: frozenset[str]
     """Addresses of NICs without a running machine."""
+    security: Security
+    translation: Translation
+
+    @classmethod
+    def empty(cls) -> Topology:
+        nothing = Translation({}, {}, (), frozenset())
+        return cls({}, {}, {}, {}, frozenset(), Security({}, {}), nothing)
 
     @property
     def machines(self) -> set[str]:
         return {port.machine for port in self.ports.values()}
 
 
-def read(cloud: Cloud) -> Topology:
+def read(cloud: Cloud, healthy: Healthy) -> Topology:
     """The network as the cloud has it now."""
     named = [(vm, vm.id.name) for vm in cloud.store.of_kind(machines.TYPE)]
     named += [(instance, scalesets.computer_name(instance)) for instance in cloud.store.of_kind(scalesets.INSTANCE)]
@@ -79,8 +103,9 @@ def read(cloud: Cloud) -> Topology:
     found = {}
     for vnet in cloud.store.of_kind(networks.TYPE):
         subnets = tuple(subnet.id.key for subnet in cloud.store.below(vnet.id.text, networks.SUBNET))
+        onpremises = vnet.id.key in cloud.gateways
         peers = tuple(sorted(networks.connected(cloud, vnet.id.text)))
-        found[vnet.id.key] = Network(vnet.id.key, tuple(networks.prefixes(vnet)), peers, subnets)
+        found[vnet.id.key] = Network(vnet.id.key, tuple(networks.prefixes(vnet)), peers, onpremises, subnets)
     stopped = {
         address
         for kind in (nics.TYPE, scalesets.NIC)
@@ -88,7 +113,30 @@ def read(cloud: Cloud) -> Topology:
         if nic.id.key not in ports
         for address in addresses_of(nic)
     }
-    return Topology(ports, found, {name: power.images(vm) for vm, name in named}, frozenset(stopped))
+    return Topology(
+        ports,
+        found,
+        {subnet.id.key: _subnet(cloud, subnet) for subnet in cloud.store.of_kind(networks.SUBNET)},
+        {name: power.images(vm) for vm, name in named},
+        frozenset(stopped),
+        security.read(cloud),
+        translation.read(cloud, healthy),
+    )
+
+
+def _subnet(cloud: Cloud, subnet: Resource) -> Subnet:
+    reference = subnet.properties.get("routeTable")
+    table = cloud.store.get(reference["id"]) if reference else None
+    routes = tuple(
+        Route(
+            entry["properties"]["addressPrefix"],
+            entry["properties"]["nextHopType"].lower(),
+            entry["properties"].get("nextHopIpAddress") or "",
+        )
+        for entry in (table.properties.get("routes") or () if table else ())
+    )
+    endpoints = tuple(entry["service"].lower() for entry in subnet.properties.get("serviceEndpoints") or ())
+    return Subnet(subnet.id.key, subnet.id.parent.key, routes, endpoints)
 
 
 def addresses_of(nic: Resource) -> set[str]:
