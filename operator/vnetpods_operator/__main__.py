@@ -73,7 +73,8 @@ def set_up_logs(level: str) -> None:
     )
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    for noisy in ("azure", "kopf.activities", "aiohttp.access", "msal"):
+    # kopf says at length that each event was handled; what the operator does it says itself
+    for noisy in ("azure", "kopf", "aiohttp.access", "msal"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

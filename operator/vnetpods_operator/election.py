@@ -4,7 +4,8 @@ The rules are client-go's. A Lease is taken when nobody holds it, or when its ho
 duration by *our* monotonic clock since *we* saw its last renewal: clocks of machines are never compared. A leader that
 could not renew within the renew time ends its process at once, whatever it is doing, before another may take over:
 a request may hang, but `os._exit` from the watchdog's own thread does not. Each request has a timeout well below that
-time. A stopped leader gives the Lease back only after its work has ended.
+time, and the elector has connections of its own, so that a thousand other requests don't hold it up. A stopped leader
+gives the Lease back only after its work has ended.
 
 This bounds the overlap of two leaders; what makes an overlap harmless are ETags on NICs and resource versions on pools.
 """
@@ -158,5 +159,6 @@ class Elector:
         """The watchdog, in a thread of its own: a stuck event loop must not keep a lost leader alive."""
         while not self._stop.wait(0.1 * float(self._config.retry)):
             if time.monotonic() - self._renewed > self._config.renew:
+                log.error("Lease lost, ending at once", lease=self._config.name, renew=float(self._config.renew))
                 self._lost()
                 return

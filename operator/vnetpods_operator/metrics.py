@@ -142,18 +142,18 @@ class _Pools(Collector):
         for (status, reason), number in by_reason.items():
             reasons.add_metric([status, reason], number)
         waiting.add_metric([], total)
-        state = self._state()
+        now = self._state()
         yield addresses
         yield reasons
         yield waiting
-        yield GaugeMetricFamily("vnetpods_queue_depth", "Nodes in line.", value=state.in_line)
+        yield GaugeMetricFamily("vnetpods_queue_depth", "Nodes in line.", value=now.in_line)
         yield GaugeMetricFamily(
-            "vnetpods_queue_age_seconds", "Wait of the node that is in line longest.", value=state.oldest
+            "vnetpods_queue_age_seconds", "Wait of the node that is in line longest.", value=now.oldest
         )
         yield GaugeMetricFamily(
-            "vnetpods_azure_held_back", "Requests that the budget holds back now.", value=state.waiting_for_budget
+            "vnetpods_azure_held_back", "Requests that the budget holds back now.", value=now.waiting_for_budget
         )
-        yield GaugeMetricFamily("vnetpods_leader", "1 when this operator holds the Lease.", value=int(state.leads))
+        yield GaugeMetricFamily("vnetpods_leader", "1 when this operator holds the Lease.", value=int(now.leads))
         yield CounterMetricFamily(
-            "vnetpods_kubernetes_requests", "Requests to the API server, watches apart.", value=state.kube_requests
+            "vnetpods_kubernetes_requests", "Requests to the API server, watches apart.", value=now.kube_requests
         )

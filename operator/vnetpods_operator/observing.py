@@ -107,6 +107,7 @@ class Observer:
             releasing_since=record.releasing_since,
             refused=record.refused,
             contested=frozenset(contested),
+            repairs=record.repairs,
             repair_after=record.repair_after,
         )
         look.plan = planner.plan(observed, look.wanted, now)

@@ -28,6 +28,8 @@ from vnetpods_api import Reason, Usage
 
 BLOCK = 16
 """Addresses of a /28, the only block size Azure knows."""
+HOPELESS = 3
+"""After so many vain repairs a person should look."""
 SETTLE_SECONDS = 2.0
 """How soon to look again at a NIC that Azure is working on."""
 
@@ -84,6 +86,8 @@ class Observed:
     """Addresses whose release the agent did not acknowledge in time, lately."""
     contested: frozenset[str] = frozenset()
     """Lost addresses that Azure did not give back when asked a moment ago."""
+    repairs: int = 0
+    """How often a Failed NIC was written again in vain."""
     repair_after: float = 0.0
 
 
@@ -157,6 +161,7 @@ class _Draft:
     """Addresses on their way out were needed after all."""
     times: list[float] = field(default_factory=list)
     present: set[str] = field(default_factory=set)
+    leaving: set[str] = field(default_factory=set)
     free: int = 0
     slots: dict[str, int] = field(default_factory=dict)
 
@@ -246,6 +251,9 @@ def _repair(draft: _Draft) -> None:
             draft.change(nic.name, Reason.REPAIRING, sweep=nic.broken)
             draft.slots[nic.name] += len(nic.broken)
         if nic.failed:
+            if draft.observed.repairs >= HOPELESS:
+                again = f"{draft.observed.repairs} times"
+                draft.blocked(Reason.NIC_FAILED, f"NIC {nic.name} stays Failed although it was written again {again}")
             if draft.now >= draft.observed.repair_after:
                 draft.change(nic.name, Reason.REPAIRING, rewrite=True)
             else:
@@ -272,6 +280,7 @@ def _finish_release(draft: _Draft) -> None:
         gone = frozenset(acknowledged & nic.removable)
         if gone:
             draft.change(nic.name, Reason.RELEASING, remove=gone)
+            draft.leaving |= gone
             draft.slots[nic.name] += len(gone)
 
 
@@ -305,7 +314,7 @@ def _grow(draft: _Draft) -> None:
         lacking = max(lacking, short, wanted.batch, assigned // 2)
     if lacking <= 0:
         return
-    room = wanted.maximum - count(draft.present - (draft.releasing & draft.observed.released)) - draft.way
+    room = wanted.maximum - count(draft.present - draft.leaving) - draft.way
     need = min(lacking, room)
     if need <= 0:
         draft.blocked(Reason.AT_CAPACITY, f"{draft.held} addresses are the most that this node may have")

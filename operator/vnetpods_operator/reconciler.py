@@ -172,12 +172,12 @@ class Reconciler:
                 await self._observer.from_azure(look)
             reached(Point.DECIDED)
             if not look.plan.changes:
-                self._succeeded(look)
+                self._succeeded(look, wrote=False)
                 await self._report(look)
                 self._settle(look)
                 return Outcome(self._next(look))
             if await self._carried_out(look):
-                self._succeeded(look)
+                self._succeeded(look, wrote=True)
                 await self._report(look)
                 return Outcome(self._now())
         raise cloud.Busy("somebody else changed the NIC each time it was to be written", "Changed")
@@ -268,7 +268,9 @@ class Reconciler:
         if isinstance(error, cloud.AddressTaken):  # the rest of the node's needs must not wait for it
             record.contested |= dict.fromkeys(look.pool.status.missing, now + wait)
             record.not_before = now
-        elif isinstance(error, cloud.NicFull):
+        elif any(view.failed for view in look.views):
+            self._repaired_in_vain(record)
+        if isinstance(error, cloud.NicFull):
             record.full_until = now + float(self._parts.config().audit)
         self._notice(look.node, record, problem)
         text, reason = str(error), problem.reason
@@ -278,16 +280,19 @@ class Reconciler:
         await self._report(look)
         return Outcome(max(record.not_before, now + 0.1))
 
-    def _succeeded(self, look: Look) -> None:
+    def _repaired_in_vain(self, record: Record) -> None:
+        record.repairs += 1
+        record.repair_after = self._now() + self._jitter(min(1800.0, 15.0 * 2.0 ** min(record.repairs, 10)))
+
+    def _succeeded(self, look: Look, *, wrote: bool) -> None:
         record, config, now = look.record, self._parts.config(), self._now()
         record.failures, record.not_before, record.settled, record.problem = 0, 0.0, None, look.problem
         record.contested = {address: until for address, until in record.contested.items() if until > now}
         record.audit_at = now + float(config.audit) * self._parts.random.uniform(0.8, 1.0)
-        if any(view.failed for view in look.views):
-            record.repairs += 1
-            record.repair_after = now + min(1800.0, 30.0 * 2.0**record.repairs)
-        else:
+        if not any(view.failed for view in look.views):
             record.repairs, record.repair_after = 0, 0.0
+        elif wrote:
+            self._repaired_in_vain(record)
 
     def _settle(self, look: Look) -> None:
         """Remembers what the pool alone asks for, now that Azure showed that there is nothing to do.

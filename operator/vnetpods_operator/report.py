@@ -6,7 +6,7 @@ Stalled only when a person must act. Messages carry nothing that changes with ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -116,7 +116,7 @@ def _conditions(
     found = [
         _ready(findings, interfaces, pool, now),
         _reconciling(findings, now),
-        _stalled(findings.problem, now),
+        _stalled(findings, now),
     ]
     return [msgspec.structs.replace(c, observed_generation=generation) for c in found]
 
@@ -156,13 +156,10 @@ def _reconciling(findings: Findings, now: datetime) -> Condition:
     )
 
 
-def _stalled(problem: Problem | None, now: datetime) -> Condition:
+def _stalled(findings: Findings, now: datetime) -> Condition:
+    plan, problem = findings.plan, findings.problem
     if problem is not None and problem.stalled:
         return condition(ConditionType.STALLED, _TRUE, problem.reason, problem.message, now)
+    if problem is None and plan is not None and plan.limit is Reason.NIC_FAILED:
+        return condition(ConditionType.STALLED, _TRUE, plan.limit, plan.detail, now)
     return condition(ConditionType.STALLED, _FALSE, Reason.IDLE, "nobody needs to act", now)
-
-
-def ready_reason(conditions: Mapping[str, Condition]) -> str:
-    """For the metric nodes by reason."""
-    found = conditions.get(ConditionType.READY)
-    return found.reason if found else str(Reason.PENDING)

@@ -67,11 +67,12 @@ class Operator:
             loop.add_signal_handler(number, self._stop.set)
         async with (
             kubernetes.opened(self._kubeconfig) as kube,
+            kubernetes.opened(self._kubeconfig) as lease,
             health.serving(self.config.listen, self._metrics.registry, self._state),
         ):
             self._kube = kube
             identity = f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}"
-            elector = self._elector = Elector(kube, self.config.election, identity, self._lost)
+            elector = self._elector = Elector(lease, self.config.election, identity, self._lost)
             if not await self._unless_stopped(elector.acquire()):
                 return
             try:

@@ -119,6 +119,7 @@ async def new_nodes(run: Run, azure: Emulator, number: int, rate: float) -> dict
         await asyncio.sleep(1)
         writes = len(azure.build.requests(NIC_WRITE))
         found = await run.metrics()
+        assert run.process.returncode is None, f"the operator ended with {run.process.returncode}"
         have = found.get("vnetpods_addresses", 0)
         if have >= number * ADDRESSES:
             break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnetpods_operator.budget import Bucket, Budget, Kind, Ticket, Urgency, ticket
@@ -32,6 +32,7 @@ def test_azures_count_lowers_ours() -> None:
     assert [bucket.take(0) > 0 for _ in range(3)] == [False, False, True]
 
 
+@settings(deadline=None)
 @given(
     rate=st.floats(0.5, 50),
     burst=st.integers(1, 100),

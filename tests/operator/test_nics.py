@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnetpods_operator.azure.nics import edited, parse
@@ -128,6 +128,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     extra=st.dictionaries(st.text(min_size=1, max_size=8).map("x".__add__), JSON, max_size=4),
     theirs=st.lists(st.dictionaries(st.text(min_size=1, max_size=8).map("y".__add__), JSON, max_size=3), max_size=4),

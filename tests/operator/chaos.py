@@ -1,0 +1,353 @@
+"""Everything at once: hundreds of nodes, and all that can go wrong, for thirty minutes of a faster clock.
+
+    python -m tests.operator.chaos [--seed N] [--nodes 200] [--minutes 30] [--speed 10]
+
+Two operators (processes) fight for the Lease and are killed at random; the API server is restarted and frozen; 5 % of
+the requests to ARM fail in all the ways the emulator knows; somebody else writes the same NICs, and now and then takes
+one of our addresses away. Agents' pods come and go at random. The durations in the operator's configuration are shorter
+by `--speed`, so that a minute of it is a virtual one.
+
+A model looks at each NIC after each write, before the writer hears of it: never is an address removed that a pod holds
+(unless somebody else did it), and what others configured stays as it was. In the end faults stop, and everything must
+come to rest: pool = NIC, no pod waits, nothing is missing, every condition says so. The random draws follow the seed;
+what happens at the same time is up to the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from tests.azure.arm.ids import parse
+from tests.azure.arm.server import Emulator
+from tests.isolation import isolate
+from tests.kube import apiserver
+from tests.kube.apiserver import ApiServer
+from tests.operator.agents import Agent
+from vnetpods_api import ConditionType, find
+from vnetpods_operator import kube
+from vnetpods_operator.kube import Kube, KubeError
+
+ROOT = Path(__file__).parents[2]
+NIC = "Microsoft.Network/networkInterfaces"
+console = Console()
+
+FAULTS: list[dict[str, Any]] = [
+    {"effect": "reset"},
+    {"effect": "reset", "method": "PUT", "after": True},
+    {"effect": "timeout", "seconds": 1.0},
+    {"effect": "timeout", "method": "PUT", "seconds": 1.0, "after": True},
+    {"effect": "status", "status": 500},
+    {"effect": "status", "status": 503, "code": "ServiceUnavailable", "retry_after": 1},
+    {"effect": "status", "status": 429, "code": "TooManyRequests", "retry_after": 1},
+    {"effect": "status", "method": "PUT", "status": 429, "code": "RetryableErrorDueToAnotherOperation"},
+    {"effect": "status", "method": "PUT", "status": 409, "code": "AnotherOperationInProgress"},
+    {"effect": "status", "method": "PUT", "status": 412, "code": "PreconditionFailed"},
+    {"effect": "slow", "seconds": 1.0},
+    {"effect": "garbage"},
+    {"effect": "fail", "method": "PUT"},
+    {"effect": "fail", "method": "PUT", "after": True},
+    {"effect": "preempt", "method": "PUT"},
+    {"effect": "preempt", "method": "PUT", "after": True},
+    {"effect": "stale", "method": "GET"},
+    {"effect": "writer", "method": "PUT", "change": "tag"},
+    {"effect": "writer", "method": "PUT", "change": "configuration", "argument": "theirs"},
+]
+
+
+class Model:
+    """What must hold after every write."""
+
+    def __init__(self, azure: Emulator, agents: dict[str, Agent]) -> None:
+        self._azure = azure
+        self._agents = agents
+        self._etags: dict[str, str] = {}
+        self._foreign: dict[str, dict[str, Any]] = {}
+        self.robbed: dict[str, set[str]] = {nic: set() for nic in agents}
+        self.gone: set[str] = set()
+        self.checks = 0
+
+    async def check(self) -> None:
+        """Called by the emulator after each change, before its answer goes out."""
+        for nic in self._agents:
+            resource = self._azure.cloud.store.get(parse(self._azure.build.id(NIC, nic)))
+            if resource is None:
+                self.gone.add(nic)
+            elif self._etags.get(nic) != resource.body["etag"]:
+                self._etags[nic] = resource.body["etag"]
+                self._check_nic(nic, resource.body)
+
+    def _check_nic(self, nic: str, body: dict[str, Any]) -> None:
+        self.checks += 1
+        parts = body["properties"]["ipConfigurations"]
+        have = {part["properties"].get("privateIPAddress") for part in parts}
+        self.robbed[nic] -= have
+        lost = self._agents[nic].held - have - self.robbed[nic]
+        assert not lost, f"{nic}: {sorted(lost)} removed while pods hold them"
+        theirs = {p["name"]: p["properties"].get("privateIPAddress") for p in parts if "vnetpods-" not in p["name"]}
+        theirs |= {f"tag {key}": value for key, value in (body.get("tags") or {}).items()}
+        before = self._foreign.get(nic, {})
+        vanished = {key: value for key, value in before.items() if theirs.get(key) != value and "changed-by" not in key}
+        assert not vanished, f"{nic}: what others configured is gone: {vanished}"
+        self._foreign[nic] = theirs
+
+    def ours(self, nic: str) -> set[str]:
+        found = self._azure.build.addresses(nic)
+        return {address for name, address in found.items() if name.startswith("vnetpods-")}
+
+
+class Chaos:
+    """One run."""
+
+    def __init__(self, server: ApiServer, azure: Emulator, api: Kube, folder: Path, seed: int) -> None:
+        self._server = server
+        self._azure = azure
+        self._api = api
+        self._folder = folder
+        self._random = random.Random(seed)
+        self._agents: dict[str, Agent] = {}
+        self.model = Model(azure, self._agents)
+        self.events: Counter[str] = Counter()
+        self._demand = 60
+        self._operators: list[asyncio.subprocess.Process | None] = [None, None]
+
+    async def build(self, nodes: int) -> None:
+        self._azure.build.create_vnet("net", "10.0.0.0/8")
+        self._azure.build.create_subnet("net", "pods", "10.0.0.0/19")  # 8187: too few when all want many
+        for machine in self._azure.build.create_vms(nodes, "net/pods"):
+            name = machine.rpartition("/")[2]
+            node = {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {"name": name},
+                "spec": {"providerID": f"azure://{machine}"},
+            }
+            await self._api.request("POST", "/api/v1/nodes", body=node)
+            self._agents[f"{name}-nic"] = Agent(self._api, name)
+            self.model.robbed[f"{name}-nic"] = set()
+        self._azure.changed = self.model.check
+        self._azure.build.set_duration(NIC, 0.5)
+
+    async def run(self, seconds: float, settings: dict[str, Any]) -> None:
+        path = self._folder / "operator.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        for number, fault in enumerate(FAULTS):
+            share = 0.05 / len(FAULTS) * (2 if "method" in fault else 1)  # about half of the requests are writes
+            self._azure.build.fault(
+                principal="operator",
+                times=None,
+                probability=share,
+                seed=self._random.randrange(1 << 30) + number,
+                **fault,
+            )
+        tasks = [asyncio.create_task(self._live(nic, agent)) for nic, agent in self._agents.items()]
+        tasks += [asyncio.create_task(self._operator(place, path)) for place in (0, 1)]
+        tasks += [asyncio.create_task(self._misfortune()), asyncio.create_task(self._progress(seconds))]
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+            console.print("\nfaults end; everything must come to rest")
+            tasks.pop(-2).cancel()
+            self._azure.build.clear_faults()
+            self._demand = 10
+            await self._rest()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for process in self._operators:
+                if process is not None and process.returncode is None:
+                    process.terminate()
+                    await process.wait()
+
+    async def _live(self, nic: str, agent: Agent) -> None:
+        """One node's agent and its pods."""
+        while True:
+            await asyncio.sleep(self._random.uniform(0.5, 5.0))
+            if self._demand == 10:
+                if len(agent.pods) > 10:
+                    agent.end(len(agent.pods) - 10)
+            elif self._random.random() < 0.3:
+                wanted = self._random.randrange(self._demand)
+                if wanted > len(agent.pods):
+                    agent.start(wanted - len(agent.pods))
+                else:
+                    agent.end(len(agent.pods) - wanted, newest=self._random.random() < 0.5)
+            with contextlib.suppress(KubeError):
+                await agent.sync()
+            self.model.robbed[nic] &= agent.held
+
+    async def _operator(self, place: int, path: Path) -> None:
+        """An operator that is started again whenever it ends."""
+        arguments = ["-m", "vnetpods_operator", "--config", str(path), "--kubeconfig", str(self._kubeconfig)]
+        while True:
+            with (self._folder / f"operator-{place}.log").open("a") as log:
+                process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stderr=log)
+            self._operators[place] = process
+            code = await process.wait()
+            self.events[f"operator ended with {code}"] += 1
+            assert code in (0, 3, -9), f"operator {place} ended with {code}, see {self._folder}"
+            await asyncio.sleep(0.5)
+
+    @property
+    def _kubeconfig(self) -> Path:
+        return self._server.kubeconfig_for("vnetpods-operator", "kube-system")
+
+    async def _misfortune(self) -> None:
+        """What happens to the machines around."""
+        deleted = 0
+        while True:
+            await asyncio.sleep(self._random.uniform(2, 8))
+            what = self._random.choices(["kill", "restart", "freeze", "rob", "machine", "pool"], [3, 1, 2, 6, 1, 4])[0]
+            self.events[what] += 1
+            if what == "kill":
+                process = self._operators[self._random.randrange(2)]
+                if process is not None and process.returncode is None:
+                    process.kill()
+            elif what == "restart":
+                self._server.restart()
+            elif what == "freeze":
+                self._server.pause()
+                try:
+                    await asyncio.sleep(self._random.uniform(0.5, 3))
+                finally:
+                    self._server.resume()
+            elif what == "rob":
+                self._rob()
+            elif what == "machine" and deleted < 2:
+                deleted += 1
+                nic = self._random.choice(sorted(set(self._agents) - self.model.gone))
+                self.model.gone.add(nic)
+                self._azure.build.delete("Microsoft.Compute/virtualMachines", nic.removesuffix("-nic"))
+            elif what == "pool":
+                name = self._random.choice(sorted(self._agents)).removesuffix("-nic")
+                with contextlib.suppress(KubeError):
+                    await self._api.request("DELETE", f"/apis/vnetpods.io/v1alpha1/nodeippools/{name}")
+
+    def _rob(self) -> None:
+        """Somebody removes one of our entries."""
+        nic = self._random.choice(sorted(set(self._agents) - self.model.gone))
+        found = self._azure.build.addresses(nic)
+        ours = sorted(name for name in found if name.startswith("vnetpods-"))
+        if ours and self._azure.build.nic(nic)["properties"]["provisioningState"] == "Succeeded":
+            name = self._random.choice(ours)
+            self.model.robbed[nic].add(found[name])
+            self._azure.build.remove_address(nic, name)
+
+    async def _progress(self, seconds: float) -> None:
+        began = time.monotonic()
+        while True:
+            pods = sum(len(agent.held) for agent in self._agents.values())
+            waiting = sum(agent.waiting for agent in self._agents.values())
+            writes = len(self._azure.build.requests(f"{NIC}/write"))
+            console.print(
+                f"  {time.monotonic() - began:4.0f} of {seconds:.0f} s: {pods} pods run, {waiting} wait, {writes} NIC "
+                f"writes, {self.model.checks} checks, {dict(self.events)}"
+            )
+            await asyncio.sleep(15)
+
+    async def _rest(self) -> None:
+        """Waits until nothing is left to do, and says what is if that takes too long."""
+        end = time.monotonic() + 300
+        while True:
+            left = [text for nic in self._agents if (text := await self._unrest(nic)) is not None]
+            if not left:
+                return
+            assert time.monotonic() < end, "not at rest:\n" + "\n".join(left[:20])
+            console.print(f"  {len(left)} not at rest, such as {left[0][:300]}")
+            await asyncio.sleep(5)
+
+    async def _unrest(self, nic: str) -> str | None:
+        agent = self._agents[nic]
+        try:
+            pool = await agent._pools.get(agent.node)
+        except KubeError as error:
+            return f"{nic}: {error}"
+        conditions = {t: find(pool.status.conditions, t) for t in ConditionType}
+        ready, moving = conditions[ConditionType.READY], conditions[ConditionType.RECONCILING]
+        if nic in self.model.gone:
+            return None if ready is not None and ready.reason == "MachineNotFound" else f"{nic}: gone, but {ready}"
+        listed = {a for interface in pool.status.interfaces for a in interface.addresses}
+        problems = {
+            f"the pool lists {len(listed)}, the NIC has {len(self.model.ours(nic))}": listed != self.model.ours(nic),
+            f"{agent.waiting} pods wait": agent.waiting > 0,
+            f"missing {pool.status.missing}": bool(pool.status.missing),
+            f"{ready}": ready is None or (ready.status, ready.reason) != ("True", "PoolReady"),
+            f"{moving}": moving is None or moving.status != "False",
+            "pods hold what the NIC lacks": not agent.held <= self.model.ours(nic),
+        }
+        found = [text for text, bad in problems.items() if bad]
+        return f"{nic}: {'; '.join(found)}" if found else None
+
+
+def configuration(azure: Emulator, speed: float) -> dict[str, Any]:
+    """The operator's defaults on a clock that runs `speed` times as fast."""
+
+    def virtual(seconds: float) -> str:
+        return f"{max(1, round(1000 * seconds / speed))}ms"
+
+    return {
+        "listen": "127.0.0.1:0",
+        "groups": [{"minimum": 4, "warm": 4, "batch": 8}],
+        "release": {"after": virtual(300), "patience": virtual(120)},
+        "audit": virtual(900),
+        "relist": virtual(300),
+        "election": {"duration": virtual(60), "renew": virtual(40), "retry": virtual(5)},
+        "azure": {
+            "endpoint": azure.url,
+            "poll": "200ms",
+            "requestTimeout": "5s",
+            "networks": virtual(600),
+            "budget": {"reads": {"perSecond": 150, "burst": 300}, "writes": {"perSecond": 20, "burst": 40}},
+        },
+    }
+
+
+async def chaos(server: ApiServer, folder: Path, given: argparse.Namespace) -> None:
+    server.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
+    server.apply((ROOT / "tests" / "operator" / "rbac.yaml").read_text())
+    async with Emulator() as azure, kube.opened(server.admin_kubeconfig) as api:
+        os.environ |= {
+            "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
+            "AZURE_POD_IDENTITY_AUTHORITY_HOST": azure.url,
+        }
+        run = Chaos(server, azure, api, folder, given.seed)
+        await run.build(given.nodes)
+        await run.run(60 * given.minutes / given.speed, configuration(azure, given.speed))
+        requests = Counter(request["fault"] or "none" for request in azure.build.requests(principal="operator"))
+        console.print(f"[green]at rest[/]: {run.model.checks} NICs checked, {dict(run.events)}")
+        console.print(f"requests to ARM by fault: {dict(requests)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.operator.chaos")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--nodes", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=30, help="virtual ones")
+    parser.add_argument("--speed", type=float, default=10)
+    given = parser.parse_args()
+    if given.seed is None:
+        given.seed = random.SystemRandom().randrange(1 << 32)
+    console.print(f"seed {given.seed}")
+    isolate()
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    with apiserver.running(folder / "kube") as server:
+        asyncio.run(chaos(server, folder, given))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
