@@ -69,6 +69,14 @@ test: venv programs ## All tests: first those without a cluster, then end to end
 	$(call say,end-to-end tests)
 	$(V)/pytest -q -m e2e
 
+.PHONY: soak
+soak: venv programs ## The agent's bad day: 10,000 calls, kills, outages (SEED=n repeats one)
+	@$(V)/python -m tests.agent.soak $(if $(SEED),--seed $(SEED))
+
+.PHONY: fuzz
+fuzz: venv ## Codec, server and shim against random input (SEED=n repeats one)
+	@$(V)/python -m tests.agent.fuzz $(if $(SEED),--seed $(SEED))
+
 .PHONY: bench
 bench: venv ## ADD and DEL side by side with the reference plugins; table and build/bench.json
 	@$(V)/python -m tests.bench

@@ -192,7 +192,9 @@ class Machine:
         self.pods.remove(name)
 
     async def call(self, verb: str, container: str, netns: str | None = None, **more: Any) -> Outcome:
-        """`conf`: keys of the network configuration; `stdin`: all of it, in bytes; `args`: CNI_ARGS; `ifname`."""
+        """`conf`: keys of the network configuration; `stdin`: all of it, in bytes; `args`: CNI_ARGS; `ifname`;
+        `killed_after`: seconds after which the shim is killed, if it still runs.
+        """
         conf = {"cniVersion": "1.1.0", "name": "vnetpods", "type": "vnetpods"} | more.get("conf", {})
         environment = {
             "CNI_COMMAND": verb,
@@ -215,7 +217,14 @@ class Machine:
             stderr=subprocess.PIPE,
         )
         stdin = more.get("stdin", json.dumps(conf).encode())
-        stdout, stderr = await process.communicate(stdin)
+        try:
+            async with asyncio.timeout(more.get("killed_after")):
+                stdout, stderr = await process.communicate(stdin)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            return Outcome(-signal.SIGKILL, b"", "")
         assert process.returncode is not None
         return Outcome(process.returncode, stdout, stderr.decode(errors="replace"))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.agent.machine import Machine
 
+NAMELESS = "-"
 Holders = dict[str, str]
 """`container/ifname` → address."""
 
@@ -40,12 +41,12 @@ def ledger(path: Path) -> Holders:
 
 
 def kernel(netns: str) -> Holders:
-    """From the aliases of the pods' host ends; each exactly once."""
+    """From the aliases of the pods' host ends; each exactly once. One that has no alias (yet) is named by itself."""
     shown = subprocess.run(["ip", "-n", netns, "-j", "link", "show"], capture_output=True, text=True, check=True).stdout
     held: Holders = {}
     for link in json.loads(shown):
         if link["ifname"].startswith("azv"):
-            _, address, _, key = link["ifalias"].split(" ")
+            _, address, _, key = link.get("ifalias", f"vnetpods {NAMELESS} - {link['ifname']}").split(" ")
             assert key not in held, f"{key} has two host ends"
             held[key] = address
     return held

@@ -1,0 +1,267 @@
+"""Hours of a bad day in minutes: `python -m tests.agent.soak [--calls 10000] [--callers 50] [--seed N]`.
+
+The agent as a process with its real data plane and a NodeIPPool on a real API server; fifty callers start the real
+shim. Meanwhile the agent is killed (at random, or at one of its fault points) or replaced, shims are killed, the API
+server is away for a third of the time, and the operator grows the pool, takes addresses back and changes its mind.
+`model` judges every answer. At the end ledger, kernel, NodeIPPool and model must say the same, with pods and again
+without any.
+
+The seed decides what is done; when it meets what is the scheduler's choice, so a finding may need several runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.agent import truths
+from tests.agent.machine import Machine, until
+from tests.agent.shim import ROOT, program
+from tests.agent.soak.model import Model, Violation
+from tests.agent.soak.operator import AdminApi, Operator
+from tests.agent.soak.runtime import Caller, Load, namespaces_gone
+from tests.isolation import isolate
+from tests.kube import apiserver, pki
+from vnetpods_agent import faults
+from vnetpods_agent.kubeapi import from_kubeconfig
+
+NODE = "worker-1"
+COOLDOWN = 1.0
+SETTLED = 60.0
+SHIM = ("ADD_DEADLINE_MS=20000", "DEL_DEADLINE_MS=3000")
+
+
+@dataclass
+class Soak:
+    node: Machine
+    server: apiserver.ApiServer
+    operator: Operator
+    load: Load
+    chance: random.Random
+    began: float = field(default_factory=time.monotonic)
+    ends: Counter[str] = field(default_factory=Counter)
+    away: float = 0.0
+
+    async def run(self, callers: int) -> None:
+        """Raises Violation, or AssertionError when the truths don't come to agree."""
+        self.operator.grow(80)
+        await self.operator.step()
+        players = [self._keep_agent(), self._keep_server(), self.operator.run(), self._audit(), self._say()]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(player) for player in players]
+            async with asyncio.TaskGroup() as work:
+                for number in range(callers):
+                    work.create_task(Caller(self.load, number).run())
+            for task in tasks:
+                task.cancel()
+        await self._settle()
+
+    # the players
+
+    async def _keep_agent(self) -> None:
+        """Lives that end early: by SIGKILL, by SIGTERM, or at a fault point in its nth visit."""
+        while True:
+            how = self.chance.choice(("kill", "kill", "stop", "fault", "fault"))
+            point = f"{self.chance.choice(faults.POINTS)}:{self.chance.randrange(1, 60)}" if how == "fault" else ""
+            await self.node.start(fault=point, serving=False)
+            assert self.node.process
+            try:
+                async with asyncio.timeout(self.chance.uniform(2, 15)):
+                    code = await self.node.process.wait()
+            except TimeoutError:
+                await (self.node.stop() if how == "stop" else self.node.kill())
+                code = self.node.process.returncode or 0
+            # SIGTERM ends a process that hasn't got as far as to listen to it
+            expected = {0, -signal.SIGTERM} if how == "stop" else {-signal.SIGKILL}
+            if code not in expected:
+                raise Violation(f"the agent ended with {code} instead of {expected}")
+            self.ends[point.partition(":")[0] or how] += 1
+            await asyncio.sleep(self.chance.choice((0, 0, 0.3, 2.0, 7.0)))
+
+    async def _keep_server(self) -> None:
+        """A third of the time gone or frozen."""
+        while True:
+            await asyncio.sleep(self.chance.uniform(4, 12))
+            began = time.monotonic()
+            if self.chance.random() < 0.5:
+                self.server.pause()
+                try:
+                    await asyncio.sleep(self.chance.uniform(2, 6))
+                finally:
+                    self.server.resume()
+            else:
+                self.server.stop()
+                try:
+                    await asyncio.sleep(self.chance.uniform(1, 3))
+                finally:
+                    # the process belongs to this thread, which the kernel ties its life to
+                    self.server.server.start()
+                await asyncio.to_thread(self._ready)
+            self.away += time.monotonic() - began
+
+    def _ready(self) -> None:
+        apiserver.await_ready(self.server.url, self.server.authority, [self.server.server])
+
+    async def _audit(self) -> None:
+        """Whatever is under way, the ledger names addresses of the NIC, each once, and so do the living host ends."""
+        while True:
+            await asyncio.sleep(1.0)
+            on_nic = self.load.model.addresses()
+            for name, held in self._held().items():
+                if strange := set(held.values()) - on_nic - {truths.NAMELESS}:
+                    raise Violation(f"{name}: {strange} are not on the NIC")
+                if twice := [address for address, count in Counter(held.values()).items() if count > 1 < len(address)]:
+                    raise Violation(f"{name}: {twice} are held twice: {held}")
+
+    def _held(self) -> dict[str, truths.Holders]:
+        path = self.node.state / "ledger.db"
+        return {"ledger": truths.ledger(path) if path.exists() else {}, "kernel": truths.kernel(self.node.name)}
+
+    async def _say(self) -> None:
+        while True:
+            await asyncio.sleep(10)
+            self.say("…")
+
+    def say(self, what: str) -> None:
+        elapsed = time.monotonic() - self.began
+        made = sum(self.load.outcomes.values())
+        print(
+            f"{elapsed:5.0f} s  {made} calls, {len(self.load.model.holders)} pods, "
+            f"{sum(self.ends.values())} lives of the agent, API server away {self.away / elapsed:.0%}  {what}",
+            flush=True,
+        )
+
+    # the end
+
+    async def _settle(self) -> None:
+        """Everybody is healthy again: the truths must come to agree, with the pods that are left and then without."""
+        self.operator.calm = True
+        self.server.resume()
+        self.server.server.start()
+        await asyncio.to_thread(self._ready)
+        if self.node.process and self.node.process.returncode is None:
+            await self.node.kill()
+        await self.node.start(serving=False)
+        self.say("all callers are done; comparing")
+        await self._agree()
+        for container, netns in self.load.live.items():
+            found = self.node.addresses_of(netns)
+            if found != [self.load.model.holders[container]]:
+                raise Violation(f"{container} holds {self.load.model.holders[container]} and has {found}")
+        pods = len(self.load.live)
+        for container, netns in self.load.live.items():
+            self.load.model.leaving(container, self.load.now())
+            await self.node.delete(container, netns)
+            self.node.end_sandbox(netns)
+        await self._agree()
+        self.say(f"ledger, kernel, NodeIPPool and model agree: {pods} pods, and then none")
+
+    async def _agree(self) -> None:
+        expected = {f"{container}/eth0": address for container, address in self.load.model.holders.items()}
+        seen = truths.read(self.node)
+
+        def ledger_and_kernel() -> bool:
+            nonlocal seen
+            seen = truths.read(self.node)
+            return seen.agreed and seen.ledger == expected and namespaces_gone(self.node)
+
+        try:
+            await until(ledger_and_kernel, SETTLED)
+        except AssertionError:
+            raise Violation(f"at the end: model {expected}\nledger {seen.ledger}\nkernel {seen.kernel}") from None
+        await self._pool_agrees(len(expected))
+
+    async def _pool_agrees(self, assigned: int) -> None:
+        """The NodeIPPool counts the same pods, and of the other addresses none is lost."""
+        end = time.monotonic() + SETTLED
+        while True:
+            await self.operator.try_step()
+            pool = await self.operator.look()
+            usage = pool.status.usage if pool else None
+            releasing = sum(len(interface.releasing) for interface in pool.status.interfaces) if pool else 1
+            total = len(self.load.model.addresses())
+            if usage and not releasing and (usage.assigned, usage.free) == (assigned, total - assigned):
+                return
+            if time.monotonic() > end:
+                raise Violation(f"at the end: NodeIPPool says {usage} of {total}, the model {assigned} assigned")
+            await asyncio.sleep(0.3)
+
+
+def connect(node: Machine, server: apiserver.ApiServer) -> Path:
+    """A link from the machine to the API server, which answers there under the address that its certificate names."""
+    ip = f"ip link add to-{node.name} type veth peer name mgmt netns {node.name}"
+    for command in (
+        ip,
+        f"ip addr add {pki.SERVICE_ADDRESS}/30 dev to-{node.name}",
+        f"ip link set to-{node.name} up",
+        f"ip -n {node.name} addr add 10.96.0.2/30 dev mgmt",
+        f"ip -n {node.name} link set mgmt up",
+    ):
+        subprocess.run(command.split(), check=True)
+    port = server.url.rpartition(":")[2]
+    user = json.loads(server.admin_kubeconfig.read_text())["users"][0]["user"]
+    return pki.kubeconfig(node.folder / "kubeconfig", f"https://{pki.SERVICE_ADDRESS}:{port}", server.authority, user)
+
+
+async def soak(seed: int, calls: int, callers: int, folder: Path, server: apiserver.ApiServer) -> None:
+    chance = random.Random(seed)
+    settings = {
+        "node": NODE,
+        "source": {"kubernetes": {"kubeconfig": str(folder / "kubeconfig")}},
+        "cooldown": COOLDOWN,
+        "sweepInterval": 1.0,
+        "reportInterval": 0.5,
+        "stopGrace": 3.0,
+    }
+    node = Machine(folder, settings, shim=program(*SHIM))
+    node.build()
+    connect(node, server)
+    model = Model(COOLDOWN)
+    api = AdminApi(from_kubeconfig(server.admin_kubeconfig))
+    load = Load(node, model, chance, calls)
+    run = Soak(node, server, Operator(api, NODE, model, chance), load, chance)
+    try:
+        await run.run(callers)
+    finally:
+        if node.process and node.process.returncode is None:
+            await node.kill()
+        await api.close()
+        node.close()
+        for title, counts in (
+            ("calls", load.outcomes),
+            ("agent's lives by end", run.ends),
+            ("pool", run.operator.done),
+        ):
+            print(f"{title}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--callers", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    options = parser.parse_args()
+    isolate()
+    print(f"soak: {options.calls} calls by {options.callers} callers, seed {options.seed}", flush=True)
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="vnetpods-soak-"))
+        print(f"what agent and API server say is in {folder} until all is well", flush=True)
+        (folder / "kube").mkdir()
+        server = stack.enter_context(apiserver.running(folder / "kube"))
+        server.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
+        asyncio.run(soak(options.seed, options.calls, options.callers, folder, server))
+    subprocess.run(["rm", "-r", str(folder)], check=True)
+
+
+if __name__ == "__main__":
+    main()
