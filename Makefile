@@ -69,14 +69,6 @@ test: venv programs ## All tests: first those without a cluster, then end to end
 	$(call say,end-to-end tests)
 	$(V)/pytest -q -m e2e
 
-.PHONY: soak
-soak: venv programs ## The agent's bad day: 10,000 calls, kills, outages (SEED=n repeats one)
-	@$(V)/python -m tests.agent.soak $(if $(SEED),--seed $(SEED))
-
-.PHONY: fuzz
-fuzz: venv ## Codec, server and shim against random input (SEED=n repeats one)
-	@$(V)/python -m tests.agent.fuzz $(if $(SEED),--seed $(SEED))
-
 .PHONY: bench
 bench: venv ## ADD and DEL side by side with the reference plugins; table and build/bench.json
 	@$(V)/python -m tests.bench
@@ -90,16 +82,16 @@ bench-operator: venv programs ## The operator with 5,000 nodes; build/bench-oper
 	@$(V)/python -m tests.bench.operator
 
 .PHONY: soak
-soak: venv programs ## 10,000 ADD and DEL with random kills of shim and agent; prints its seed
-	@$(V)/python -m tests.agent.soak
+soak: venv programs ## 10,000 ADD and DEL with random kills of shim and agent; prints its seed (SEED=n)
+	@$(V)/python -m tests.agent.soak $(if $(SEED),--seed $(SEED))
 
 .PHONY: chaos
 chaos: venv programs ## 200 nodes, failing Azure calls, fighting operators; prints its seed
 	@$(V)/python -m tests.operator.chaos
 
 .PHONY: fuzz
-fuzz: venv ## Random bytes against shim, codec and server
-	@$(V)/python -m tests.agent.fuzz
+fuzz: venv ## Random bytes against shim, codec and server; prints its seed (SEED=n)
+	@$(V)/python -m tests.agent.fuzz $(if $(SEED),--seed $(SEED))
 
 .PHONY: image
 image: venv ## The container image, without Docker and without a registry: build/image.tar
