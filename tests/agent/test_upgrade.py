@@ -122,35 +122,6 @@ async def test_add_that_waits_for_an_address_survives_the_upgrade(tmp_path: Path
         assert await waiting == ADDRESSES[1]
 
 
-async def test_full_node_whose_agent_is_away_can_be_emptied(tmp_path: Path) -> None:
-    """aws#2350, ACN async-delete: the agent's own pod needs room, so DEL succeeds; nothing is reused early."""
-    async with machine(tmp_path, cooldown=1.0) as node:
-        addresses = ADDRESSES[:110]
-        node.pool(addresses)
-        await node.start()
-        sandboxes = {f"c{number}": node.sandbox(f"p-{number}") for number in range(110)}
-        held = dict(zip(sandboxes, await asyncio.gather(*map(node.add, sandboxes, sandboxes.values())), strict=True))
-        assert sorted(held.values()) == sorted(addresses)
-        await node.kill()
-
-        for container, netns in list(sandboxes.items())[
-            :60
-        ]:  # removed with grace 0: the sandbox is gone before its DEL
-            node.end_sandbox(netns)
-            sandboxes[container] = ""
-        await asyncio.gather(*map(node.delete, sandboxes, sandboxes.values()))
-        spooled = len(list((node.state / "spool").iterdir()))
-        assert spooled == 110
-
-        loop = asyncio.get_running_loop()
-        deleted = loop.time()
-        await node.start()
-        await until(lambda: truths.read(node) == truths.Truths({}, {}, frozenset()))
-        assert list((node.state / "spool").iterdir()) == []
-        await node.add("new", node.sandbox("p-new"))
-        assert loop.time() - deleted >= 1.0
-
-
 async def test_spooled_del_leaves_a_later_add_of_the_same_container_alone(tmp_path: Path) -> None:
     """cnitool and Docker reuse container ids. The agent hangs, so the DEL is spooled; then it serves an ADD."""
     async with machine(tmp_path) as node:
