@@ -38,9 +38,7 @@ class Code(IntEnum):
 
 
 class CniError(Exception):
-    """A verb's failure as the runtime gets to see it: `message` says what, to which object; `details` why and what to
-    do.
-    """
+    """A verb's failure as the runtime sees it: `message` says what, to which object; `details` why and what to do."""
 
     def __init__(self, code: Code, message: str, details: str = "") -> None:
         super().__init__(message)

@@ -1,11 +1,10 @@
-"""The only way into and out of the custody of an address: pool, ledger and kernel in the one order that survives a
-crash.
+"""The only way into and out of the custody of an address, in the one order that survives a crash.
 
 Everything runs in the event loop; the ledger's and the kernel's lanes do what blocks.
-    attach   pool (memory) -> ledger (durable) -> kernel -> answer.     A crash leaves a row, which the sweeper or a
-    repeated
-             ADD finds; the kernel never has what the ledger lacks.
-    detach   kernel -> ledger -> pool -> answer.                        A crash leaves a row without interface: swept.
+    attach   pool (memory) -> ledger (durable) -> kernel -> answer
+             The kernel never has what the ledger lacks; a crash leaves a row, which a repeated ADD or a sweep finds.
+    detach   kernel -> ledger (durable) -> pool -> answer
+             A crash leaves a row without interface, which a repeated DEL or a sweep finds.
 Calls for one attachment take turns, calls for different ones overlap. A detach that finds an attach under way abandons
 it: that ADD fails and undoes what it did before the detach has its turn (ACN#4829: DEL overtakes ADD). A caller that
 goes away while it waits for an address gives back its place in the queue; one that goes away later is abandoned in the
@@ -122,8 +121,7 @@ class Custody:
     async def attach(self, wanted: Wanted, doors: Doors, deadline: float) -> Attachment:
         """The attachment, durable and working. For one that exists already everything is made sure of again.
 
-        Waits for an address until `deadline` (loop time). Raises NoAddress, Abandoned, LedgerUnavailable,
-        DataPlaneError.
+        Waits for an address until `deadline` (loop time). Raises CustodyError, LedgerError, DataPlaneError.
         """
         key = wanted.key
         async with self._turn(key):
@@ -140,8 +138,7 @@ class Custody:
     async def detach(self, key: AttachmentKey, *, before: float | None = None) -> Attachment | None:
         """Nobody holds the address any more when this returns; None when nobody did. Once begun it is carried through.
 
-        `before`: leaves alone what was attached after that moment. Raises DataPlaneError, and then the address stays
-        held.
+        `before` leaves alone what was attached after that moment. Raises DataPlaneError: the address stays held then.
         """
         errand = self._errands.get(key)
         if errand is not None and (before is None or errand.began <= before):
@@ -160,8 +157,7 @@ class Custody:
                 await self._through(self._record_release(attachment, since))
 
     async def adopt(self, interface: HostInterface) -> str:
-        """A pod's interface without attachment: it becomes one, unless its address is somebody else's; says what was
-        done.
+        """A pod's interface without attachment becomes one, unless its address is another pod's; says what was done.
 
         Since an ADD is durable before the kernel is touched, such a pod is proof of a ledger that forgot, not of a pod
         that is gone.

@@ -1,6 +1,6 @@
-"""A file as a source of addresses, for a machine without Kubernetes: the shape of a NodeIPPool's status, in YAML or
-JSON.
+"""A file as a source of addresses, for a machine without Kubernetes.
 
+It has the shape of a NodeIPPool's status, in YAML or JSON:
     interfaces: [{name: eth0, mac: "00:0d:3a:…", subnet: pods, prefixes: [10.240.0.0/16], primaryAddress: 10.240.0.4,
                   addresses: [10.240.0.5, 10.240.4.0/28], releasing: []}]
     directCIDRs: [10.240.0.0/12]

@@ -188,9 +188,7 @@ class KubeApi:
 
 
 def _socket(info: tuple[Any, ...]) -> socket.socket:
-    """A peer that vanished without a word (the API server's machine lost power) is noticed by the kernel, not after
-    hours.
-    """
+    """A peer that vanished without a word (a power cut) is noticed by the kernel, and not after hours."""
     family, kind, protocol, _, _ = info
     made = socket.socket(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -10,8 +10,8 @@ handshake speaks of units, pods get addresses. An address is
     idle      listed and not held; of these the one unused for longest comes first, those never used before all others;
     cooling   idle, released less than `cooldown` ago: others may still send to its former pod;
     blocked   in a unit that is releasing or withdrawn: out of use, whatever else it is;
-    withdrawn this node has promised never to use the unit again, until the source confirmed that it takes the promise
-    back; unusable  on one of the host's own interfaces, or on a former pod's that is not yet gone from the kernel;
+    withdrawn promised back: out of use until the source has confirmed that the promise is taken back;
+    unusable  on one of the host's own interfaces, or on a former pod's that is not yet gone from the kernel;
     missing   held, but no longer listed: the pod is left alone, and the operator asks Azure for it again.
 """
 
@@ -137,9 +137,7 @@ class Pool:
     # the release handshake
 
     def withdrawable(self, now: float) -> list[str]:
-        """Units asked back that no pod holds and that have cooled down: once withdrawn in the ledger, say so to
-        `withdraw`.
-        """
+        """Units asked back that no pod holds and that have cooled down; `withdraw` them once the ledger has it."""
         return [
             unit
             for unit in self._releasing
@@ -209,9 +207,7 @@ class Pool:
         return min((self._since[a] + self.cooldown for a in self._idle if self._cooling(a, now)), default=None)
 
     def cold(self, now: float) -> list[Address]:
-        """Addresses of which only the time of their release is known, and that has passed: the ledger may forget
-        them.
-        """
+        """Unlisted addresses whose release is only history by now: the ledger may forget them."""
         return [a for a in self._since if a not in self._mac and a not in self._held and not self._cooling(a, now)]
 
     def forget(self, addresses: Iterable[Address]) -> None:

@@ -79,9 +79,7 @@ class Reporter:
         self._wake.set()
 
     def heard(self, status: Status) -> None:
-        """The source has spoken, so it can be reached; what it repeats of our last report shows whether it still has
-        it.
-        """
+        """The source has spoken, so it can be reached; if it lacks our last report, it is told again."""
         self.live = True
         if self._last is not None and (status.usage is None or status.released != self._last.released):
             self._last = None
@@ -115,9 +113,7 @@ class Reporter:
                 delay = 0.0
 
     async def step(self, now: float, monotonic: float) -> float | None:
-        """Does what is due; seconds until something may be due by itself. Raises SourceUnavailable,
-        LedgerUnavailable.
-        """
+        """Does what is due; seconds until more may be. Raises SourceUnavailable, LedgerUnavailable."""
         if not self.live:
             return None
         if cold := self._pool.cold(now):

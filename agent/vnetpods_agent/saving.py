@@ -1,5 +1,6 @@
-"""A file that is there whole or not at all, and after a power cut the old one or the new one: temporary name, sync,
-rename, sync of the folder.
+"""Files that are there whole: after a crash or a power cut the old one or the new one.
+
+Temporary name, sync, rename, sync of the folder.
 """
 
 from __future__ import annotations

@@ -19,9 +19,7 @@ class SourceUnavailable(Exception):  # noqa: N818 - its name is the finding
 
 
 class SourceChanged(SourceUnavailable):
-    """The source has changed since it was heard last: what it says now comes by `watch`, and the report has to fit
-    it.
-    """
+    """The source has changed since it was heard last; the news comes by `watch`, and the report has to fit them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,7 @@
 are CniErrors, or those of custody, ledger and data plane, which become CniErrors in one place; anything else is
 answered with code 999 and logged with its trace. One log line per finished call.
 
-    ADD      the address is in the ledger and the interface works. Repeated: the same answer, everything made sure of
-    again.
+    ADD      the address is in the ledger and the interface works. Repeated: the same answer, all made sure of again.
              Waits for an address until the deadline that came with the call, then says why there is none (code 11).
     DEL      nobody holds the address. Succeeds without namespace, for unknown containers, and again and again.
     CHECK    compares kernel and ledger with prevResult.
