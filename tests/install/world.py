@@ -27,6 +27,10 @@ NAMESPACE = "kube-system"
 CHART = ROOT / "helm" / "vnetpods"
 ACCOUNTS = ("vnetpods-operator", "vnetpods-agent")
 RELEASE_TIME = "3m"
+MAX_PODS = 60
+"""So few that the operator has to count the pods in the host's network."""
+IDENTITY = "vnetpods"
+"""Client id of the user-assigned identity that the operator signs in with."""
 
 
 class HelmError(Exception):
@@ -38,6 +42,12 @@ def _camel(key: str) -> str:
     return first + "".join(map(str.capitalize, others))
 
 
+def azure_actions() -> list[str]:
+    """The role that docs/install.md has people make."""
+    role: dict[str, Any] = json.loads((ROOT / "docs" / "azure-role.json").read_text())
+    return list(role["Actions"])
+
+
 def values() -> dict[str, Any]:
     """What a person would write for this cluster: the image, this Azure's endpoint, seconds where they'd have
     minutes.
@@ -46,6 +56,7 @@ def values() -> dict[str, Any]:
     own = {key: value for key, value in OPERATOR.items() if key != "listen"}
     return {
         "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
+        "azure": {"credentials": {"type": "managedIdentity", "clientId": IDENTITY}},
         "operator": {"config": own},
         "agent": {"config": {_camel(key): value for key, value in AGENT.items()}},
     }
@@ -60,14 +71,17 @@ class InstalledWorld(World):
         cloud.create_subnet("cluster", "pods", "10.240.0.0/16")
         for name in (PLANE, *WORKERS):
             cloud.create_vm(name, "cluster/pods", ADDRESSES[name])
+        cloud.assign_role(IDENTITY, azure_actions())
         for name in WORKERS:  # what kubeadm and its like ask of a machine before it may become a node
             forward = ["nsenter", f"--net=/run/netns/{name}", "sysctl", "-qw", "net.ipv4.ip_forward=1"]
             subprocess.run(forward, check=True)
         self._cluster = clusters.up(self._description())
 
     def _description(self) -> Description:
+        described = super()._description()
         return dataclasses.replace(
-            super()._description(),
+            described,
+            nodes=tuple(dataclasses.replace(member, max_pods=MAX_PODS) for member in described.nodes),
             images=(building.ARCHIVE,),
             audited=tuple(f"system:serviceaccount:{NAMESPACE}:{name}" for name in ACCOUNTS),
         )
