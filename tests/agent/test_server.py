@@ -15,7 +15,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from vnetpods_agent.server import Limits, Server
-from vnetpods_agent.wire import Request, RequestFrame, Response, Verb, decode_answer, encode_environment, encode_request
+from vnetpods_agent.wire import (
+    AnswerFrame,
+    Request,
+    RequestFrame,
+    Response,
+    Verb,
+    decode_answer,
+    encode_environment,
+    encode_request,
+)
 
 STATUS = encode_request(RequestFrame(Verb.STATUS, 5000, b"", b"{}"))
 ADD = encode_request(RequestFrame(Verb.ADD, 5000, encode_environment({"CNI_COMMAND": "ADD"}), b"{}"))
@@ -119,6 +128,20 @@ async def test_frame_in_pieces(path: Path) -> None:
                 caller.send(STATUS[at : at + 1])
                 await asyncio.sleep(0)
             assert await answer(caller) == b"STATUS"
+
+
+async def test_shim_of_a_later_protocol_is_served_and_answered_in_ours(path: Path) -> None:
+    agent = Agent()
+    agent.go.set()
+    later = bytearray(STATUS)
+    later[3], later[6:8] = 2, b"\x04\x00"
+    async with serving(path, agent):
+        with connect(path) as caller:
+            caller.send(later[:20] + b"more" + later[20:])
+            loop = asyncio.get_running_loop()
+            frame = decode_answer(await loop.sock_recv(caller, 100))
+    assert frame == AnswerFrame(0, b"STATUS", version=1)
+    assert agent.calls[0].stdin == b"{}"
 
 
 async def test_socket_file_is_for_root_only(path: Path) -> None:
