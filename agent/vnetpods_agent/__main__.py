@@ -39,14 +39,15 @@ def _run(config: Config) -> int:
     from vnetpods_agent.kubeapi import AccessError  # noqa: PLC0415 - only where it is needed
     from vnetpods_agent.service import Agent  # noqa: PLC0415 - only where it is needed
 
-    async def live() -> bool:
-        return await Agent(config).run()
+    async def live() -> None:
+        await Agent(config).run()
 
     try:
-        return 0 if asyncio.run(live()) else 1
+        asyncio.run(live())
     except AccessError as error:
         print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
         return _USAGE_ERROR
+    return 0
 
 
 def _install(config: Config) -> int:

@@ -343,6 +343,8 @@ class Custody:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait([task])
+            if error := task.exception():  # nobody else will hear of it
+                log.warning("a call whose caller is gone failed", error=str(error))
             raise
 
     # within

@@ -14,7 +14,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -49,6 +49,7 @@ _SWITCH_INTERVAL = 0.0005
 _SPOOL_PERIOD = 3.0
 _TICK = 2.0
 _FAREWELL = 2.0
+_PAUSE = 2.0
 
 log = structlog.get_logger(component="agent")
 
@@ -59,9 +60,8 @@ class Agent:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
-        self._died = False
         api = None if config.source.file else _api(config)
         self.source: AddressSource = (
             FileSource(config.source.file) if config.source.file else NodeIPPoolSource(api or _api(config), config.node)
@@ -143,8 +143,8 @@ class Agent:
 
     # life
 
-    async def run(self) -> bool:
-        """Until SIGTERM or SIGINT; False when a part of the agent died."""
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, ended.set)
@@ -154,7 +154,6 @@ class Agent:
         log.info("serving", seconds=round(time.monotonic() - began, 3), unfit=self.unfit())
         await ended.wait()
         await self.stop()
-        return not self._died
 
     async def start(self) -> None:
         paths = self.config.paths
@@ -178,14 +177,17 @@ class Agent:
         self.metrics.replayed.inc(await self.spool.replay())
         await self.server.start()
         await self._serve_metrics()
-        self._spawn(self.listener.run())
-        self._spawn(self.reporter.run(time.time))
-        self._spawn(self.sweeper.run(self.config.sweep_interval, self.metrics.sweep))
-        self._spawn(self.mtus.follow(self.config.sweep_interval))
-        self._spawn(self._replay())
-        self._spawn(self.events.run())
-        self._spawn(self._tick())
-        self._spawn(self._install())
+        for part in (
+            self.listener.run,
+            self._report,
+            self._sweep,
+            self._follow_mtus,
+            self._replay,
+            self.events.run,
+            self._tick,
+            self._install,
+        ):
+            self._keep(part)
 
     async def _serve_metrics(self) -> None:
         http = self.config.http
@@ -221,17 +223,18 @@ class Agent:
         self.reaper.close()
         self.plane.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """A part that lives as long as the agent: if it dies, so does the agent."""
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    def _keep(self, part: Callable[[], Awaitable[None]]) -> None:
+        """Runs a part for as long as the agent lives. A defect in one mustn't cost the node the others."""
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and (error := task.exception()):
-            log.critical("a part of the agent has died, the process ends", part=task.get_coro(), exc_info=error)
-            self._died = True
-            signal.raise_signal(signal.SIGTERM)
+        async def live() -> None:
+            while True:
+                try:
+                    return await part()
+                except Exception:
+                    log.exception("a part of the agent failed, it begins anew", part=part.__qualname__)
+                    await asyncio.sleep(_PAUSE)
+
+        self._tasks.append(self._loop.create_task(live()))
 
     # what was
 
@@ -257,6 +260,15 @@ class Agent:
         while True:
             await asyncio.sleep(_TICK)
             self.custody.serve()
+
+    async def _report(self) -> None:
+        await self.reporter.run(time.time)
+
+    async def _sweep(self) -> None:
+        await self.sweeper.run(self.config.sweep_interval, self.metrics.sweep)
+
+    async def _follow_mtus(self) -> None:
+        await self.mtus.follow(self.config.sweep_interval)
 
     async def _replay(self) -> None:
         while True:

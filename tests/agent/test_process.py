@@ -14,17 +14,24 @@ from tests.agent.test_cases import add_many
 from vnetpods_api import Usage
 
 
-async def test_it_serves_within_a_second_of_a_known_pool_without_its_source(tmp_path: Path) -> None:
+async def test_it_serves_a_known_pool_at_once_and_without_its_source(tmp_path: Path) -> None:
+    """Within a second; of the processor, so that what else the machine does doesn't count."""
     async with machine(tmp_path) as node:
         node.pool(["10.240.0.5"])
         await node.start()
         await until((node.state / "pool.json").exists)
         await node.stop()
         (tmp_path / "pool.yaml").unlink()
-        began = time.monotonic()
         await node.start()
+        assert processor_seconds(node) < 1
+        assert node.events("serving")[-1]["seconds"] < 2
         assert await node.add("c1", node.sandbox()) == "10.240.0.5"
-        assert time.monotonic() - began < 1.5  # a second, and what this machine's other work takes from it
+
+
+def processor_seconds(node: Machine) -> float:
+    assert node.process
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def test_sigterm_finishes_what_is_in_flight_and_sends_the_waiting_on(tmp_path: Path) -> None:
@@ -126,6 +133,7 @@ async def test_uninstall_takes_the_conflist_first_and_leaves_pods_running(tmp_pa
         assert "1 pods still run" in said
         assert (node.routes(), node.addresses_of(netns)) == ({address}, [address])
         node.end_sandbox(netns)
+        await until(lambda: not node.host_ends())
         assert uninstall(node) == ""
         assert "vnetpods" not in nft(node)
 
