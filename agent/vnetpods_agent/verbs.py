@@ -19,6 +19,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -70,8 +71,9 @@ class Verbs:
         finally:
             seconds = time.perf_counter() - began
             self.observe(request.verb.name, outcome, seconds)
-            say = log.info if outcome == "ok" else log.warning
-            say("call", verb=request.verb.name, outcome=outcome, ms=round(seconds * 1000, 2), **about)
+            say = partial(log.info if outcome == "ok" else log.warning, "call", verb=request.verb.name, outcome=outcome)
+            # the caller has its answer before the line is written
+            asyncio.get_running_loop().call_soon(partial(say, ms=round(seconds * 1000, 2), **about))
 
     async def _answer(self, request: Request, about: dict[str, str]) -> bytes:
         try:
