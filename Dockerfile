@@ -4,11 +4,12 @@
 #
 # BASE must be Debian 13 (glibc, Python 3.13): its packages are the same in all stages, so what was built in one runs in another.
 ARG BASE=debian:trixie-slim
-ARG BUILDPLATFORM=linux/amd64
+# Set by the builder; a default here would override it.
+ARG BUILDPLATFORM
 
 # The plugin, cross-built on the builder's own architecture; the compiler is a Python package.
 FROM --platform=${BUILDPLATFORM} ${BASE} AS shim
-ARG TARGETARCH=amd64
+ARG TARGETARCH
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv ca-certificates >/dev/null
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /source
@@ -18,7 +19,7 @@ RUN python3 -m venv /venv \
  && /venv/bin/python image/subset.py ziglang <requirements.lock >shim.lock \
  && /venv/bin/pip install --quiet --no-deps --require-hashes -r shim.lock
 COPY agent/shim agent/shim
-RUN /venv/bin/python agent/shim/build.py --arch "${TARGETARCH}" /shim
+RUN /venv/bin/python agent/shim/build.py --arch "${TARGETARCH:-$(dpkg --print-architecture)}" /shim
 
 # The Python environment: what the two programs need of the lock file, checked by hash, and our wheel; byte-compiled.
 FROM ${BASE} AS environment

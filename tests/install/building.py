@@ -10,6 +10,7 @@ with chroot isolation, so it needs root and nothing else. About 2 minutes, of wh
 from __future__ import annotations
 
 import json
+import platform
 import re
 import resource
 import shutil
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.kube import binaries
+from tests.kube import binaries, image
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "vnetpods.test/vnetpods:0.1.0"
@@ -80,6 +81,7 @@ def build() -> dict[str, Any]:
         f"--ulimit=nofile={limit}:{limit}",  # zig opens a file for every source of musl
         f"--timestamp={stamp}",
         f"--build-arg=BASE={BASE}",
+        f"--build-arg=BUILDPLATFORM=linux/{image.ARCHITECTURES[platform.machine()]}",
         f"--build-arg=REVISION={revision}",
         *trust(folder),
     ]
