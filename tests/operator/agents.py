@@ -8,6 +8,7 @@ must never take from it.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
@@ -75,13 +76,13 @@ class Agent:
             body = apply_body(self.node, status=status, resource_version=pool.metadata.resource_version)
             query = {"fieldManager": AGENT_MANAGER, "force": "true"}
             try:
-                await self._kube.request(
+                written = await self._kube.request(
                     "PATCH", f"{PATH}/{self.node}/status", query=query, body=body, content_type=APPLY
                 )
             except Outdated:
                 continue
             self._last = status
-            return await self._pools.get(self.node)
+            return from_object(json.loads(written))
         raise AssertionError("the pool changes all the time")
 
     def _take_in(self, pool: NodeIPPool) -> Status:
@@ -117,7 +118,3 @@ def single(entries: Iterable[str]) -> set[str]:
 def _ready(pool: NodeIPPool) -> Condition:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     return condition(ConditionType.AGENT_READY, ConditionStatus.TRUE, Reason.AGENT_SERVING, "serving", now)
-
-
-def decoded(body: Any) -> NodeIPPool:
-    return from_object(body)
