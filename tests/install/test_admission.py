@@ -1,4 +1,6 @@
-"""The policy that confines agents, on a real API server, with tokens as kubelets mount them."""
+"""The policy that confines agents, on real API servers, with tokens as kubelets mount them: the oldest supported
+version of Kubernetes, the newest, and the one that all other tests use.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.install.rendering import render_text
+from tests.kube import binaries
 from tests.kube.api import KubeError
+from tests.kube.apiserver import running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.kube.apiserver import ApiServer
@@ -32,33 +36,57 @@ OPERATORS = {"interfaces": [NIC], "capacity": 255, "allocated": 2, "observedGene
 OPERATORS |= {"conditions": [condition("Ready"), condition("Reconciling", "False")]}
 
 
+BUILT = [program for program in binaries.ENDS if binaries.present(program)]
+
+
+@pytest.fixture(scope="module", params=["", *BUILT], ids=["pinned", *(binaries.ENDS[program] for program in BUILT)])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """The session's API server, and one of the oldest and the newest version that is supported."""
+    if not request.param:
+        yield request.getfixturevalue("apiserver")
+        return
+    with running(tmp_path_factory.mktemp(request.param), program=request.param) as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
-def installed(apiserver: ApiServer) -> ApiServer:
+def installed(server: ApiServer) -> ApiServer:
     """CRD, rights and policy from the chart; Nodes ada and bob with a pool each, written by the operator."""
     templates = ("crds", "serviceaccounts", "rbac-operator", "rbac-agent", "admission-policy")
-    apiserver.apply(render_text({}, *(f"--show-only=templates/{name}.yaml" for name in templates)))
+    server.apply(render_text({}, *(f"--show-only=templates/{name}.yaml" for name in templates)))
     for node in ("ada", "bob"):
-        apiserver.apply(json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}))
-        apiserver.apply(json.dumps(pool(node, spec={"machine": MACHINE + node})))
-        apply_as(apiserver, apiserver.admin_kubeconfig, pool(node, status=OPERATORS), manager="vnetpods-operator")
-    # a policy takes effect some moments after it was written
-    ada = apiserver.kubeconfig_for("vnetpods-agent", node_name="ada")
+        server.apply(json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}))
+        server.apply(json.dumps(pool(node, spec={"machine": MACHINE + node})))
+        apply_as(server, server.admin_kubeconfig, pool(node, status=OPERATORS), manager="vnetpods-operator")
+    server.apply(json.dumps(agent_pod("ada")))
 
+    # a policy takes effect some moments after it was written
     def confined() -> bool:
         try:
-            apply_as(apiserver, ada, pool("bob", status={"released": []}))
+            apply_as(server, agent_of(server), pool("bob", status={"released": []}))
         except KubeError as refused:
             return "may not write" in str(refused)
         return False
 
-    apiserver.wait("the policy to take effect", confined, 20)
-    return apiserver
+    server.wait("the policy to take effect", confined, 20)
+    return server
 
 
 @pytest.fixture(scope="module")
 def ada(installed: ApiServer) -> Path:
     """The agent of node ada."""
-    return installed.kubeconfig_for("vnetpods-agent", node_name="ada")
+    return agent_of(installed)
+
+
+def agent_of(server: ApiServer) -> Path:
+    return server.kubeconfig_for("vnetpods-agent", pod_name="vnetpods-agent-ada")
+
+
+def agent_pod(node: str) -> dict[str, Any]:
+    """As the DaemonSet controller makes it; its token names the node."""
+    spec = {"nodeName": node, "serviceAccountName": "vnetpods-agent", "containers": [{"name": "agent", "image": "x"}]}
+    metadata = {"name": f"vnetpods-agent-{node}", "namespace": "kube-system"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def pool(name: str, **parts: Any) -> dict[str, Any]:
@@ -85,6 +113,12 @@ def can_i(server: ApiServer, kubeconfig: Path, *what: str) -> str:
 
 
 USAGE = {"assigned": 1, "cooling": 0, "free": 1, "waiting": 0}
+
+
+@pytest.mark.parametrize("program", binaries.ENDS)
+def test_the_policy_is_also_tested_with(program: str) -> None:
+    if program not in BUILT:
+        pytest.skip(f"not built, so left out here: python -m tests.kube build {program}")
 
 
 def test_an_agent_reports_on_its_own_node(installed: ApiServer, ada: Path) -> None:

@@ -55,9 +55,18 @@ class Api:
             self.kubectl("wait", "--for=condition=Established", "--timeout=30s", *crds)
         return out
 
-    def token(self, service_account: str, namespace: str = "kube-system", node_name: str | None = None) -> str:
-        """A token from the TokenRequest API; with `node_name` bound to that Node, as a DaemonSet pod's token is."""
-        bound = ["--bound-object-kind=Node", f"--bound-object-name={node_name}"] if node_name else []
+    def token(
+        self,
+        service_account: str,
+        namespace: str = "kube-system",
+        node_name: str | None = None,
+        pod_name: str | None = None,
+    ) -> str:
+        """A token from the TokenRequest API, bound to a Node (from Kubernetes 1.31 on) or, as a kubelet has it, to
+        a Pod.
+        """
+        kind, name = ("Pod", pod_name) if pod_name else ("Node", node_name)
+        bound = [f"--bound-object-kind={kind}", f"--bound-object-name={name}"] if name else []
         return self.kubectl("create", "token", service_account, f"--namespace={namespace}", *bound).strip()
 
     def kubeconfig_for(
@@ -66,11 +75,13 @@ class Api:
         namespace: str = "kube-system",
         node_name: str | None = None,
         *,
+        pod_name: str | None = None,
         server: str | None = None,
     ) -> Path:
         """A kubeconfig that acts as this ServiceAccount (made if missing, without any rights).
 
         With `node_name` the token carries the claim `authentication.kubernetes.io/node-name`; the Node must exist.
+        With `pod_name` it names that Pod, which must run under the ServiceAccount, and the Pod's node.
         `server` is for a process that reaches the API server under another address than the tests do.
         """
         self.apply(
@@ -82,8 +93,8 @@ class Api:
                 }
             )
         )
-        token = self.token(service_account, namespace, node_name)
-        name = "-".join(filter(None, [namespace, service_account, node_name]))
+        token = self.token(service_account, namespace, node_name, pod_name)
+        name = "-".join(filter(None, [namespace, service_account, node_name, pod_name]))
         path = self.folder / "kubeconfigs" / f"{name}.kubeconfig"
         return pki.kubeconfig(path, server or self.url, self.authority, {"token": token})
 

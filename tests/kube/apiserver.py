@@ -96,9 +96,12 @@ class Program:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *extra: str) -> Iterator[ApiServer]:
-    """Starts etcd and an API server (with `extra` flags) whose data is in `folder`; ready on entry, gone on exit."""
-    found = binaries.programs(*binaries.API_SERVER)
+def running(folder: Path, *extra: str, program: str = "kube-apiserver") -> Iterator[ApiServer]:
+    """Starts etcd and an API server (with `extra` flags) whose data is in `folder`; ready on entry, gone on exit.
+
+    `program` may be one of binaries.ENDS.
+    """
+    found = binaries.programs(*binaries.API_SERVER, program)
     authority = pki.Authority.open(folder / "pki")
     authority.server("apiserver", pki.SERVER_NAMES)
     port, client_port, peer_port = _free_ports(3)
@@ -110,7 +113,7 @@ def running(folder: Path, *extra: str) -> Iterator[ApiServer]:
         folder / "etcd.log",
     )
     flags = server_flags(folder / "pki", f"http://127.0.0.1:{client_port}", "127.0.0.1", port)
-    server = Program([str(found["kube-apiserver"]), *flags, *extra], folder / "kube-apiserver.log")
+    server = Program([str(found[program]), *flags, *extra], folder / "kube-apiserver.log")
     try:
         etcd.start()
         server.start()

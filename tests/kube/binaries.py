@@ -67,11 +67,11 @@ class Source:
         return cache() / "bin" / f"{self.module}-{digest.hexdigest()[:12]}"
 
 
-def _kubernetes_version() -> dict[str, str]:
+def _kubernetes_version(version: str) -> dict[str, str]:
     """Without these the server calls itself v0.0.0, and kubectl and helm stumble over it."""
-    major, minor, _ = KUBERNETES.split(".")
+    major, minor, _ = version.split(".")
     values = {
-        "gitVersion": f"v{KUBERNETES}",
+        "gitVersion": f"v{version}",
         "gitMajor": major,
         "gitMinor": minor,
         "gitTreeState": "clean",
@@ -103,6 +103,8 @@ _KUBERNETES_PROGRAMS = (
 )
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _PLUGINS = "github.com/containernetworking/plugins/plugins"
+ENDS = {"kube-apiserver-oldest": "1.30.14", "kube-apiserver-newest": "1.37.2"}
+"""API servers of the oldest and the newest Kubernetes that is supported."""
 SOURCES = (
     Source(
         "etcd",
@@ -114,7 +116,7 @@ SOURCES = (
         "k8s",
         KUBERNETES,
         {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES_PROGRAMS},
-        _kubernetes_version(),
+        _kubernetes_version(KUBERNETES),
         version_of={name: ("--version",) for name in _KUBERNETES_PROGRAMS if name != "kubectl"}
         | {"kubectl": ("version", "--client")},
     ),
@@ -145,6 +147,15 @@ SOURCES = (
             "portmap": f"{_PLUGINS}/meta/portmap",
             "bandwidth": f"{_PLUGINS}/meta/bandwidth",
         },
+    ),
+    *(
+        Source(
+            name.removeprefix("kube-"),
+            version,
+            {name: "k8s.io/kubernetes/cmd/kube-apiserver"},
+            _kubernetes_version(version),
+        )
+        for name, version in ENDS.items()
     ),
     Source(
         "helm",
@@ -184,6 +195,11 @@ def programs(*names: str) -> dict[str, Path]:
 def program(name: str) -> Path:
     """The path of one program."""
     return programs(name)[name]
+
+
+def present(name: str) -> Path | None:
+    """The path of a program that is there already; None when it would have to be built."""
+    return _present(_source(name), name)
 
 
 def _source(name: str) -> Source:
