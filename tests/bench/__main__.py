@@ -18,12 +18,12 @@ def main() -> int:
     options = parser.parse_args()
     isolate()
     if options.what == "net":
-        from tests.bench import net  # noqa: PLC0415 - only what is asked for
+        from tests.bench.net import main as net  # noqa: PLC0415 - only what is asked for
 
-        return net.main()
-    from tests.bench import cni  # noqa: PLC0415 - only what is asked for
+        return net()
+    from tests.bench.cni import main as cni  # noqa: PLC0415 - only what is asked for
 
-    return asyncio.run(cni.main())
+    return asyncio.run(cni())
 
 
 if __name__ == "__main__":

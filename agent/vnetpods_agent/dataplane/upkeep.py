@@ -22,7 +22,7 @@ from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.events import Area
 from vnetpods_agent.dataplane.kernel import Uplink
 from vnetpods_agent.dataplane.programs import ProgramFailed, output
-from vnetpods_agent.dataplane.ruleset import FAMILY, TABLE, collapsed, ruleset
+from vnetpods_agent.dataplane.ruleset import TABLE, collapsed, deletion, families, ruleset
 
 ADDRESS_TAKEN = "AddressTakenFromHost"
 ADDRESS_ON_HOST = "AddressOnHost"
@@ -30,6 +30,7 @@ RESTORED = "HostStateRestored"
 NIC_MISSING = "NicMissing"
 
 _SYSCTL = Path("/proc/sys/net/ipv4")
+_IPV6 = Path("/proc/sys/net/ipv6")
 _THERE = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
 _ADVICE = (
@@ -165,12 +166,12 @@ class Upkeep:
         return [Happening(RESTORED, f"policy routing of secondary NICs: {added} rules and routes were missing")]
 
     def _ruleset(self, state: HostState) -> list[Happening]:
-        text = ruleset(state, self._uplinks(state))
+        text = ruleset(state, self._uplinks(state), ipv6=_IPV6.exists())
         known = text == self._loaded
-        if known and list_table() == self._listing:
+        if known and list_tables() == self._listing:
             return []
-        output("load the nftables table", ["nft", "-f", "-"], text)
-        self._loaded, self._listing = text, list_table()
+        output("load the nftables tables", ["nft", "-f", "-"], text)
+        self._loaded, self._listing = text, list_tables()
         return [Happening(RESTORED, f"the nftables table {TABLE} was missing or changed")] if known else []
 
     def _pods(self) -> list[Happening]:
@@ -216,11 +217,7 @@ class Upkeep:
             return [f"{len(left)} pods still run on addresses of the VNet ({some}): what they need stays until they go"]
         self._routing(HostState((), ()))
         forwarding.close()
-        try:
-            output("delete the nftables table", ["nft", "delete", "table", FAMILY, TABLE])
-        except ProgramFailed:
-            if list_table():
-                raise
+        output("delete the nftables tables", ["nft", "-f", "-"], deletion(ipv6=_IPV6.exists()))
         self._loaded = self._listing = ""
         return []
 
@@ -231,10 +228,13 @@ def _forwarding(variant: str) -> list[Happening]:
     return []
 
 
-def list_table() -> str:
-    """How nft shows our table now, without counters; empty when there is none."""
+def list_tables() -> str:
+    """How nft shows our tables now, without counters; empty when one is missing."""
     try:
-        return output("list the nftables table", ["nft", "-s", "list", "table", FAMILY, TABLE])
+        return "".join(
+            output("list the nftables table", ["nft", "-s", "list", "table", family, TABLE])
+            for family in families(ipv6=_IPV6.exists())
+        )
     except ProgramFailed as error:
         if error.errno != errno.EIO:
             raise

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agent.dataplane.test_hoststate import NIC, eventually
+from tests.agent.dataplane.test_hoststate import HURRY, NIC, eventually
 from tests.agent.dataplane.world import (
     AZURE_DNS,
     DIRECT,
@@ -48,7 +48,7 @@ def reconciler(world: World) -> Iterator[HostReconciler]:
     )
     for rule in rules:
         run_in(world.outside, f"nft {rule}")
-    reconciler = HostReconciler(lambda kind, message: None)
+    reconciler = HostReconciler(lambda kind, message: None, HURRY)
     reconciler.start()
     reconciler.declare(STATE)
     assert reconciler.wait(5)

@@ -98,6 +98,7 @@ class World:
         ):
             run_in(self.outside, f"ip {command}")
         run_in(self.outside, f"ip route replace {PRIMARY}/32 dev nic0")
+        run_in(self.host, "ip link show eth0")  # asking settles the carrier; else it appears in the middle of a test
         for address in (INTERNET, PEER, IMDS, AZURE_DNS):
             run_in(self.outside, f"ip addr add {address}/32 dev lo")
 
