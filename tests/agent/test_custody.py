@@ -296,7 +296,7 @@ class TestAdopting:
 async def test_many_at_once_agree(tmp_path: Path) -> None:
     """Adds, deletes, repeats and callers that go away, all at once."""
     names = [f"c{n}" for n in range(40)]
-    async with desk(tmp_path, *(f"10.0.1.{n}" for n in range(60))) as made:
+    async with desk(tmp_path, *(f"10.0.1.{n}" for n in range(100))) as made:
         await asyncio.gather(*(made.add(name, pod=name) for name in names))
         work = [started(made.delete(name)) for name in names[:20]]
         work += [started(made.add(name, pod=name)) for name in names[10:]]
