@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.install.rendering import CHART, RenderError, render, render_text
+from tests.kube import binaries
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -58,6 +59,14 @@ def test_without_crds_there_is_none_and_an_annotation_is_added_to_the_one_there_
     annotated = render({"crds": {"annotations": {"argocd.argoproj.io/sync-options": "Prune=false"}}})
     crd = only(annotated, "CustomResourceDefinition", "nodeippools.vnetpods.io")
     assert set(crd["metadata"]["annotations"]) == {"helm.sh/resource-policy", "argocd.argoproj.io/sync-options"}
+
+
+@pytest.mark.parametrize("values", [{}, ALL_ON], ids=["defaults", "everything on"])
+def test_helm_has_nothing_to_complain_about(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "values.yaml").write_text(json.dumps(values))
+    command = [binaries.program("helm"), "lint", "--strict", CHART, "--values", tmp_path / "values.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("values", [{}, ALL_ON], ids=["defaults", "everything on"])
