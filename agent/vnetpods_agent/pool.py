@@ -94,6 +94,7 @@ class Pool:
         """An address for `key`; else it stands in the queue, until `serve` names it or it leaves. The first to come is
         the first to get.
         """
+        self._notice(now)
         if not self._queue:
             address = self._first(now)
             if address is not None:
@@ -104,6 +105,7 @@ class Pool:
 
     def serve(self, now: float) -> list[tuple[AttachmentKey, Address]]:
         """Who of the queue gets an address now, in the order of arrival."""
+        self._notice(now)
         served = []
         while self._queue and (address := self._first(now)) is not None:
             key = next(iter(self._queue))
@@ -226,12 +228,15 @@ class Pool:
         return None
 
     def _cooling(self, address: Address, now: float) -> bool:
+        """Also by a `now` from before the release, for who asks may have waited for something since it looked."""
         since = self._since.get(address)
-        if since is None:
-            return False
-        if since > now:  # the clock was set back: begin anew rather than wait for the old time to come round
-            since = self._since[address] = now
-        return since + self.cooldown > now
+        return since is not None and since + self.cooldown > now
+
+    def _notice(self, now: float) -> None:
+        """A clock that was set back: cool-downs begin anew rather than wait for the old time to come round."""
+        latest = next(reversed(self._idle), None)  # released last of all that are idle
+        if latest is not None and self._since.get(latest, now) > now:
+            self._since = {address: min(since, now) for address, since in self._since.items()}
 
     def _hold(self, address: Address, key: AttachmentKey) -> None:
         del self._idle[address]

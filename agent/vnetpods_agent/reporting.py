@@ -117,8 +117,8 @@ class Reporter:
         if not self.live:
             return None
         if cold := self._pool.cold(now):
+            self._pool.forget(cold)  # first: one of them may be in use, and released again, by the time that is on disk
             await self._ledger.commit(Forget(tuple(cold)))
-            self._pool.forget(cold)
         if units := self._pool.withdrawable(now):
             # out of use before the disk is asked: the release may be cancelled meanwhile, and nobody may then be given
             # one

@@ -107,6 +107,17 @@ class TestCooldown:
         assert made.take(key("b"), hour_ago) is None
         assert made.serve(hour_ago + COOLDOWN) == [(key("b"), "10.0.0.5")]
 
+    def test_is_not_shortened_by_who_asks_with_an_older_time(self) -> None:
+        """A report that took seconds to be delivered asks what comes next with the time at which it began."""
+        made = pool("10.0.0.5")
+        made.take(key("a"), NOW)
+        made.release(Address("10.0.0.5"), NOW)
+        before = NOW - 20
+        assert made.next_change(before) == NOW + COOLDOWN
+        assert made.usage(before).cooling == 1
+        assert made.withdrawable(before) == made.cold(before) == []
+        assert made.take(key("b"), NOW + COOLDOWN - 1) is None
+
     def test_an_address_that_no_pod_ever_had_needs_none(self) -> None:
         made = pool("10.0.0.5", "10.0.0.6")
         made.take(key("a"), NOW)

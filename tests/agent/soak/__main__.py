@@ -38,7 +38,7 @@ from vnetpods_agent.kubeapi import from_kubeconfig
 NODE = "worker-1"
 COOLDOWN = 1.0
 SETTLED = 60.0
-SHIM = ("ADD_DEADLINE_MS=20000", "DEL_DEADLINE_MS=3000")
+SHIM = ("ADD_DEADLINE_MS=20000", "DEL_DEADLINE_MS=10000")
 
 
 @dataclass
@@ -91,7 +91,8 @@ class Soak:
     async def _keep_server(self) -> None:
         """A third of the time gone or frozen."""
         while True:
-            await asyncio.sleep(self.chance.uniform(4, 12))
+            share = self.away / (time.monotonic() - self.began)
+            await asyncio.sleep(self.chance.uniform(2, 8) * (2 if share > 1 / 3 else 1))
             began = time.monotonic()
             if self.chance.random() < 0.5:
                 self.server.pause()

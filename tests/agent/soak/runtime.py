@@ -63,7 +63,7 @@ class Caller:
                 continue
             for old, its_netns in late:
                 await self._delete(old, its_netns)
-                self.load.node.end_sandbox(its_netns)
+                await asyncio.to_thread(self.load.node.end_sandbox, its_netns)
             late = []
             await asyncio.sleep(chance.choice((0, 0, 0.01, 0.3, 1.0)))
             ending = chance.choices(list(ENDINGS), list(ENDINGS.values()))[0]
@@ -84,7 +84,7 @@ class Caller:
         load = self.load
         self.turn += 1
         container = f"c{self.number}-{self.turn}"
-        netns = load.node.sandbox(f"p{self.number}-{self.turn}")
+        netns = await asyncio.to_thread(load.node.sandbox, f"p{self.number}-{self.turn}")
         outcome = await load.call("ADD", container, netns, self._args())
         if outcome.exit_code == 0:
             address = str(outcome.json["ips"][0]["address"]).removesuffix("/32")
@@ -95,7 +95,7 @@ class Caller:
         if outcome.exit_code > 0 and outcome.code not in EXPECTED:
             raise Violation(f"ADD of {container}: {outcome}")
         await self._delete(container, netns)
-        load.node.end_sandbox(netns)
+        await asyncio.to_thread(load.node.end_sandbox, netns)
         await asyncio.sleep(load.chance.uniform(0.05, 0.5))
         return "", ""
 
@@ -103,14 +103,14 @@ class Caller:
         load = self.load
         if ending in ("no del", "no namespace"):
             load.model.leaving(container, load.now())
-            load.node.end_sandbox(netns)
+            await asyncio.to_thread(load.node.end_sandbox, netns)
             if ending == "no namespace":
                 await self._delete(container, "")
             return
         await self._delete(container, netns)
         if ending == "twice":
             await self._delete(container, netns)
-        load.node.end_sandbox(netns)
+        await asyncio.to_thread(load.node.end_sandbox, netns)
 
     async def _delete(self, container: str, netns: str) -> None:
         """Until it succeeds, which it does at once unless its shim is killed: an agent that is away is no reason."""
