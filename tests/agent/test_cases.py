@@ -17,6 +17,8 @@ import pytest
 
 from tests.agent import truths
 from tests.agent.machine import NIC_MAC, PRIMARY, Machine, machine, until
+from tests.agent.mounts import small_disk
+from tests.agent.test_ledger_disk import fill, remount
 from vnetpods_api import Condition, Interface, Status
 
 ADDRESSES = [f"10.240.0.{number}" for number in range(5, 35)]
@@ -161,6 +163,46 @@ async def test_acn_763_state_that_cannot_be_read(tmp_path: Path, damage: Callabl
         new = await add_many(node, ["d1", "d2"])
         assert not set(new.values()) & {held[name] for name in ("c2", "c3", "c4")}
         await until(lambda: truths.read(node).agreed)
+
+
+async def test_acn_763_a_disk_that_is_full(tmp_path: Path) -> None:
+    """C16: ADDs fail with the reason and the node says so; DELs succeed; all is well again when there is room."""
+    with small_disk(tmp_path / "state", kilobytes=512) as disk:
+        async with machine(tmp_path, sweepInterval=0.5) as node:
+            node.pool(ADDRESSES[:4])
+            await node.start()
+            held = await add_many(node, ["c1", "c2"])
+            ballast = fill(disk)
+            outcomes = [await node.call("ADD", f"d{number}", node.sandbox(f"p-d{number}")) for number in range(2)]
+            assert {outcome.code for outcome in outcomes} == {11}
+            assert "is the disk full" in outcomes[0].json["msg"]
+            assert (await node.call("STATUS", "")).code == 50
+            await node.delete("c1", "/run/netns/p-c1")
+            assert node.routes() == {held["c2"]}
+            ballast.unlink()
+            await until(lambda: truths.read(node).ledger == {"c2/eth0": held["c2"]})
+            assert (await node.call("STATUS", "")).exit_code == 0
+            again = [await node.add(f"d{number}", f"/run/netns/p-d{number}") for number in range(2)]
+            assert len({*again, held["c2"]}) == 3
+
+
+async def test_acn_763_a_disk_that_is_read_only(tmp_path: Path) -> None:
+    """C16: from the start; pods are known by their interfaces, and can be deleted."""
+    with small_disk(tmp_path / "state", kilobytes=2048) as disk:
+        async with machine(tmp_path) as node:
+            node.pool(ADDRESSES[:4])
+            await node.start()
+            held = await add_many(node, ["c1", "c2"])
+            await node.stop()
+            remount(disk, "ro")
+            await node.start()
+            assert (await node.call("STATUS", "")).code == 50
+            assert (await node.call("ADD", "d1", node.sandbox())).code == 11
+            await node.delete("c1", "/run/netns/p-c1")
+            assert node.routes() == {held["c2"]}
+            remount(disk, "rw")
+            await until(lambda: truths.read(node).ledger == {"c2/eth0": held["c2"]})
+            assert await node.add("d2", node.sandbox()) != held["c2"]
 
 
 async def test_acn_2022_withdrawn_stays_withdrawn(tmp_path: Path) -> None:
