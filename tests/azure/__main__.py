@@ -9,13 +9,15 @@ from tests.azure.arm.settings import Settings
 from tests.azure.process import main
 
 EPILOG = """\
-Needs root. Point an Azure SDK client at it, from this namespace or from any VM:
-  base URL http://20.0.0.1:8080 · managed identity on 169.254.169.254 (from VMs) · subscription
-  00000000-0000-0000-0000-000000000001
-Build VNets and VMs with tests.azure.client.connect(FOLDER). A VM is the network namespace of its name:
+Needs root; the machine's own network stays as it is. Everything lives in network and mount namespaces of its own (of
+the caller, if the caller already has some): the command to enter them is printed when it is ready.
+
+Point an Azure SDK client at it, from there or from any VM:
+  base URL          http://20.0.0.1:8080   (plain http: pass enforce_https=False per call, see tests/azure/arm/sdk.py)
+  subscription      00000000-0000-0000-0000-000000000001, resource group vnetpods
+  managed identity  http://169.254.169.254 from VMs; elsewhere any bearer token is taken as the caller's name
+Build VNets and VMs with tests.azure.client.connect(FOLDER); a VM is the network namespace of its name:
   ip netns exec w1 ip addr
-Started outside the test suite it makes namespaces of its own; enter them with
-  nsenter --mount=/proc/PID/ns/mnt --net=/proc/PID/ns/net        (the fabric; PID is in FOLDER/azure.json)
 """
 
 if __name__ == "__main__":

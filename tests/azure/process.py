@@ -40,7 +40,17 @@ from tests.isolation import isolate
 ARM_PORT = 8080
 FABRIC = "fabric"
 """Name of the fabric's namespace."""
+DESK = "desk"
+"""Name of the namespace that the process was started in."""
 STATE = "azure.json"
+READY = """\
+Ready (pid {pid}, state in {folder}/{state}).
+  ARM                   {arm}, for clients in the namespace this was started in and in VMs; any bearer token is a
+  principal build and look        python -c "from pathlib import Path; from tests.azure import client; azure =
+  client.connect(Path('{folder}'))" enter the namespaces  nsenter --mount=/proc/{pid}/ns/mnt
+  --net=/proc/{pid}/root/run/netns/desk   (or the name of a VM) end it                kill {pid}""".replace(
+    "{state}", STATE
+)
 SOCKET = "admin.sock"
 
 
@@ -54,9 +64,10 @@ def main(folder: Path, settings: Settings) -> None:
 
 
 def _prepare() -> None:
-    """The fabric's namespace, and the desk: a link from the namespace we were started in."""
-    for leftover in (FABRIC, INTERNET, ONPREMISES):
+    """The fabric's namespace, and the desk: a link from the namespace we were started in, which gets that name."""
+    for leftover in (FABRIC, INTERNET, ONPREMISES, DESK):
         namespaces.delete(leftover)
+    subprocess.run(["ip", "netns", "attach", DESK, str(os.getpid())], check=True)
     subprocess.run(["ip", "link", "delete", "desk0"], check=False, stderr=subprocess.DEVNULL)
     namespaces.create(FABRIC)
     subprocess.run(
@@ -97,6 +108,7 @@ async def _serve(folder: Path, settings: Settings) -> None:
         admin.unlink(missing_ok=True)
         server = await asyncio.start_unix_server(_Admin(emulator, network).serve, admin, limit=1 << 26)
         _write_state(folder, admin)
+        print(READY.format(pid=os.getpid(), folder=folder, arm=f"http://{ARM_ADDRESS}:{ARM_PORT}"), flush=True)
         async with server:
             await stopping.wait()
     finally:
@@ -105,7 +117,8 @@ async def _serve(folder: Path, settings: Settings) -> None:
             await runner.cleanup()
         await emulator.close()
         await network.close()
-        namespaces.delete(FABRIC)
+        for name in (FABRIC, DESK):
+            namespaces.delete(name)
 
 
 async def _listen(application: web.Application, namespace: str, address: str, port: int) -> web.AppRunner:

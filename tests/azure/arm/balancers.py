@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.azure.arm import networks
 from tests.azure.arm.addresses import Claim
-from tests.azure.arm.errors import ArmError, missing_reference
+from tests.azure.arm.errors import ArmError, check_names, missing_reference
 from tests.azure.arm.ids import ResourceId, key, parse
 from tests.azure.arm.model import Kind, Model
 from tests.azure.arm.store import Body, Resource, guid
@@ -32,9 +32,11 @@ PARTS = (
 
 def write(model: Model, balancer: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
     properties = {name: value for name, value in (body.get("properties") or {}).items() if value is not None}
+    for name in (*PARTS, "backendAddressPools"):
+        check_names(properties.get(name) or (), balancer)
     for name in PARTS:
         properties[name] = [_part(balancer, name, entry) for entry in properties.get(name) or ()]
-    sku = body.get("sku") or {"name": "Basic"}
+    sku = {"name": "Basic", **(body.get("sku") or {})}
     pools = properties.get("backendAddressPools") or []
     for entry in pools:
         _check_pool(model, balancer.child("backendAddressPools", entry["name"]), entry, sku["name"])
@@ -186,6 +188,7 @@ def _check_pool(model: Model, pool: ResourceId, entry: Body, sku: str) -> None:
     if not own:
         return
     guesses = model.settings.guesses
+    check_names(own, pool)
     if sku.lower() != "standard":
         raise ArmError(400, guesses.pool_sku_code, f"{pool}: backend addresses need a Standard load balancer.")
     if model.links(pool.key):
@@ -198,7 +201,10 @@ def _check_pool(model: Model, pool: ResourceId, entry: Body, sku: str) -> None:
         raise missing_reference(own[0]["properties"].get("virtualNetwork", {}).get("id", ""), str(pool))
     spaces = [ipaddress.IPv4Network(prefix) for prefix in networks.prefixes(vnet)]
     for member in own:
-        address = ipaddress.IPv4Address(member["properties"]["ipAddress"])
+        try:
+            address = ipaddress.IPv4Address(member["properties"]["ipAddress"])
+        except ValueError as error:
+            raise ArmError(400, "InvalidIPAddress", f"{pool}: {error}.") from error
         if not any(address in space for space in spaces):
             raise ArmError(400, guesses.pool_address_code, f"{pool}: {address} is not in {vnet.id}.")
     names = [member["name"].lower() for member in own]

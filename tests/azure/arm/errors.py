@@ -46,6 +46,12 @@ def not_found(text: str, group: str) -> ArmError:
     )
 
 
+def check_names(entries: Sequence[Mapping[str, Any]], where: object) -> None:
+    """Every entry of a list in a body must have a name."""
+    if not all(entry.get("name") for entry in entries):
+        raise ArmError(400, "InvalidRequestFormat", f"A child resource of {where} has no name.")
+
+
 def missing_reference(wanted: str, by: str) -> ArmError:
     """A resource that a body refers to."""
     return ArmError(

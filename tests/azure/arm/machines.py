@@ -20,7 +20,7 @@ def nic_ids(body: Body) -> list[str]:
     """Ids of a VM's NICs, primary first."""
     entries = (body.get("properties") or {}).get("networkProfile", {}).get("networkInterfaces") or []
     ordered = sorted(entries, key=lambda entry: not (entry.get("properties") or {}).get("primary", len(entries) == 1))
-    return [entry["id"] for entry in ordered]
+    return [entry.get("id", "") for entry in ordered]
 
 
 def mac(nic: str) -> str:

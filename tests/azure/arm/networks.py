@@ -1,4 +1,4 @@
-"""Virtual networks, their subnets and peerings, and the usages list.
+"""Virtual networks, their peerings, and the usages list.
 
 Pure. A subnet is a resource of its own (an address space belongs to it); a VNet's body is put together when it is read.
 Two peerings that point at each other are Connected, one alone is Initiated; a remote VNet may be in another
@@ -10,14 +10,15 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
-from tests.azure.arm.addresses import SubnetSpace
-from tests.azure.arm.errors import ArmError, missing_reference
+from tests.azure.arm import subnets
+from tests.azure.arm.errors import ArmError, check_names, missing_reference
 from tests.azure.arm.ids import ResourceId, key, parse
 from tests.azure.arm.model import Model
 from tests.azure.arm.store import Body, Resource, guid
+from tests.azure.arm.subnets import network
 
 TYPE = "Microsoft.Network/virtualNetworks"
-SUBNET = f"{TYPE}/subnets"
+SUBNET = subnets.TYPE
 PEERING = f"{TYPE}/virtualNetworkPeerings"
 
 
@@ -27,21 +28,37 @@ def prefixes(vnet: Resource) -> list[str]:
 
 
 def write(model: Model, vnet: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
-    """Subnets given inline are stored by `written`; those left out are deleted there."""
-    properties = {field: value for field, value in (body.get("properties") or {}).items() if value is not None}
-    given = (properties.get("addressSpace") or {}).get("addressPrefixes") or []
-    for prefix in given:
-        _network(prefix)
-    if not given:
+    """Inline subnets are checked here and stored by `written`; those left out of a list that is given go."""
+    properties = dict(body.get("properties") or {})
+    spaces = [network(prefix) for prefix in (properties.get("addressSpace") or {}).get("addressPrefixes") or ()]
+    if not spaces:
         raise ArmError(400, "InvalidRequestFormat", f"Virtual network {vnet} has no address prefixes.")
+    present = {subnet.id.name.lower(): subnet for subnet in model.store.below(str(vnet), SUBNET)}
+    inline = properties.get("subnets")
+    if inline is None:
+        inline = [subnet.body for subnet in present.values()]
+    check_names(inline, vnet)
+    names = [entry["name"].lower() for entry in inline]
+    if len(set(names)) < len(names):
+        raise ArmError(400, "DuplicateResourceName", f"Resource {vnet} has two child resources with the same name.")
+    others: dict[str, list[ipaddress.IPv4Network]] = {}
+    for entry in inline:
+        made = subnets.accept(model, vnet.child("subnets", entry["name"]), entry, spaces, others)
+        others[entry["name"]] = subnets.ranges(made["properties"])
+    for name, subnet in present.items():
+        if name not in names:
+            subnets.check_unused(model, subnet)
     properties.setdefault("enableDdosProtection", False)
     properties["resourceGuid"] = guid("vnet", vnet.key)
     return {**body, "properties": properties}
 
 
 def remove(model: Model, vnet: Resource, now: float) -> None:
-    for subnet in model.store.below(vnet.id.text, SUBNET):
-        remove_subnet(model, subnet, now)
+    inside = list(model.store.below(vnet.id.text, SUBNET))
+    for subnet in inside:
+        subnets.check_unused(model, subnet)
+    for subnet in inside:
+        subnets.remove(model, subnet, now)
         model.store.remove(subnet)
     for peering in list(model.store.below(vnet.id.text, PEERING)):
         remove_peering(model, peering, now)
@@ -54,102 +71,25 @@ def written(model: Model, vnet: Resource, previous: Body | None) -> None:
     vnet.properties.pop("virtualNetworkPeerings", None)
     if inline is not None:
         names = {entry["name"].lower() for entry in inline}
+        for subnet_left in list(model.store.below(vnet.id.text, SUBNET)):
+            if subnet_left.id.name.lower() not in names:
+                subnets.remove(model, subnet_left, 0.0)
+                model.store.remove(subnet_left)
         for entry in inline:
             subnet = vnet.id.child("subnets", entry["name"])
-            current = model.store.get(subnet)
-            resource = current or Resource(subnet, {})
-            resource.body = {
-                **write_subnet(model, subnet, entry, current, 0.0),
-                "name": subnet.name,
-                "id": str(subnet),
-                "type": SUBNET,
-            }
+            resource = model.store.get(subnet) or Resource(subnet, {})
+            made = subnets.accept(model, subnet, entry, [network(prefix) for prefix in prefixes(vnet)], {})
+            resource.body = {**made, "name": subnet.name, "id": str(subnet), "type": SUBNET}
+            subnets.store_space(model, resource, None)
             resource.changed("Succeeded")
             model.store.add(resource)
-        for subnet_left in model.store.below(vnet.id.text, SUBNET):
-            if subnet_left.id.name.lower() not in names:
-                remove_subnet(model, subnet_left, 0.0)
-                model.store.remove(subnet_left)
     _refresh_peerings(model, vnet.id.key)
 
 
 def shown(model: Model, vnet: Resource) -> Body:
-    subnets = [shown_subnet(model, subnet) for subnet in model.store.below(vnet.id.text, SUBNET)]
+    inside = [subnets.shown(model, subnet) for subnet in model.store.below(vnet.id.text, SUBNET)]
     peerings = [peering.body for peering in model.store.below(vnet.id.text, PEERING)]
-    return {**vnet.body, "properties": {**vnet.properties, "subnets": subnets, "virtualNetworkPeerings": peerings}}
-
-
-def write_subnet(model: Model, subnet: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
-    vnet = model.store.get(subnet.parent)
-    if vnet is None:
-        raise ArmError(
-            404,
-            "ParentResourceNotFound",
-            f"Failed to perform the operation: parent resource {subnet.parent} was not found.",
-        )
-    properties = {field: value for field, value in (body.get("properties") or {}).items() if value is not None}
-    properties.pop("ipConfigurations", None)
-    given = properties.get("addressPrefixes") or [properties.get("addressPrefix") or ""]
-    networks = [_network(prefix) for prefix in given]
-    _check_ranges(model, vnet, subnet, networks)
-    space = model.spaces.get(subnet.key)
-    if space is not None and space.taken and space.networks != networks:
-        raise ArmError(
-            400, "InUsePrefixCannotBeDeleted", f"The prefix of subnet {subnet} is in use and can't be changed."
-        )
-    for field in ("networkSecurityGroup", "routeTable", "natGateway"):
-        if field in properties:
-            properties[field] = {"id": properties[field].get("id", "")}
-            if model.store.get(parse(properties[field]["id"])) is None:
-                raise missing_reference(properties[field]["id"], str(subnet))
-    if space is None or not space.taken:
-        model.spaces[subnet.key] = SubnetSpace(subnet.name, networks)
-    properties.setdefault("privateEndpointNetworkPolicies", "Disabled")
-    properties.setdefault("privateLinkServiceNetworkPolicies", "Enabled")
-    return {**body, "properties": properties}
-
-
-def _check_ranges(model: Model, vnet: Resource, subnet: ResourceId, networks: list[ipaddress.IPv4Network]) -> None:
-    spaces = [_network(prefix) for prefix in prefixes(vnet)]
-    for network in networks:
-        if not any(network.subnet_of(space) for space in spaces):
-            raise ArmError(
-                400,
-                "NetcfgInvalidSubnet",
-                f"Subnet '{subnet.name}' is not valid because its IP address range is outside the virtual network.",
-            )
-    for other in model.store.below(str(subnet.parent), SUBNET):
-        if other.id.key != subnet.key and any(
-            a.overlaps(b) for a in networks for b in model.spaces[other.id.key].networks
-        ):
-            raise ArmError(
-                400,
-                "NetcfgSubnetRangesOverlap",
-                f"Subnet '{subnet.name}' is not valid because its IP address range overlaps {other.id.name}.",
-            )
-
-
-def remove_subnet(model: Model, subnet: Resource, now: float) -> None:
-    space = model.spaces[subnet.id.key]
-    if space.taken:
-        holder, part = next(iter(space.taken.values()))
-        raise ArmError(
-            400,
-            "InUseSubnetCannotBeDeleted",
-            f"Subnet {subnet.id.name} is in use by {holder}/ipConfigurations/{part} and cannot be deleted.",
-        )
-    del model.spaces[subnet.id.key]
-
-
-def shown_subnet(model: Model, subnet: Resource) -> Body:
-    """With the list of ipConfigurations in it, which is null when there are many."""
-    taken = model.spaces[subnet.id.key].taken
-    listed: list[Body] | None = None
-    if len(taken) <= model.settings.guesses.listed_configurations:
-        listed = [{"id": f"{owner}/ipConfigurations/{name}"} for owner, name in dict.fromkeys(taken.values())]
-    if listed == []:
-        return subnet.body
-    return {**subnet.body, "properties": {**subnet.properties, "ipConfigurations": listed}}
+    return {**vnet.body, "properties": {**vnet.properties, "subnets": inside, "virtualNetworkPeerings": peerings}}
 
 
 def usages(model: Model, vnet: Resource) -> list[Body]:
@@ -181,8 +121,8 @@ def write_peering(model: Model, peering: ResourceId, body: Body, current: Resour
     target = model.store.get(parse(remote))
     if target is None:
         raise missing_reference(remote, str(peering))
-    mine = [_network(prefix) for prefix in prefixes(_existing(model, peering.parent))]
-    if any(a.overlaps(_network(b)) for a in mine for b in prefixes(target)):
+    mine = [network(prefix) for prefix in prefixes(_existing(model, peering.parent))]
+    if any(a.overlaps(network(b)) for a in mine for b in prefixes(target)):
         raise ArmError(
             400,
             "VnetAddressSpacesOverlap",
@@ -255,10 +195,3 @@ def _existing(model: Model, wanted: ResourceId) -> Resource:
     if found is None:
         raise missing_reference(str(wanted), str(wanted))
     return found
-
-
-def _network(prefix: str) -> ipaddress.IPv4Network:
-    try:
-        return ipaddress.IPv4Network(prefix)
-    except ValueError as error:
-        raise ArmError(400, "InvalidCIDRNotation", f"The address prefix '{prefix}' is not valid: {error}.") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from tests.azure.arm.errors import ArmError
+from tests.azure.arm.errors import ArmError, check_names
 from tests.azure.arm.ids import ResourceId
 from tests.azure.arm.model import Kind, Model
 from tests.azure.arm.store import Body, Resource, guid
@@ -22,6 +22,7 @@ def write(model: Model, resource: ResourceId, body: Body, current: Resource | No
     properties = {field: value for field, value in (body.get("properties") or {}).items() if value is not None}
     for name in PARTS:
         if name in properties:
+            check_names(properties[name], resource)
             properties[name] = [_part(resource, name, entry) for entry in properties[name]]
     return {**body, "properties": {**properties, "resourceGuid": guid(resource.kind, resource.key)}}
 

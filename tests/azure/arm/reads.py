@@ -85,7 +85,10 @@ def _scale_set_nics(model: Model, request: Request, wanted: ResourceId) -> Reply
 
 
 def _page(model: Model, request: Request, kind: Kind, found: list[Resource]) -> Reply:
-    start = int(request.query.get("$skipToken", "0"))
+    token = request.query.get("$skipToken", "0")
+    if not token.isdecimal():
+        raise ArmError(400, "InvalidSkipToken", f"The skip token {token!r} is not one of ours.")
+    start = int(token)
     end = start + model.settings.page
     body: Body = {"value": [kind.shown(model, resource) for resource in found[start:end]]}
     if end < len(found):

@@ -43,6 +43,8 @@ def target(method: str, path: str) -> Target:
     if len(parts) < 5 or lower[0] != "subscriptions" or "providers" not in lower:
         raise ArmError(404, "InvalidResourceType", f"The resource type could not be found for {path}.")
     at = lower.index("providers")
+    if len(parts) < at + 3:
+        raise ArmError(404, "InvalidResourceType", f"No resource type is named in {path}.")
     provider, rest = parts[at + 1], parts[at + 2 :]
     if at == 2:
         return _of_subscription(path, parts, rest)

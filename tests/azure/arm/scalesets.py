@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.azure.arm import machines, nics
-from tests.azure.arm.errors import ArmError
+from tests.azure.arm.errors import ArmError, check_names
 from tests.azure.arm.ids import ResourceId
 from tests.azure.arm.model import Kind, Model
 from tests.azure.arm.store import Body, Resource, guid
@@ -164,6 +164,7 @@ def _create(model: Model, scale_set: Resource) -> None:
 def _write_nics(model: Model, instance: Resource, wanted: list[Body], now: float) -> None:
     """Gives the instance's NICs what its model says; the first refusal ends it, before anything of that NIC has
     changed."""
+    check_names(wanted, instance.id)
     order = [reference.rsplit("/", 1)[1].lower() for reference in machines.nic_ids(instance.body)]
     for entry in wanted:
         nic = instance.id.child("networkInterfaces", entry["name"])

@@ -63,4 +63,7 @@ def _without_nulls(value: Any) -> Any:
 @cache
 def _validator(name: str, definition: str) -> Draft4Validator:
     definitions = msgspec.json.decode((FOLDER / f"{name}.json").read_bytes())["definitions"]
+    for described in definitions.values():
+        if "properties" in described or "allOf" in described:
+            described.setdefault("type", "object")  # the description means it and often doesn't say it
     return Draft4Validator({"$ref": f"#/definitions/{definition}", "definitions": definitions})

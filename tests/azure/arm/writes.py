@@ -71,7 +71,10 @@ def patch(model: Writable, request: Request, kind: Kind, wanted: ResourceId) -> 
     """Tags only, as `UpdateTags` of every network resource."""
     found = existing(model, wanted)
     _check_etag(model, request, wanted, found)
-    found.body["tags"] = dict((request.body or {}).get("tags") or {})
+    tags = request.body.get("tags") if isinstance(request.body, dict) else None
+    if not isinstance(tags, dict):
+        raise ArmError(400, "InvalidRequestContent", "Only tags can be patched, and the request has none.")
+    found.body["tags"] = dict(tags)
     found.changed()
     model.generation += 1
     return Reply(200, kind.shown(model, found))
@@ -211,8 +214,9 @@ def _check_running(model: Writable, wanted: ResourceId, current: Resource | None
 
 
 def _copy(value: Any) -> Any:
+    """A copy without nulls: to the service they are the same as nothing."""
     if isinstance(value, dict):
-        return {name: _copy(inner) for name, inner in value.items()}
+        return {name: _copy(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):
         return [_copy(inner) for inner in value]
     return value
