@@ -34,8 +34,10 @@ def read(node: Machine) -> Truths:
 
 
 def ledger(path: Path) -> Holders:
-    """From the file itself, beside the agent that may be writing it."""
+    """From the file itself, beside the agent that may be writing it, or just making it."""
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'attachment'").fetchone():
+            return {}
         rows = connection.execute("SELECT container_id || '/' || ifname, address FROM attachment").fetchall()
     return dict(rows)
 
