@@ -44,13 +44,12 @@ DESK = "desk"
 """Name of the namespace that the process was started in."""
 STATE = "azure.json"
 READY = """\
-Ready (pid {pid}, state in {folder}/{state}).
-  ARM                   {arm}, for clients in the namespace this was started in and in VMs; any bearer token is a
-  principal build and look        python -c "from pathlib import Path; from tests.azure import client; azure =
-  client.connect(Path('{folder}'))" enter the namespaces  nsenter --mount=/proc/{pid}/ns/mnt
-  --net=/proc/{pid}/root/run/netns/desk   (or the name of a VM) end it                kill {pid}""".replace(
-    "{state}", STATE
-)
+Ready (pid {pid}, state in {folder}/azure.json).
+  ARM         {arm}, from here and from VMs; any bearer token is its caller's name
+  build       from pathlib import Path; from tests.azure import client
+              azure = client.connect(Path("{folder}"))
+  go inside   nsenter --mount=/proc/{pid}/ns/mnt --net=/proc/{pid}/root/run/netns/desk   (or a VM's name)
+  end it      kill {pid}"""
 SOCKET = "admin.sock"
 
 

@@ -8,7 +8,7 @@ from azure.core.exceptions import HttpResponseError
 from azure.mgmt.network.aio import NetworkManagementClient
 
 from tests.azure.arm.builder import GROUP
-from tests.azure.arm.sdk import network_client
+from tests.azure.arm.sdk import compute_client, network_client
 from tests.azure.arm.server import Emulator
 
 REMAINING = "x-ms-ratelimit-remaining-subscription-reads"
@@ -57,6 +57,22 @@ async def test_network_provider_is_shared_by_the_subscription(
     assert refused == {"429": "300", "code": cloud.cloud.settings.guesses.throttle_code}
     cloud.build.advance(300)
     assert REMAINING in await read(network)
+
+
+async def test_instance_writes_have_a_bucket_of_their_own(cloud: Emulator) -> None:
+    cloud.build.limit(instance_writes=(2, 4 / 60))
+    cloud.build.create_scale_set("pool", "net/pods", 2)
+    statuses: dict[str, list[int]] = {"0": [], "1": []}
+    async with compute_client(cloud.url) as compute:
+        vms = compute.virtual_machine_scale_set_vms
+        for instance in ("0", "0", "0", "1"):
+            vm = await vms.get(GROUP, "pool", instance)
+            try:
+                await (await vms.begin_update(GROUP, "pool", instance, vm)).result()
+                statuses[instance].append(200)
+            except HttpResponseError as error:
+                statuses[instance].append(error.status_code or 0)
+    assert statuses == {"0": [200, 200, 429], "1": [200]}
 
 
 async def test_published_figures_hold_by_default(cloud: Emulator, network: NetworkManagementClient) -> None:

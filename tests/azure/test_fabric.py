@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import urllib.request
@@ -61,6 +62,28 @@ def test_secondary_address_passes_only_while_the_nic_has_it(azure: Azure) -> Non
         assert (after["source"] - before["source"], after["unowned"] - before["unowned"]) == (1, 1)
         row = {"from": "w1", "source": address, "destination": "10.240.0.5", "packets": 1}
         assert row in azure.dropped("source")
+
+
+def test_packets_pass_before_the_operation_says_so(azure: Azure) -> None:
+    azure.set_duration("Microsoft.Network/networkInterfaces", 60)
+    nic = azure.nic("w1-nic")
+    subnet = nic["properties"]["ipConfigurations"][0]["properties"]["subnet"]
+    nic["properties"]["ipConfigurations"].append({"name": "late", "properties": {"subnet": subnet}})
+    request = urllib.request.Request(
+        f"{azure.url}{nic['id']}?api-version=2024-01-01",
+        json.dumps(nic).encode(),
+        {"Authorization": "Bearer operator", "Content-Type": "application/json"},
+        method="PUT",
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert answer.headers["Azure-AsyncOperation"]
+    azure.set_duration("Microsoft.Network/networkInterfaces", 0)
+    assert azure.nic("w1-nic")["properties"]["provisioningState"] == "Updating"
+    address = azure.addresses("w1-nic")["late"]
+    with own("w1", address):
+        assert says(("w1", address), ("w2", "10.240.0.5")) == address
+        assert says(("w2", "10.240.0.5"), ("w1", address)) == "10.240.0.5"
+    azure.remove_address("w1-nic", "late")
 
 
 def test_address_moves_to_another_machine(azure: Azure) -> None:

@@ -40,7 +40,7 @@ def test_survives_its_starter_and_is_found_again(tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match="no verb"):
             azure._call("nonsense")
         assert azure.bugs() == []
-        assert "enter the namespaces" in (tmp_path / "azure.log").read_text()
+        assert "go inside" in (tmp_path / "azure.log").read_text()
     finally:
         azure.stop()
     assert not namespaces.exists("w1")

@@ -24,6 +24,9 @@ class Model(Protocol):
 
     def delete(self, resource: Resource, now: float) -> None: ...
 
+    def remember(self, resource: Resource, now: float, done: float) -> None:
+        """Called before a change whose operation ends at `done`: keeps what stale reads and slow metadata will need."""
+
     def links(self, target: str) -> list[str]:
         """Ids of those that refer to a resource."""
 

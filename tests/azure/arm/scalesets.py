@@ -178,6 +178,7 @@ def _write_nics(model: Model, instance: Resource, wanted: list[Body], now: float
             raise _renamed(model, error) from error
         previous = current.body if current else None
         resource = current or Resource(nic, {})
+        model.remember(resource, now, now + model.settings.duration(INSTANCE))
         resource.body = {"name": nic.name, "id": str(nic), **made}
         resource.properties.update(
             macAddress=machines.mac(nic.key),

@@ -30,9 +30,6 @@ class Writable(Model, Protocol):
     operations: Operations
     generation: int
 
-    def remember(self, resource: Resource, now: float, done: float) -> None:
-        """Keeps what stale reads and slow instance metadata will need."""
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
