@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any, Protocol
@@ -149,11 +149,6 @@ def usable_by_pods(
             )
         )
     return tuple(views)
-
-
-def foreign(nics: Iterable[Nic], naming: Naming) -> list[Entry]:
-    """Secondary entries that are neither ours nor adopted."""
-    return [e for nic in nics for e in nic.entries if not (e.primary or e.ours or naming.adopted(e))]
 
 
 def _address(entry: Entry) -> str:

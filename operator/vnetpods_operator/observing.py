@@ -128,7 +128,13 @@ class Observer:
         """With what was learned about the subnet and the machine."""
         limits = self._subnets.limits(subnet)
         slots = 0 if self._clock() < record.full_until else view.slots
-        return replace(view, grow_after=limits.grow_after, grow_most=limits.grow_most, slots=slots)
+        return replace(
+            view,
+            grow_after=limits.grow_after,
+            grow_most=limits.grow_most,
+            blocks_after=limits.blocks_after,
+            slots=slots,
+        )
 
 
 def _serves(pool: NodeIPPool) -> bool:

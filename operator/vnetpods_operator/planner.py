@@ -63,6 +63,8 @@ class Nic:
     """The subnet was full: not to be asked before."""
     grow_most: int = 256
     """The subnet was nearly full: not to be asked for more at once."""
+    blocks_after: float = 0.0
+    """The subnet had no aligned block: not to be asked for one before."""
 
     def covers(self, address: str) -> bool:
         """Whether the address is of this NIC's subnet."""
@@ -337,7 +339,7 @@ def _grow_on(draft: _Draft, nic: Nic, need: int) -> int:
     if nic.grow_most < need:
         draft.blocked(Reason.SUBNET_FULL, f"the subnet of {nic.name} is nearly full")
     need = min(need, nic.grow_most)
-    blocks = min(need // BLOCK, slots) if draft.wanted.blocks else 0
+    blocks = min(need // BLOCK, slots) if draft.wanted.blocks and draft.now >= nic.blocks_after else 0
     add = min(need - BLOCK * blocks, slots - blocks)
     draft.slots[nic.name] -= blocks + add
     draft.change(nic.name, Reason.GROWING, add=add, blocks=blocks)

@@ -25,7 +25,7 @@ class _ListMetadata(msgspec.Struct, rename="camel"):
 
 
 class _List(msgspec.Struct):
-    items: list[msgspec.Raw]
+    items: list[msgspec.Raw] | None
     metadata: _ListMetadata
 
 
@@ -44,7 +44,7 @@ class Pools:
         while True:
             query = {"limit": str(PAGE)} | ({"continue": following} if following else {})
             page = msgspec.json.decode(await self._kube.request("GET", PATH, query=query), type=_List)
-            for raw in page.items:
+            for raw in page.items or ():
                 try:
                     yield _decode(bytes(raw))
                 except msgspec.ValidationError:

@@ -12,11 +12,13 @@ is known yet: pods that come and go within the warm addresses cost no request.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
 
+import msgspec
 import structlog
 
 from vnetpods_api import NodeIPPool, Reason
@@ -42,6 +44,8 @@ HOST_PODS_MOST = 40
 """A node is taken to have no more pods in the host's network than this, until they are counted."""
 HOST_PODS_SECONDS = 600.0
 """How long such a count is good."""
+_TOLD = (Reason.SUBNET_FULL, Reason.ADDRESS_LOST, Reason.AGENT_SILENT, Reason.NIC_FAILED)
+"""Limits that are worth an Event."""
 _URGENCY = {Reason.GROWING: Urgency.WARM, Reason.REPAIRING: Urgency.WARM, Reason.RELEASING: Urgency.RELEASE}
 
 log = structlog.get_logger()
@@ -134,15 +138,20 @@ class Reconciler:
         """The node's pool, made if it is missing, with the present Node as owner and the present machine."""
         pool = self._parts.roster.pools.get(node.name)
         said = machine.id if machine else None
-        if pool is not None:
-            if (pool.spec.machine or "").lower() != (said or "").lower():
-                record.audit_at = 0.0
-            elif pool.metadata.owner_references == (node.owner,):
+        moved = pool is not None and (pool.spec.machine or "").lower() != (said or "").lower()
+        if pool is not None and not moved:
+            owners = [owner for owner in pool.metadata.owner_references if owner.kind == "Node"]
+            if owners == [node.owner]:
                 return pool
-        pool = await self._parts.pools.adopt(node.name, node.owner, said)
+        found = await self._parts.pools.adopt(node.name, node.owner, said)
+        if moved and found.status.interfaces:
+            # what the pool lists is another machine's, and must not be handed out on this one
+            emptied = msgspec.structs.replace(found, status=msgspec.structs.replace(found.status, interfaces=()))
+            found = await self._parts.pools.report(found, report.status(emptied, report.Findings(), datetime.now(UTC)))
+            record.audit_at = 0.0
         reached(Point.POOL_ADOPTED)
-        self._parts.roster.hold_pool(pool)
-        return pool
+        self._parts.roster.hold_pool(found)
+        return found
 
     def _due(self, look: Look) -> bool:
         """Whether Azure has to be asked, judged by the pool alone."""
@@ -209,8 +218,13 @@ class Reconciler:
             except cloud.Changed:
                 await asyncio.sleep(self._jitter(0.1))
                 return False
-            except cloud.SubnetFull as error:
-                await self._subnet_full(look, nic, change, error)
+            except (cloud.SubnetFull, cloud.Refused) as error:
+                if change.blocks:  # which code says that no aligned block is free is not documented
+                    self._parts.subnets.no_blocks(nic.subnet, self._now())
+                elif isinstance(error, cloud.SubnetFull):
+                    await self._subnet_full(look, nic, change, error)
+                else:
+                    raise
                 return False
             reached(Point.NIC_WRITTEN)
             self._done(look, nic, change)
@@ -266,7 +280,8 @@ class Reconciler:
         problem = look.problem = problem_of(error)
         record.not_before = now + wait
         if isinstance(error, cloud.AddressTaken):  # the rest of the node's needs must not wait for it
-            record.contested |= dict.fromkeys(look.pool.status.missing, now + wait)
+            missing, words = look.pool.status.missing, re.findall(r"[0-9.]*[0-9]", str(error))
+            record.contested |= dict.fromkeys(set(missing).intersection(words) or missing, now + wait)
             record.not_before = now
         elif any(view.failed for view in look.views):
             self._repaired_in_vain(record)
@@ -310,6 +325,14 @@ class Reconciler:
             self._parts.tell(node, problem)
         record.problem = problem
 
+    def _notice_limit(self, look: Look) -> None:
+        """The same for what stands in a plan's way."""
+        limit = look.plan.limit if look.plan is not None else None
+        if look.plan is not None and limit in _TOLD and look.record.limit is not limit and look.problem is None:
+            assert limit is not None
+            self._parts.tell(look.node, Problem(limit, look.plan.detail))
+        look.record.limit = limit
+
     async def _report(self, look: Look) -> None:
         """Writes what was found; thinks again if the agent has written meanwhile."""
         for _ in range(ATTEMPTS):
@@ -328,6 +351,7 @@ class Reconciler:
                     self._observer.from_pool(look)
                 continue
             self._observer.remember(look)
+            self._notice_limit(look)
             return
         raise Outdated(f"NodeIPPool {look.node.name} changes faster than it can be written")
 

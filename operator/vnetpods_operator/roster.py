@@ -34,6 +34,8 @@ class Record:
     """Azure is left in peace until then."""
     failures: int = 0
     problem: Problem | None = None
+    limit: Reason | None = None
+    """What stood in the way of the last plan."""
     surplus_since: float | None = None
     releasing_since: float | None = None
     refused: frozenset[str] = frozenset()

@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import structlog
 
 from vnetpods_operator import azure, configuration, handlers, health, watching
@@ -182,7 +183,8 @@ class Operator:
             return
         before, self.config = self.config, config
         fixed = [name for name in ("listen", "election", "workers") if getattr(config, name) != getattr(before, name)]
-        if config.azure.endpoint != before.azure.endpoint or config.azure.scope != before.azure.scope:
+        same = {"budget": before.azure.budget, "networks": before.azure.networks}
+        if msgspec.structs.replace(config.azure, **same) != before.azure:
             fixed.append("azure")
         log.info("configuration reloaded", needs_restart=fixed)
         self._budget.adjust()

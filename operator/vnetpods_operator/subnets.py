@@ -7,7 +7,7 @@ pause has passed or addresses of the subnet were given back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vnetpods_operator.machine import ENTRIES_PER_NIC
 
@@ -22,6 +22,7 @@ class Limits:
     grow_after: float = 0.0
     grow_most: int = ENTRIES_PER_NIC
     refusals: int = 0
+    blocks_after: float = 0.0
 
 
 class Subnets:
@@ -38,22 +39,28 @@ class Subnets:
         most = asked // 2 if not left or left >= asked else left
         before = self.limits(subnet)
         if most > 0 and left != 0:
-            found = Limits(0.0, most, before.refusals)
+            found = Limits(0.0, most, before.refusals, before.blocks_after)
         else:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(before.refusals, 10))
-            found = Limits(now + pause, 1, before.refusals + 1)
+            found = Limits(now + pause, 1, before.refusals + 1, before.blocks_after)
         self._limits[subnet.lower()] = found
         return found
+
+    def no_blocks(self, subnet: str, now: float) -> None:
+        """No aligned block was to be had: single addresses for a while."""
+        self._limits[subnet.lower()] = replace(self.limits(subnet), blocks_after=now + LONGEST_PAUSE)
 
     def granted(self, subnet: str) -> None:
         """A request was met: the next may be larger."""
         before = self._limits.get(subnet.lower())
         if before is None:
             return
-        if before.grow_most * 2 >= ENTRIES_PER_NIC:
+        if before.grow_most * 2 >= ENTRIES_PER_NIC and not before.blocks_after:
             del self._limits[subnet.lower()]
         else:
-            self._limits[subnet.lower()] = Limits(0.0, before.grow_most * 2, before.refusals)
+            self._limits[subnet.lower()] = replace(
+                before, grow_after=0.0, grow_most=min(ENTRIES_PER_NIC, before.grow_most * 2)
+            )
 
     def given_back(self, subnet: str) -> bool:
         """Addresses have become free; whether anybody waits for them."""

@@ -37,7 +37,7 @@ class _ListMetadata(msgspec.Struct):
 
 
 class _List(msgspec.Struct):
-    items: list[_Item]
+    items: list[_Item] | None
     metadata: _ListMetadata
 
 
@@ -98,7 +98,7 @@ async def _names(kube: Kube, path: str, selection: dict[str, str] | None = None)
     while True:
         query = (selection or {}) | {"limit": _PAGE} | ({"continue": following} if following else {})
         page = msgspec.json.decode(await kube.request("GET", path, query=query, accept=_METADATA_ONLY), type=_List)
-        found |= {f"{item.metadata.namespace}/{item.metadata.name}".lstrip("/") for item in page.items}
+        found |= {f"{item.metadata.namespace}/{item.metadata.name}".lstrip("/") for item in page.items or ()}
         following = page.metadata.continue_
         if not following:
             return found

@@ -227,3 +227,55 @@ async def test_nodes_that_opt_out_are_left_alone(world: World) -> None:
         await world.until_allocated(served, 4)
         assert await world.condition(out) is None
     assert world.addresses("out-nic") == set()
+
+
+async def test_blocks_and_single_addresses_mixed(world: World) -> None:
+    world.settings["groups"] = [{"minimum": 36, "warm": 4, "batch": 4, "blocks": True}]
+    node, agent = await world.worker("one")
+    async with world.operator():
+        pool = await world.until_allocated(node, 36)
+        listed = pool.status.interfaces[0].addresses
+        assert sum("/28" in address for address in listed) == 2
+        assert len(listed) == 6
+        agent.start(36)
+        await world.until_pods_run(agent)
+    assert world.writes() <= 3
+
+
+async def test_single_addresses_where_no_aligned_block_is_free(world: World) -> None:
+    world.azure.build.create_subnet("net", "narrow", "10.241.0.0/27")  # 32 addresses, and no whole aligned 16 usable
+    world.settings["groups"] = [{"minimum": 20, "warm": 4, "batch": 4, "blocks": True}]
+    node, _ = await world.worker("one", "net/narrow")
+    async with world.operator():
+        pool = await world.until_allocated(node, 20)
+    assert not [a for a in pool.status.interfaces[0].addresses if "/" in a]
+    assert world.writes() <= 3
+
+
+async def test_a_machine_made_again_under_the_same_name_does_not_inherit_addresses(world: World) -> None:
+    node, _ = await world.worker("one")
+    async with world.operator():
+        before = await world.until_allocated(node, 4)
+    other = world.machine("other")
+    await world.kube.request("DELETE", f"/api/v1/nodes/{node}")
+    await world.node("one", other)
+    world.azure.build.fault("status", method="GET", resource="*/other", status=503, code="ServiceUnavailable", times=3)
+    async with world.operator():
+
+        async def emptied() -> bool:
+            return (await world.pool(node)).status.interfaces == ()
+
+        await world.until("the former machine's addresses to be withdrawn", emptied)
+        after = await world.until_allocated(node, 4)
+    assert after.spec.machine == other.removeprefix("azure://")
+    assert not set(before.status.interfaces[0].addresses) & set(after.status.interfaces[0].addresses)
+
+
+async def test_a_second_write_reads_the_nic_and_not_the_machine_again(world: World) -> None:
+    node, agent = await world.worker("one")
+    async with world.operator():
+        await world.until_allocated(node, 4)
+        reads = len(world.azure.build.requests("Microsoft.Compute/virtualMachines/read"))
+        agent.start(9)
+        await world.until_pods_run(agent)
+    assert len(world.azure.build.requests("Microsoft.Compute/virtualMachines/read")) == reads == 1

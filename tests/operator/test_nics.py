@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnetpods_operator.azure.nics import edited, parse
-from vnetpods_operator.machine import MachineId, Naming, UnsupportedProvider, foreign, usable_by_pods
+from vnetpods_operator.machine import MachineId, Naming, UnsupportedProvider, usable_by_pods
 from vnetpods_operator.planner import Change
 
 SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/pods"
@@ -159,7 +159,6 @@ class TestSorting:
         assert view.addresses == ("10.0.0.5", "10.0.0.6")
         assert view.removable == {"10.0.0.5"}
         assert view.slots == 256 - 4
-        assert [e.name for e in foreign([parse(body(*parts))], Naming(adopt=("pods-*",)))] == ["theirs"]
 
     def test_what_is_being_made_is_on_the_way(self) -> None:
         view = self.view(part("vnetpods-1", "10.0.0.5", provisioningState="Updating"))

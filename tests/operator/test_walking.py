@@ -39,7 +39,7 @@ async def test_waiting_pods_get_addresses_and_surplus_goes_back(world: World) ->
 
         async def shrunk() -> bool:
             await agent.sync()
-            return len(world.addresses("one-nic")) == 9  # one held, 2 x warm free
+            return (await world.pool(node)).status.allocated == 9  # one held, 2 x warm free
 
         await world.until("the surplus to go back", shrunk)
         assert agent.held <= world.addresses("one-nic")

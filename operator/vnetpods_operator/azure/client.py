@@ -34,6 +34,9 @@ USER_AGENT = "vnetpods-operator"
 THROTTLED_READS = 5
 """How often a read that Azure throttles is sent again before the caller hears of it."""
 
+NICS_SECONDS = 1500.0
+"""How long a machine's list of NICs is good: NICs come and go only with a stopped machine."""
+
 _SUBSCRIPTION = re.compile(r"/subscriptions/([^/?]+)", re.IGNORECASE)
 _OPERATIONS = (
     ("operation", re.compile(r"/operations/|/operationStatuses/|/operationResults/", re.IGNORECASE)),
@@ -135,8 +138,17 @@ class Arm:
         self._transport = transport
         self._credential = credential
         self._authentication = AsyncARMChallengeAuthenticationPolicy(credential, config.scope)
+        self._nics: dict[str, tuple[tuple[str, ...], float]] = {}
         self._network: dict[str, NetworkManagementClient] = {}
         self._compute: dict[str, ComputeManagementClient] = {}
+
+    def known_nics(self, machine: str) -> tuple[str, ...]:
+        """Ids of the machine's NICs, if they were read not long ago."""
+        ids, until = self._nics.get(machine.lower(), ((), 0.0))
+        return ids if asyncio.get_running_loop().time() < until else ()
+
+    def learn_nics(self, machine: str, ids: tuple[str, ...]) -> None:
+        self._nics[machine.lower()] = (ids, asyncio.get_running_loop().time() + NICS_SECONDS)
 
     def network(self, subscription: str) -> NetworkManagementClient:
         key = subscription.lower()

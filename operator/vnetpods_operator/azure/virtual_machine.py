@@ -7,6 +7,7 @@ after ARM accepted the PUT, the next `nics()` shows what became of it: entries o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from dataclasses import dataclass
 from typing import Any
@@ -33,14 +34,31 @@ class VirtualMachine:
     id: MachineId
 
     async def nics(self) -> tuple[Nic, ...]:
-        """Reads the VM for its list of NICs, then each NIC."""
+        """Reads the NICs; the VM, for its list of them, only when that is old or proves wrong."""
+        known = self.arm.known_nics(self.id.id)
+        if known:
+            with contextlib.suppress(Gone):
+                found = await self._read(known)
+                if all(self._mine(nic) for nic in found):
+                    return found
         with translated(f"reading virtual machine {self.id.name} in {self.id.group}"):
             machine: Any = await self.arm.compute(self.id.subscription).virtual_machines.get(
                 self.id.group, self.id.name, cls=body, **self.arm.compute_arguments()
             )
         references = machine.get("properties", {}).get("networkProfile", {}).get("networkInterfaces", [])
-        nics = await asyncio.gather(*(self._nic(reference["id"]) for reference in references))
+        ids = tuple(str(reference["id"]) for reference in references)
+        found = await self._read(ids)
+        self.arm.learn_nics(self.id.id, ids)
+        return found
+
+    async def _read(self, ids: tuple[str, ...]) -> tuple[Nic, ...]:
+        nics = await asyncio.gather(*(self._nic(resource) for resource in ids))
         return tuple(sorted(nics, key=lambda nic: not nic.primary))
+
+    def _mine(self, nic: Nic) -> bool:
+        """Whether the NIC is still attached to this VM."""
+        holder = (nic.body["properties"].get("virtualMachine") or {}).get("id", "")
+        return str(holder).lower() == self.id.id.lower()
 
     async def write(self, nic: Nic, change: Change) -> Nic:
         """One PUT; raises Changed when the NIC isn't as read any more."""
