@@ -50,6 +50,8 @@ class Nic:
     """Those of them that are ours."""
     excluded: frozenset[str] = frozenset()
     """Those of them that the configuration excludes by now."""
+    unusable: frozenset[str] = frozenset()
+    """On the NIC, but in no state to be used."""
     slots: int = 0
     """ipConfigurations that can still be added."""
     prefixes: tuple[str, ...] = ()
@@ -263,7 +265,8 @@ def _repair(draft: _Draft) -> None:
 
 
 def _restore(draft: _Draft) -> None:
-    lost = [address for address in draft.observed.missing if address not in draft.present]
+    there = draft.present.union(*(nic.unusable for nic in draft.observed.nics))
+    lost = [address for address in draft.observed.missing if address not in there]
     if not lost:
         return
     draft.blocked(Reason.ADDRESS_LOST, f"pods hold {_some(lost)}, which somebody removed from the NIC")

@@ -250,6 +250,12 @@ class TestRepair:
         found = made(Observed(nics=(nic(31), other), usage=usage(16, 16, known=31), missing=("10.1.9.9",)))
         assert (change(found).nic, change(found).restore) == ("other", ("10.1.9.9",))
 
+    def test_not_what_is_on_the_nic_in_a_bad_state(self) -> None:
+        """Azure would answer that the address is allocated: to this very NIC."""
+        bad = nic(31, unusable=frozenset({"10.0.9.9"}), failed=True)
+        found = made(Observed(nics=(bad,), usage=usage(16, 16, known=31), missing=("10.0.9.9",)))
+        assert change(found) == Change("nic", rewrite=True)
+
     def test_half_made_entries_go(self) -> None:
         found = made(Observed(nics=(nic(32, broken=frozenset({"vnetpods-1"})),), usage=usage(16, 16)))
         assert change(found).sweep == {"vnetpods-1"}

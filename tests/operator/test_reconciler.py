@@ -1,0 +1,253 @@
+"""The reconciler by itself, one look at a time: real SDK and API server, but nobody watches; the test is the watch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+
+from tests.azure.arm.sdk import StaticCredential
+from tests.operator.agents import Agent
+from tests.operator.worlds import World
+from vnetpods_api import NodeIPPool, Reason
+from vnetpods_operator import azure
+from vnetpods_operator.budget import Budget, Kind
+from vnetpods_operator.machine import Machine, MachineId, Nic
+from vnetpods_operator.nodes import Node, node_from
+from vnetpods_operator.planner import Change
+from vnetpods_operator.reconciler import Outcome, Parts, Reconciler
+from vnetpods_operator.roster import Problem, Roster
+from vnetpods_operator.subnets import Subnets
+
+pytestmark = pytest.mark.apiserver
+
+
+class Nobody:
+    """Listens to ARM's answers and does nothing."""
+
+    def answered(self, operation: str, outcome: str, seconds: float) -> None: ...
+    def remaining(self, subscription: str, kind: Kind, requests: int) -> None: ...
+
+
+@dataclass
+class Interrupted:
+    """A machine; something happens in the middle of each write."""
+
+    machine: Machine
+    what: list[object]
+
+    async def nics(self) -> tuple[Nic, ...]:
+        return await self.machine.nics()
+
+    async def write(self, nic: Nic, change: Change) -> Nic:
+        after = await self.machine.write(nic, change)
+        for action in self.what:
+            assert callable(action)
+            await action()
+        return after
+
+
+@dataclass
+class Bench:
+    """A reconciler and what it remembers."""
+
+    world: World
+    node: str
+    roster: Roster
+    reconciler: Reconciler
+    told: list[Reason] = field(default_factory=list)
+    meanwhile: list[object] = field(default_factory=list)
+
+    async def look(self) -> Outcome:
+        return await self.reconciler.reconcile(self.node)
+
+    async def see(self) -> NodeIPPool:
+        """What a watch would tell."""
+        pool = await self.world.pool(self.node)
+        self.roster.hold_pool(pool)
+        return pool
+
+
+@contextlib.asynccontextmanager
+async def bench(world: World, agent: Agent) -> AsyncIterator[Bench]:
+    config, roster, told, meanwhile = world.config(), Roster(), list[Reason](), list[object]()
+    body = world.api.get("node", agent.node)
+    roster.hold_node(node_from(body))
+    budget = Budget(lambda _: (1000.0, 1000.0))
+
+    def tell(_: Node, problem: Problem) -> None:
+        told.append(problem.reason)
+
+    async def no_host_pods(_: str) -> int:
+        return 0
+
+    async with azure.opened(config.azure, budget, Nobody(), lambda: StaticCredential("operator")) as arm:
+
+        def machine(id_: MachineId) -> Machine:
+            return Interrupted(azure.machine(arm, id_), meanwhile)
+
+        parts = Parts(
+            config=lambda: config,
+            roster=roster,
+            pools=world.pools,
+            host_pods=no_host_pods,
+            subnets=Subnets(),
+            machine=machine,
+            networks=azure.Networks(arm),
+            random=Random(1),
+            tell=tell,
+            wake=lambda _: None,
+        )
+        yield Bench(world, agent.node, roster, Reconciler(parts), told, meanwhile)
+
+
+async def full(found: Bench, agent: Agent) -> None:
+    """34 addresses, 30 of them held."""
+    await found.look()
+    await found.look()
+    await agent.sync()
+    agent.start(30)
+    await agent.sync()
+    await found.see()
+    await found.look()
+    await agent.sync()
+    await found.see()
+    assert agent.waiting == 0
+
+
+async def release(found: Bench, agent: Agent) -> NodeIPPool:
+    """20 pods go; a release is started and acknowledged, not carried out."""
+    agent.end(20, newest=True)
+    await agent.sync()
+    await found.see()
+    await found.look()
+    await asyncio.sleep(0.35)
+    await found.look()
+    await agent.sync()
+    pool = await found.see()
+    assert len(pool.status.released) == 16
+    return pool
+
+
+async def test_removal_is_decided_on_the_api_servers_word(world: World) -> None:
+    """A watch that lags behind: what it saw released has been removed, granted again and given to pods since."""
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await full(found, agent)
+        stale = await release(found, agent)
+        await found.look()  # removed
+        await agent.sync()
+        agent.start(24)
+        await agent.sync()
+        await found.see()
+        await found.look()  # granted again: the same values, Azure takes the lowest free ones
+        for _ in range(3):
+            await agent.sync()
+        assert agent.waiting == 0
+        assert set(stale.status.released) & agent.held
+        found.roster.drop_pool(agent.node)
+        found.roster.hold_pool(stale)
+        await found.look()
+        assert agent.held <= world.addresses("one-nic")
+
+
+async def test_an_agent_that_writes_meanwhile_is_heard(world: World) -> None:
+    _, agent = await world.worker("one")
+
+    async def more_pods() -> None:
+        agent.start(1)
+        await agent.sync()
+
+    async with bench(world, agent) as found:
+        await full(found, agent)
+        found.meanwhile.append(more_pods)
+        agent.start(5)
+        await agent.sync()
+        await found.see()
+        await found.look()
+        pool = await found.see()
+        assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
+        assert pool.status.usage is not None
+        assert pool.status.usage.waiting >= 1
+
+
+async def test_an_acknowledgement_that_comes_between_is_not_overwritten(world: World) -> None:
+    """Pods wait, so the release is cancelled; the agent has acknowledged part of it a moment before."""
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await full(found, agent)
+        agent.end(20, newest=True)
+        await agent.sync()
+        await found.see()
+        await found.look()
+        await asyncio.sleep(0.35)
+        await found.look()  # marked
+        before = await found.see()
+        agent.start(20)  # the agent sees the marks and the pods at the same time
+        await agent.sync()
+        acknowledged = set((await world.pool(agent.node)).status.released)
+        assert acknowledged
+        assert before.status.released == ()
+        for _ in range(6):  # the roster knows the pool of before, first
+            await found.look()
+            await agent.sync()
+            assert agent.held <= world.addresses("one-nic")
+            await found.see()
+        assert agent.waiting == 0
+        pool = await world.pool(agent.node)
+        assert pool.status.interfaces[0].releasing == ()
+
+
+async def test_a_nic_that_somebody_changes_each_time(world: World) -> None:
+    _, agent = await world.worker("one")
+    world.azure.build.fault("writer", method="PUT", change="tag", times=None)
+    async with bench(world, agent) as found:
+        outcome = await found.look()
+    ready = await world.condition(agent.node)
+    assert ready is not None
+    assert ready.reason == "Conflict"
+    assert world.writes() == 5
+    assert outcome.again is not None
+    assert found.told == [Reason.CONFLICT]
+
+
+async def test_people_are_told_once_per_reason(world: World) -> None:
+    _, agent = await world.worker("one")
+    world.azure.build.fault("status", method="PUT", status=500, times=None)
+    async with bench(world, agent) as found:
+        for _ in range(4):
+            await found.look()
+            found.roster.record(agent.node).not_before = 0.0
+    assert found.told == [Reason.AZURE_UNAVAILABLE]
+    assert found.roster.record(agent.node).failures == 4
+
+
+async def test_azure_is_left_in_peace_after_a_failure_whatever_happens(world: World) -> None:
+    _, agent = await world.worker("one")
+    world.azure.build.fault("status", method="PUT", status=500, times=None)
+    async with bench(world, agent) as found:
+        await found.look()
+        requests = len(world.azure.build.requests())
+        for _ in range(5):
+            await found.look()
+        assert len(world.azure.build.requests()) == requests
+
+
+async def test_an_error_of_our_own_does_not_leave_the_look(world: World) -> None:
+    _, agent = await world.worker("one")
+
+    async def bug() -> None:
+        raise ZeroDivisionError
+
+    async with bench(world, agent) as found:
+        found.meanwhile.append(bug)
+        outcome = await found.look()
+        assert outcome.again is not None
+        found.meanwhile.clear()
+        await found.look()
+    assert (await world.pool(agent.node)).status.allocated == 4
+    assert world.writes() == 1
