@@ -39,7 +39,7 @@ class Operator:
     name: str
     model: Model
     chance: random.Random
-    calm: bool = False  # only finishes what it has begun
+    calm: bool = False
     done: Counter[str] = field(default_factory=Counter)
     _number: int = 0
 
@@ -71,8 +71,8 @@ class Operator:
             self.model.removed(gone)
             self.done["units removed"] += len(gone)
             releasing = tuple(unit for unit in releasing if unit not in gone)
-        elif not self.calm:
-            releasing = self._change(pool, releasing)
+        else:  # a pod may hold what is asked back for as long as it lives, so calm is to ask no more
+            releasing = () if self.calm else self._change(pool, releasing)
         await self._write(pool, releasing)
         if not self.calm and self.chance.random() < 0.02:
             await self.api.delete(f"{PATH}/{self.name}")
