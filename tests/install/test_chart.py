@@ -64,7 +64,7 @@ def test_without_crds_there_is_none_and_an_annotation_is_added_to_the_one_there_
 @pytest.mark.parametrize("values", [{}, ALL_ON], ids=["defaults", "everything on"])
 def test_helm_has_nothing_to_complain_about(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "values.yaml").write_text(json.dumps(values))
-    command = [binaries.program("helm"), "lint", "--strict", CHART, "--values", tmp_path / "values.yaml"]
+    command = [str(binaries.program("helm")), "lint", "--strict", str(CHART), f"--values={tmp_path}/values.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -201,7 +201,8 @@ def test_an_upgrade_under_load_moves_no_address_and_fails_no_pod_for_good(
     with capsys.disabled():
         print(f"\nhelm upgrade under load: {time.monotonic() - started:.1f} s, {rounds} rounds of 8 pods meanwhile")
     told["upgraded"] = len(world.cluster.audit())
-    assert not before & {pod["metadata"]["name"] for pod in agents(world)}, "the agents were not replaced"
+    replaced = lambda: not before & {pod["metadata"]["name"] for pod in agents(world)}  # noqa: E731
+    world.cluster.wait("the former agents to be gone", replaced, 60)
     world.scale("burst", 8)
     world.cluster.wait("8 pods after the upgrade", lambda: world.running("burst", 8), 90)
     world.scale("burst", 0)

@@ -99,10 +99,16 @@ class InstalledWorld(World):
         return self.helm("install", "vnetpods", str(chart), "--values=-", *arguments, stdin=json.dumps(values()))
 
     def upgrade(self, change: dict[str, Any] | None = None, *arguments: str) -> str:
-        """To the chart of this tree, with `change` over the values; returns when everything is rolled out."""
+        """To the chart of this tree, with `change` over the values; returns when everything is rolled out.
+
+        helm alone waits for no more of a DaemonSet than its maxUnavailable demands.
+        """
         given = merged(values(), change or {})
         waiting = ("--wait", f"--timeout={RELEASE_TIME}")
-        return self.helm("upgrade", "vnetpods", str(CHART), "--values=-", *waiting, *arguments, stdin=json.dumps(given))
+        said = self.helm("upgrade", "vnetpods", str(CHART), "--values=-", *waiting, *arguments, stdin=json.dumps(given))
+        for workload in ("deployment/vnetpods-operator", "daemonset/vnetpods-agent"):
+            self.cluster.kubectl("rollout", "status", workload, f"--namespace={NAMESPACE}", "--timeout=60s")
+        return said
 
 
 def merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
