@@ -13,7 +13,7 @@ from vnetpods_agent import faults
 
 def save(path: Path, content: bytes) -> None:
     """Blocks for a disk sync or two. Raises OSError, and then the old file is still there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed agent left is overwritten
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -128,6 +128,7 @@ async def test_killed_at(tmp_path: Path, point: str, others: int) -> None:
         for key, address in truths.read(node).ledger.items():
             assert node.addresses_of(f"/run/netns/p-{key.removesuffix('/eth0')}") == [address]
         await everything_can_be_had(node, scene.usable)
+        assert list(node.state.glob(".*")) == []
 
 
 async def everything_can_be_had(node: Machine, usable: Sequence[str]) -> None:
