@@ -59,7 +59,7 @@
 #endif
 /* How long an ADD bears with an agent that is absent: about as long as an upgrade takes. */
 #ifndef AGENT_RETURN_MS
-#define AGENT_RETURN_MS 5000
+#define AGENT_RETURN_MS 10000
 #endif
 
 #define PROTOCOL 1

@@ -487,13 +487,12 @@ def test_released_program_is_small_and_static(arch: str, machine: int) -> None:
     assert b"/ld-" not in elf
 
 
-def test_gcc_builds_it_too(tmp_path: Path) -> None:
+def test_gcc_builds_it_too_and_its_analyzer_is_content(tmp_path: Path) -> None:
     """Where zig isn't at hand. The sanitized build is gcc's, so what remains to be seen is static linking."""
     source = Path(__file__).parents[2] / "agent" / "shim" / "shim.c"
     output = tmp_path / "shim"
-    subprocess.run(
-        ["gcc", "-std=c11", "-O2", "-static", "-Wall", "-Wextra", "-Werror", source, "-o", output], check=True
-    )
+    options = ["-std=c11", "-O2", "-static", "-fanalyzer", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["gcc", *options, source, "-o", output], check=True)
     assert subprocess.run([output], capture_output=True, check=True, env={}).stdout == b""
 
 
