@@ -1,7 +1,7 @@
 """Kubernetes Events about Nodes, aggregated: the same matter on the same Node is one Event whose count grows.
 
 `tell` only puts the matter into a bounded table; a task writes it out. So a loop that fails a thousand times costs one
-API write per Node, reason and `QUIET_SECONDS`, and an API server that is away costs nothing. An Event is a courtesy to
+API write per Node, reason and `quiet` seconds, and an API server that is away costs nothing. An Event is a courtesy to
 people: all that matters stands in conditions too. Lost at a restart without harm.
 """
 
@@ -45,6 +45,7 @@ class Recorder:
 
     kube: Kube
     instance: str
+    quiet: float = QUIET_SECONDS
     _matters: dict[tuple[str, str], _Matter] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -67,7 +68,7 @@ class Recorder:
             await self._news.wait()
             self._news.clear()
             for matter in list(self._matters.values()):
-                quiet = matter.written and loop.time() - matter.written_at < QUIET_SECONDS
+                quiet = matter.written and loop.time() - matter.written_at < self.quiet
                 if matter.count == matter.written or quiet:
                     continue
                 matter.written, matter.written_at = matter.count, loop.time()

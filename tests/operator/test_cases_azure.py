@@ -442,3 +442,15 @@ async def test_the_minimum_comes_in_one_write_although_many_pods_wait(world: Wor
         await world.until("the node to be at its capacity", capped)
         assert (await world.pool(node)).status.allocated == 110
     assert world.writes() <= 3
+
+
+async def test_c25_the_published_limits_are_never_met(world: World) -> None:
+    """The emulator enforces ARM's and Microsoft.Network's limits; the default budget stays below them."""
+    world.azure.build.configure(throttling=True)
+    workers = [await world.worker(f"w{i}") for i in range(50)]
+    async with world.operator():
+        for node, _ in workers:
+            await world.until_allocated(node, 4)
+    statuses = [request["status"] for request in world.azure.build.requests(principal="operator")]
+    assert 429 not in statuses
+    assert world.writes() == 50
