@@ -9,27 +9,16 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from tests.azure.arm import balancers
-from tests.azure.arm.addresses import BLOCK, Claim, SubnetSpace
-from tests.azure.arm.errors import ArmError, missing_reference
-from tests.azure.arm.ids import ResourceId, key, parse
+from tests.azure.arm import balancers, nic_rules
+from tests.azure.arm.addresses import BLOCK, Claim
+from tests.azure.arm.errors import ArmError
+from tests.azure.arm.ids import ResourceId, key
 from tests.azure.arm.model import Model
 from tests.azure.arm.store import Body, Resource, guid
 
 TYPE = "Microsoft.Network/networkInterfaces"
-LIMIT = 256
-ASG_LIMIT = 20
-SINGLE_REFERENCES = ("publicIPAddress", "gatewayLoadBalancer")
-LIST_REFERENCES = (
-    "applicationSecurityGroups",
-    "loadBalancerBackendAddressPools",
-    "loadBalancerInboundNatRules",
-    "applicationGatewayBackendAddressPools",
-    "virtualNetworkTaps",
-)
 SERVICE_OWNED = ("macAddress", "virtualMachine", "primary", "resourceGuid")
 """Properties that a PUT can't change."""
 
@@ -55,13 +44,13 @@ def write(model: Model, nic: ResourceId, body: Body, current: Resource | None, n
     wanted = body.get("properties") or {}
     parts = [_configuration(nic, part) for part in wanted.get("ipConfigurations") or ()]
     _inherit_subnet(parts)
-    _check_shape(nic, parts)
-    space = _subnet(model, nic, parts)
-    _check_asgs(parts)
-    _check_references(model, nic, wanted, parts)
-    _check_public_ips(model, nic, parts)
+    nic_rules.check_shape(nic, parts)
+    space = nic_rules.subnet_space(model, nic, parts)
+    nic_rules.check_asgs(parts)
+    nic_rules.check_references(model, nic, wanted, parts)
+    nic_rules.check_public_ips(model, nic, parts)
     balancers.check_members(model, parts)
-    _check_limits(model, nic, len(parts), current)
+    nic_rules.check_limits(model, nic, len(parts), current)
     before = held(current)
     if current is not None and _subnet_key(current) != key(parts[0]["properties"]["subnet"]["id"]):
         before = {}
@@ -110,10 +99,10 @@ def _configuration(nic: ResourceId, given: Any) -> Body:
     if not isinstance(name, str) or not name:
         raise ArmError(400, "InvalidRequestFormat", f"An ipConfiguration of {nic} has no name.")
     properties = {field: value for field, value in (given.get("properties") or {}).items() if value not in (None, [])}
-    for field in (*SINGLE_REFERENCES, "subnet"):
+    for field in (*nic_rules.SINGLE_REFERENCES, "subnet"):
         if field in properties:
             properties[field] = {"id": properties[field].get("id", "")}
-    for field in LIST_REFERENCES:
+    for field in nic_rules.LIST_REFERENCES:
         if field in properties:
             properties[field] = [{"id": entry.get("id", "")} for entry in properties[field]]
     properties.setdefault("privateIPAllocationMethod", "Dynamic")
@@ -134,174 +123,6 @@ def _inherit_subnet(parts: list[Body]) -> None:
     for part in parts:
         if first is not None:
             part["properties"].setdefault("subnet", first)
-
-
-def _check_shape(nic: ResourceId, parts: list[Body]) -> None:
-    if not parts:
-        raise ArmError(
-            400,
-            "NetworkInterfaceMustHaveAtLeastOneIpConfiguration",
-            f"Network interface {nic} has no IP configuration.",
-        )
-    names = [part["name"].lower() for part in parts]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ArmError(
-            400, "DuplicateResourceName", f"Resource {nic} has two child resources with the same name ({twice})."
-        )
-    for part in parts:
-        if not part["properties"].get("subnet", {}).get("id"):
-            raise ArmError(400, "SubnetNotSpecified", f"IP configuration {part['id']} has no subnet.")
-    primaries = [part for part in parts if part["properties"].get("primary")]
-    if not primaries and (len(parts) == 1 or "primary" not in parts[0]["properties"]):
-        primaries = parts[:1]
-    if len(primaries) != 1:
-        raise ArmError(
-            400,
-            "NetworkInterfaceMustHaveExactlyOnePrimaryIpConfiguration"
-            if not primaries
-            else "MultiplePrimaryIpConfigurationsOnNic",
-            f"Network interface {nic} must have exactly one primary IP configuration, {len(primaries)} are given.",
-        )
-    for part in parts:
-        part["properties"]["primary"] = part is primaries[0]
-    _check_primary(primaries[0])
-
-
-def _check_primary(part: Body) -> None:
-    if part["properties"]["privateIPAddressVersion"] != "IPv4":
-        raise ArmError(
-            400, "Ipv6IPConfigurationCannotBePrimary", f"IP configuration {part['id']} is IPv6 and can't be primary."
-        )
-    if part["properties"].get("privateIPAddressPrefixLength"):
-        raise ArmError(
-            400,
-            "PrimaryIpConfigurationCannotHavePrefixLength",
-            f"IP configuration {part['id']} is primary and can't be a block.",
-        )
-
-
-def _subnet(model: Model, nic: ResourceId, parts: list[Body]) -> SubnetSpace:
-    subnets = {key(part["properties"]["subnet"]["id"]): part["properties"]["subnet"]["id"] for part in parts}
-    for wanted in subnets.values():
-        if parse(wanted).key not in model.spaces:
-            raise missing_reference(wanted, str(nic))
-    if len(subnets) > 1:
-        raise ArmError(
-            400,
-            "IpConfigurationsOnSameNicCannotUseDifferentSubnets",
-            f"Ip configurations on the same Network Interface {nic} cannot use different subnets: "
-            f"{', '.join(subnets.values())}.",
-        )
-    return model.spaces[next(iter(subnets))]
-
-
-def _check_asgs(parts: list[Body]) -> None:
-    sets = [{key(entry["id"]) for entry in part["properties"].get("applicationSecurityGroups", ())} for part in parts]
-    if any(other != sets[0] for other in sets):
-        raise ArmError(
-            400,
-            "AllIpConfigurationsOnANicMustBelongToTheSameApplicationSecurityGroups",
-            f"All ip configurations of the NIC of {parts[0]['id']} must belong to the same application security "
-            "groups.",
-        )
-    if len(sets[0]) > ASG_LIMIT:
-        raise ArmError(
-            400,
-            "ApplicationSecurityGroupLimitReached",
-            f"{parts[0]['id']} names {len(sets[0])} groups, {ASG_LIMIT} are allowed.",
-        )
-
-
-def _check_references(model: Model, nic: ResourceId, wanted: Body, parts: list[Body]) -> None:
-    """Whatever a NIC refers to must exist and be settled; only the first problem is reported, as the service does."""
-    for reference in references(wanted, parts):
-        target = _referenced(model, parse(reference))
-        if target is None:
-            raise missing_reference(reference, str(nic))
-        if target.state == "Failed":
-            raise ArmError(
-                429,
-                "RetryableError",
-                "A retryable error occurred.",
-                [
-                    (
-                        "ReferencedResourceNotProvisioned",
-                        f"Cannot proceed with operation because resource {reference} is in Failed state.",
-                    )
-                ],
-                {"Retry-After": "10"},
-            )
-
-
-def _referenced(model: Model, wanted: ResourceId) -> Resource | None:
-    """The resource, or the one that has it as a part (an inbound NAT rule of a load balancer)."""
-    found = model.store.get(wanted)
-    if found is not None or len(wanted.types) < 2:
-        return found
-    parent = model.store.get(wanted.parent)
-    parts = parent.properties.get(wanted.types[-1]) if parent else None
-    return parent if any(part["name"].lower() == wanted.name.lower() for part in parts or ()) else None
-
-
-def references(properties: Body, parts: list[Body]) -> Iterator[str]:
-    """Ids of everything but subnets that this NIC body names."""
-    group = properties.get("networkSecurityGroup")
-    if group:
-        yield group.get("id", "")
-    for part in parts:
-        inner = part.get("properties") or {}
-        yield from (inner[field]["id"] for field in SINGLE_REFERENCES if inner.get(field))
-        for field in LIST_REFERENCES:
-            yield from (entry["id"] for entry in inner.get(field) or ())
-
-
-def _check_public_ips(model: Model, nic: ResourceId, parts: list[Body]) -> None:
-    seen: dict[str, str] = {}
-    for part in parts:
-        reference = part["properties"].get("publicIPAddress")
-        if not reference:
-            continue
-        holder = next(iter(model.links(reference["id"])), "")
-        twice = key(reference["id"]) in seen
-        if twice or (holder and not key(holder).startswith(nic.key + "/")):
-            raise ArmError(
-                400,
-                "PublicIPAddressInUse",
-                f"Resource {part['id']} is referencing public IP address {reference['id']} that is already allocated "
-                f"to resource {holder}.",
-            )
-        if part["properties"].get("privateIPAddressPrefixLength"):
-            raise ArmError(
-                400,
-                "PublicIPAddressNotAllowedOnPrefix",
-                f"IP configuration {part['id']} is a block and can't have a public IP.",
-            )
-        seen[key(reference["id"])] = part["id"]
-
-
-def _check_limits(model: Model, nic: ResourceId, count: int, current: Resource | None) -> None:
-    guesses = model.settings.guesses
-    if count > LIMIT:
-        raise ArmError(
-            400,
-            guesses.nic_limit_code,
-            f"Network interface {nic} would have {count} IP configurations, {LIMIT} are allowed.",
-        )
-    machine = current.properties.get("virtualMachine") if current else None
-    vm = model.store.get(parse(machine["id"])) if machine else None
-    if vm is None:
-        return
-    others = [key(entry["id"]) for entry in vm.properties.get("networkProfile", {}).get("networkInterfaces", ())]
-    total = count + sum(
-        len(configurations(other)) for entry in others if entry != nic.key and (other := model.store.get(entry))
-    )
-    if total > LIMIT:
-        raise ArmError(
-            400,
-            guesses.vm_limit_code,
-            f"Virtual machine {vm.id} would have {total} IP configurations, {LIMIT} are allowed.",
-        )
 
 
 def _allocate(claim: Claim, parts: list[Body]) -> None:
@@ -381,7 +202,7 @@ def _linked(body: Body | None) -> list[tuple[str, str]]:
     properties = (body or {}).get("properties") or {}
     found = []
     for part in properties.get("ipConfigurations") or ():
-        found += [(reference, part["id"]) for reference in references({}, [part])]
+        found += [(reference, part["id"]) for reference in nic_rules.references({}, [part])]
     if properties.get("networkSecurityGroup"):
         found.append(
             (properties["networkSecurityGroup"]["id"], properties["ipConfigurations"][0]["id"].rsplit("/", 2)[0])

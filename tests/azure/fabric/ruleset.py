@@ -39,6 +39,39 @@ STORAGE = "20.60.0.10"
 """A service that can be reached through a service endpoint."""
 
 
+_JUDGING = f"""
+  chain services {{
+    type filter hook input priority filter; policy accept;
+    ct state established,related accept
+    iifname != "p*" accept
+    ip daddr {{ {METADATA}, {WIRESERVER} }} iifname . ip saddr != @hosts goto drop_metadata
+    ip daddr {{ {METADATA}, {WIRESERVER} }} accept
+    iifname vmap @leaving
+    ip daddr {STORAGE} meta mark @endpoints accept
+    ip daddr {STORAGE} iifname . ip saddr != @outbound goto drop_endpoint
+    iifname . ip saddr != @outbound goto drop_outbound
+  }}
+  chain probing {{
+    type filter hook output priority filter; policy accept;
+    ip saddr {WIRESERVER} ct state new oifname vmap @entering
+  }}
+  chain delivery {{
+    type filter hook forward priority filter; policy accept;
+    oifname "void" ip daddr @held goto drop_unreachable
+    oifname "void" goto drop_unowned
+    oifname "none" goto drop_route
+    iifname "desk" accept
+    oifname "desk" accept
+    ct state established,related accept
+    iifname "inet" oifname "p*" ct status & dnat != dnat goto drop_inbound
+    iifname "p*" oifname "inet" iifname . ip saddr != @outbound goto drop_outbound
+    iifname vmap @leaving
+    oifname vmap @entering
+  }}
+"""
+"""What may pass: to the fabric's own hosts, from the health probes, through."""
+
+
 def text(declarations: list[str]) -> str:
     """The whole table, without elements; `declarations` are the sets and maps that it refers to."""
     return f"""
@@ -70,34 +103,7 @@ table ip fabric {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname "inet" snat to ip saddr map @egress
   }}
-  chain services {{
-    type filter hook input priority filter; policy accept;
-    ct state established,related accept
-    iifname != "p*" accept
-    ip daddr {{ {METADATA}, {WIRESERVER} }} iifname . ip saddr != @hosts goto drop_metadata
-    ip daddr {{ {METADATA}, {WIRESERVER} }} accept
-    iifname vmap @leaving
-    ip daddr {STORAGE} meta mark @endpoints accept
-    ip daddr {STORAGE} iifname . ip saddr != @outbound goto drop_endpoint
-    iifname . ip saddr != @outbound goto drop_outbound
-  }}
-  chain probing {{
-    type filter hook output priority filter; policy accept;
-    ip saddr {WIRESERVER} ct state new oifname vmap @entering
-  }}
-  chain delivery {{
-    type filter hook forward priority filter; policy accept;
-    oifname "void" ip daddr @held goto drop_unreachable
-    oifname "void" goto drop_unowned
-    oifname "none" goto drop_route
-    iifname "desk" accept
-    oifname "desk" accept
-    ct state established,related accept
-    iifname "inet" oifname "p*" ct status & dnat != dnat goto drop_inbound
-    iifname "p*" oifname "inet" iifname . ip saddr != @outbound goto drop_outbound
-    iifname vmap @leaving
-    oifname vmap @entering
-  }}
+{_JUDGING}
 }}
 """
 
