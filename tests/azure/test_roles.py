@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import pytest
 
-from tests.azure.arm.builder import GROUP
+from tests.azure.arm.builder import GROUP, LOCATION
 from tests.azure.arm.sdk import compute_client, network_client
 from tests.azure.arm.server import Emulator
 from tests.azure.conftest import refusal
 
+Task = Callable[[Emulator], Awaitable[None]]
 NETWORK = "Microsoft.Network"
 ROLE = [
     "Microsoft.Compute/virtualMachines/read",
@@ -30,6 +34,9 @@ def cloud_with_groups(cloud: Emulator) -> Emulator:
     nic["properties"]["networkSecurityGroup"] = {"id": nsg}
     nic["properties"]["ipConfigurations"][0]["properties"]["applicationSecurityGroups"] = [{"id": asg}]
     cloud.build.request("PUT", nic["id"], nic)
+    cloud.build.create_scale_set("pool", "net/pods", 1)
+    pools = [{"name": "pods"}]
+    cloud.build.put("Microsoft.Network/loadBalancers", "lb", {"backendAddressPools": pools}, sku={"name": "Standard"})
     return cloud
 
 
@@ -47,16 +54,90 @@ async def everyday(azure: Emulator) -> None:
         await (await network.network_interfaces.begin_create_or_update(GROUP, "w1-nic", nic)).result()
 
 
-async def test_role_is_sufficient(cloud_with_groups: Emulator) -> None:
-    cloud_with_groups.build.assign_role("operator", ROLE)
-    await everyday(cloud_with_groups)
+async def uniform(azure: Emulator) -> None:
+    """What it does for a uniform instance."""
+    async with compute_client(azure.url) as compute, network_client(azure.url) as network:
+        vm = await compute.virtual_machine_scale_set_vms.get(GROUP, "pool", "0")
+        vm.storage_profile.image_reference = None
+        await (await compute.virtual_machine_scale_set_vms.begin_update(GROUP, "pool", "0", vm)).result()
+        nics = network.network_interfaces.list_virtual_machine_scale_set_vm_network_interfaces(GROUP, "pool", "0")
+        assert len([nic async for nic in nics]) == 1
 
 
-@pytest.mark.parametrize("missing", ROLE)
-async def test_each_line_is_necessary(cloud_with_groups: Emulator, missing: str) -> None:
-    cloud_with_groups.build.assign_role("operator", [action for action in ROLE if action != missing])
+async def public_ip(azure: Emulator) -> None:
+    """A public address for a pod, and away with it."""
+    async with network_client(azure.url) as network:
+        body: Any = {"location": LOCATION, "sku": {"name": "Standard"}, "properties": {}}
+        made = await (await network.public_ip_addresses.begin_create_or_update(GROUP, "pod", body)).result()
+        nic = await network.network_interfaces.get(GROUP, "w1-nic")
+        nic.ip_configurations[0].public_ip_address = {"id": made.id}
+        nic = await (await network.network_interfaces.begin_create_or_update(GROUP, "w1-nic", nic)).result()
+        await network.public_ip_addresses.get(GROUP, "pod")
+        nic.ip_configurations[0].public_ip_address = None
+        await (await network.network_interfaces.begin_create_or_update(GROUP, "w1-nic", nic)).result()
+        await (await network.public_ip_addresses.begin_delete(GROUP, "pod")).result()
+
+
+async def load_balancer(azure: Emulator) -> None:
+    """A pod behind a load balancer, by address."""
+    vnet = {"id": azure.build.id("Microsoft.Network/virtualNetworks", "net")}
+    member = {"name": "pod", "properties": {"ipAddress": "10.240.0.9", "virtualNetwork": vnet}}
+    async with network_client(azure.url) as network:
+        await network.load_balancers.get(GROUP, "lb")
+        pools = network.load_balancer_backend_address_pools
+        await pools.get(GROUP, "lb", "pods")
+        body: Any = {"properties": {"loadBalancerBackendAddresses": [member]}}
+        await (await pools.begin_create_or_update(GROUP, "lb", "pods", body)).result()
+
+
+INSTANCES = "Microsoft.Compute/virtualMachineScaleSets/virtualMachines"
+TASKS: dict[str, tuple[Task, list[str]]] = {
+    "standalone": (everyday, ROLE),
+    "uniform": (
+        uniform,
+        [
+            f"{INSTANCES}/read",
+            f"{INSTANCES}/write",
+            f"{INSTANCES}/networkInterfaces/read",
+            f"{NETWORK}/virtualNetworks/subnets/join/action",
+        ],
+    ),
+    "public IP": (
+        public_ip,
+        [
+            *(f"{NETWORK}/publicIPAddresses/{verb}" for verb in ("read", "write", "delete", "join/action")),
+            f"{NETWORK}/networkInterfaces/read",
+            f"{NETWORK}/networkInterfaces/write",
+            f"{NETWORK}/virtualNetworks/subnets/join/action",
+            f"{NETWORK}/networkSecurityGroups/join/action",
+            f"{NETWORK}/applicationSecurityGroups/joinIpConfiguration/action",
+        ],
+    ),
+    "load balancer": (
+        load_balancer,
+        [
+            f"{NETWORK}/loadBalancers/read",
+            f"{NETWORK}/loadBalancers/backendAddressPools/read",
+            f"{NETWORK}/loadBalancers/backendAddressPools/write",
+            f"{NETWORK}/virtualNetworks/joinLoadBalancer/action",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+async def test_role_is_sufficient(cloud_with_groups: Emulator, task: str) -> None:
+    work, role = TASKS[task]
+    cloud_with_groups.build.assign_role("operator", role)
+    await work(cloud_with_groups)
+
+
+@pytest.mark.parametrize(("task", "missing"), [(task, line) for task, (_, role) in TASKS.items() for line in role])
+async def test_each_line_is_necessary(cloud_with_groups: Emulator, task: str, missing: str) -> None:
+    work, role = TASKS[task]
+    cloud_with_groups.build.assign_role("operator", [action for action in role if action != missing])
     code = "LinkedAuthorizationFailed" if "join" in missing else "AuthorizationFailed"
-    assert await refusal(everyday(cloud_with_groups)) == (403, code)
+    assert await refusal(work(cloud_with_groups)) == (403, code)
 
 
 async def test_scope_limits_a_role(cloud: Emulator) -> None:
