@@ -75,6 +75,17 @@ async def test_stale_model_is_refused(compute: ComputeManagementClient) -> None:
     assert (await refusal(refused))[0] == 412
 
 
+@pytest.mark.parametrize("change", ["tag", "configuration", "remove"])
+async def test_other_writer_changes_the_model_first(
+    cloud: Emulator, compute: ComputeManagementClient, network: NetworkManagementClient, change: str
+) -> None:
+    await grow(compute, "0", "vnetpods-1")
+    cloud.build.fault("writer", method="PUT", change=change)
+    assert (await refusal(grow(compute, "0", "vnetpods-2")))[0] == 412
+    await grow(compute, "0", "vnetpods-2")
+    assert len(await addresses(network, "0")) == {"tag": 3, "configuration": 4, "remove": 2}[change]
+
+
 async def test_nics_of_instances_are_shown_by_the_set_only(
     compute: ComputeManagementClient, network: NetworkManagementClient
 ) -> None:

@@ -5,7 +5,7 @@ Pure; called from `cloud.Cloud.handle` with the rule that is due (see `faults`).
 
 from __future__ import annotations
 
-from tests.azure.arm import machines, nics
+from tests.azure.arm import machines, nics, scalesets
 from tests.azure.arm.errors import ArmError
 from tests.azure.arm.faults import Fault
 from tests.azure.arm.ids import parse
@@ -13,7 +13,7 @@ from tests.azure.arm.kinds import BY_TYPE
 from tests.azure.arm.requests import Reply, Request
 from tests.azure.arm.routes import Target
 from tests.azure.arm.store import Body, Resource
-from tests.azure.arm.writes import OWNER, Outcome, Writable, put
+from tests.azure.arm.writes import OWNER, Outcome, Writable, copy, put
 
 PREEMPTED = "Operation execution has been preempted by a more recent operation."
 
@@ -47,29 +47,36 @@ def spoil(fault: Fault, reply: Reply) -> None:
 
 
 def other_writer(model: Writable, wanted: Target, fault: Fault, now: float) -> None:
-    """Cloud-provider, Terraform or a person writes the same NIC a moment before the caller does."""
-    nic = model.store.get(wanted.id) if wanted.id is not None else None
-    if nic is None or not nics.is_nic(nic):
+    """Cloud-provider, Terraform or a person writes the same NIC (or instance) a moment before the caller does."""
+    found = model.store.get(wanted.id) if wanted.id is not None else None
+    if found is None or not (nics.is_nic(found) or found.id.kind == scalesets.INSTANCE.lower()):
         return
-    body: Body = {**nic.body, "properties": dict(nic.properties)}
-    parts: list[Body] = [{**part, "properties": dict(part["properties"])} for part in nics.configurations(nic)]
+    body: Body = copy(found.body)
+    inner = body["properties"]
+    if not nics.is_nic(found):
+        inner = inner["networkProfileConfiguration"]["networkInterfaceConfigurations"][0]["properties"]
     if fault.change == "tag":
         body["tags"] = {**(body.get("tags") or {}), "changed-by": fault.argument or "another writer"}
-    elif fault.change == "pool":
-        first = next(part for part in parts if part["properties"]["primary"])["properties"]
+    else:
+        inner["ipConfigurations"] = _changed(inner["ipConfigurations"], fault)
+    request = Request("PUT", str(found.id), {"api-version": "2024-01-01"}, body=body, principal=OWNER)
+    put(model, request, BY_TYPE[found.id.kind], found.id, now, None)
+
+
+def _changed(parts: list[Body], fault: Fault) -> list[Body]:
+    """The configurations as the other writer leaves them."""
+    if fault.change == "pool":
+        first = next((part for part in parts if part["properties"].get("primary")), parts[0])["properties"]
         pools = first.get("loadBalancerBackendAddressPools") or []
         first["loadBalancerBackendAddressPools"] = [*pools, {"id": fault.argument}]
-    elif fault.change == "configuration":
+        return parts
+    if fault.change == "configuration":
         subnet = parts[0]["properties"]["subnet"]
-        parts.append({"name": fault.argument or "foreign", "properties": {"subnet": subnet}})
-    else:
-        prefix = (fault.argument or "vnetpods-").lower()
-        ours = [part for part in parts if part["name"].lower().startswith(prefix)]
-        for part in ours if fault.change == "remove_all" else ours[:1]:
-            parts.remove(part)
-    body["properties"]["ipConfigurations"] = parts
-    request = Request("PUT", str(nic.id), {"api-version": "2024-01-01"}, body=body, principal=OWNER)
-    put(model, request, BY_TYPE[nic.id.kind], nic.id, now, None)
+        return [*parts, {"name": fault.argument or "foreign", "properties": {"subnet": subnet, "primary": False}}]
+    prefix = (fault.argument or "vnetpods-").lower()
+    ours = [part for part in parts if part["name"].lower().startswith(prefix)]
+    gone = ours if fault.change == "remove_all" else ours[:1]
+    return [part for part in parts if part not in gone]
 
 
 def vanish(model: Writable, wanted: Target, now: float) -> None:

@@ -60,7 +60,7 @@ def put(
         outcome = Outcome(broken, applied=False)
     if outcome is not None and not outcome.applied:
         return _failing(model, request, kind, wanted, now, outcome)
-    body = kind.write(model, wanted, _copy(request.body), current, now)
+    body = kind.write(model, wanted, copy(request.body), current, now)
     return _store(model, request, kind, wanted, body, now, outcome)
 
 
@@ -210,10 +210,10 @@ def _check_running(model: Writable, wanted: ResourceId, current: Resource | None
     )
 
 
-def _copy(value: Any) -> Any:
+def copy(value: Any) -> Any:
     """A copy without nulls: to the service they are the same as nothing."""
     if isinstance(value, dict):
-        return {name: _copy(inner) for name, inner in value.items() if inner is not None}
+        return {name: copy(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_copy(inner) for inner in value]
+        return [copy(inner) for inner in value]
     return value
