@@ -37,6 +37,8 @@ from vnetpods_operator.kube import Kube
 ROOT = Path(__file__).parents[2]
 ADDRESSES = 32
 BURST = 50
+LAG = 3.0
+"""Seconds by which a request may be seen late."""
 PORT = 19462
 NIC_WRITE = "Microsoft.Network/networkInterfaces/write"
 
@@ -105,11 +107,14 @@ async def populate(azure: Emulator, api: Kube, number: int) -> None:
 
 
 def check_rate(azure: Emulator, rate: float) -> float:
-    """Seconds that the writes took; AssertionError if at any time more than the budget were sent."""
+    """Seconds that the writes took; AssertionError if at any time more than the budget arrived.
+
+    They are seen where they arrive, in a busy process, so what was sent in time may arrive in bunches.
+    """
     times = [request["at"] for request in azure.build.requests(NIC_WRITE)]
     for start in range(0, len(times), 10):
         for end in range(start + 1, len(times), 50):
-            allowed = BURST + rate * (times[end] - times[start] + 0.25)
+            allowed = BURST + rate * (times[end] - times[start] + LAG)
             assert end - start <= allowed, f"{end - start} writes in {times[end] - times[start]:.2f} s"
     return float(times[-1] - times[0])
 
