@@ -21,6 +21,7 @@ from tests.agent.machine import Machine, machine
 from tests.agent.shim import program
 from tests.bench.figures import compiled, console, percentile, save, table, versions
 from tests.bench.figures import machine as this_machine
+from tests.bench.parts import parts
 
 REFERENCE = Path("/usr/lib/cni")
 PODS = 250
@@ -77,7 +78,7 @@ class Candidate:
 
 def vnetpods(node: Machine) -> Candidate:
     environment = {"VNETPODS_SOCKET": str(node.socket), "VNETPODS_SPOOL": str(node.state / "spool")}
-    conf: dict[str, object] = {"cniVersion": "1.0.0", "name": "vnetpods", "type": "vnetpods"}
+    conf: dict[str, object] = {"cniVersion": "1.1.0", "name": "vnetpods", "type": "vnetpods"}
     return Candidate("vnetpods", node.shim, conf, environment, node.name, node.folder)
 
 
@@ -124,11 +125,15 @@ async def _measure(node: Machine, candidates: Sequence[Candidate]) -> int:
     began, used = time.monotonic(), _cpu_seconds(node)
     await asyncio.sleep(REST_SECONDS)
     resting = 100 * (_cpu_seconds(node) - used) / (time.monotonic() - began)
-    _show(candidates, empty, full, resting)
+    candidates[0].call("DEL", PODS, pods[candidates[0].name])
+    await asyncio.sleep(1.5)
+    _show(candidates, empty, full, resting, await parts(candidates[0], pods[candidates[0].name][:ONE_AT_A_TIME]))
     return 1 if any(calls.errors for candidate in candidates for calls in candidate.measured.values()) else 0
 
 
-def _show(candidates: Sequence[Candidate], empty: float, full: float, resting: float) -> None:
+def _show(
+    candidates: Sequence[Candidate], empty: float, full: float, resting: float, one_add: dict[str, float]
+) -> None:
     rows = []
     for verb in ("ADD", "DEL"):
         for in_flight in LOADS:
@@ -142,6 +147,7 @@ def _show(candidates: Sequence[Candidate], empty: float, full: float, resting: f
     for candidate in candidates:
         columns += [f"{candidate.name} p50", "p99", "per s", "errors"]
     table("ADD and DEL", columns, rows)
+    table("Where one ADD spends its time", ["part", "ms"], [[name, f"{ms:.2f}"] for name, ms in one_add.items()])
     at_once = max(candidates[0].measured["ADD", PODS].walls)
     console.print(
         f"{PODS} pods at once: {at_once:.2f} s; agent: {empty:.1f} MB resident, {full:.1f} MB with {PODS} pods,"
@@ -154,6 +160,7 @@ def _show(candidates: Sequence[Candidate], empty: float, full: float, resting: f
         "at_once_s": at_once,
         "agent_rss_mb": {"0": empty, str(PODS): full},
         "agent_cpu_at_rest_percent": resting,
+        "one_add_ms": one_add,
         "calls": {
             candidate.name: {
                 f"{verb} {in_flight}": {

@@ -3,7 +3,7 @@
 Pure. A host end says itself who owns it, in its alias: `vnetpods ADDRESS NETWORK CONTAINER/IFNAME`. The name alone
 proves nothing: it follows from the pod's name (policy engines look for that), which a newer sandbox of the same pod
 shares with the older one. So what is found under a name or an index counts as an attachment's only when the alias
-says so, or, in the instant between the link's birth and its alias, when it has the MAC that follows from the
+says so, or, in the instants between the link's birth and its alias, when it has the MAC that follows from the
 attachment's key.
 """
 

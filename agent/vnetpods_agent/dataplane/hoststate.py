@@ -36,8 +36,8 @@ PAUSE = {
 """Seconds between two looks at an area. Pods come in bursts, each with some news about its link: those wait for one
 look.
 """
-PERIOD = {**dict.fromkeys(Area, 60.0), Area.SETTINGS: 4.0, Area.LEGACY_FORWARDING: 4.0}
-"""Legacy iptables tells nobody of its changes, and only some sysctls are told of."""
+PERIOD = {**dict.fromkeys(Area, 60.0), Area.LEGACY_FORWARDING: 4.0}
+"""Legacy iptables tells nobody of its changes."""
 BREATH = 0.2
 """The thread sleeps at least this long between two readings of the news, so that it doesn't compete with a burst of
 ADDs.

@@ -45,17 +45,21 @@ def birth(attachment: Attachment, attempt: int, netns_fd: int) -> Step:
 
 
 def host_steps(attachment: Attachment, index: int) -> list[Step]:
+    """The alias comes last: to the host reconciler an end without it is none of its business, so it never takes one
+    that is just being made for one that somebody has damaged.
+    """
     name, address = attachment.host_ifname, attachment.address
     return [
         # ip link set azv… addrgenmode none (before it goes up; nobody speaks IPv6 here)
         Step("keep IPv6 off", name, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6),
-        # ip link set azv… up alias "vnetpods 10.0.0.5 …" (the alias isn't taken at birth)
-        Step("bring up", name, rt.link_set(index, rt.link_alias(hostend.alias(attachment)), up=True)),
-        # ip neigh replace 10.0.0.5 lladdr <pod end> dev azv… nud permanent (before the route: nothing is ever asked
-        # by ARP)
+        # ip link set azv… up
+        Step("bring up", name, rt.link_set(index, up=True)),
+        # ip neigh replace 10.0.0.5 lladdr <pod end> dev azv… nud permanent (before the route: nothing is asked by ARP)
         Step("add the neighbour of", address, rt.neighbour_add(address, attachment.pod_mac, index)),
         # ip route replace 10.0.0.5/32 dev azv… proto 118 scope link
         Step("add the route to", address, rt.route_add(rt.Route(address, 32, index))),
+        # ip link set azv… alias "vnetpods 10.0.0.5 …" (not taken at birth)
+        Step("name the owner of", name, rt.link_set(index, rt.link_alias(hostend.alias(attachment)))),
     ]
 
 

@@ -22,7 +22,7 @@ from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.reaper import Reaper
 from vnetpods_agent.dataplane.transparent import Transparent, host_steps, opening, pod_steps
 
-STEPS_OF_ATTACH = 13
+STEPS_OF_ATTACH = 14
 STEPS_OF_DETACH = 3
 
 
@@ -110,6 +110,16 @@ def test_an_interface_is_what_the_row_says(world: World, plane: Transparent) -> 
     assert f"alias vnetpods 10.240.0.5 vnetpods {attachment.key}" in host
     assert "inet" not in run(f"ip addr show {pod.host_ifname}")
     assert run("ip route show proto 118").split() == f"10.240.0.5 dev {pod.host_ifname} scope link".split()
+
+
+def test_udev_has_no_reason_to_rewrite_a_mac(world: World, plane: Transparent) -> None:
+    """aws#2103: MACAddressPolicy=persistent replaces what the kernel calls random or unset, not NET_ADDR_SET (3)."""
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    for namespace, name in ((world.host, pod.host_ifname), (pod.namespace, "eth0")):
+        look = f"mount -t sysfs sysfs /sys && cat /sys/class/net/{name}/addr_assign_type"
+        command = ["nsenter", f"--net=/run/netns/{namespace}", "unshare", "--mount", "sh", "-c", look]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "3\n"
 
 
 def test_net_admin_is_enough(world: World, plane: Transparent) -> None:

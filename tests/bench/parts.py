@@ -1,0 +1,77 @@
+"""Where the time of one ADD goes: its parts measured one by one, medians in milliseconds.
+
+What is left over between their sum and a whole ADD is the rest of the agent's own work (JSON, custody, hops between its
+threads) and the shim's way into the pod's namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.agent.dataplane.world import World, inside
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey
+from vnetpods_agent.dataplane.reaper import Reaper
+from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.ledger import Ledger
+from vnetpods_agent.records import Assign
+
+if TYPE_CHECKING:
+    from tests.bench.cni import Candidate
+
+PROCESS, ROUND_TRIP, LEDGER, KERNEL, REST = (
+    "process: start, read, write, end",
+    "to the agent and back",
+    "ledger: one durable write",
+    "kernel: 13 netlink messages",
+    "the rest: JSON, custody, threads",
+)
+
+
+async def parts(candidate: Candidate, pods: Sequence[str]) -> dict[str, float]:
+    """VERSION is answered by the shim itself, STATUS by the agent without work; ledger and kernel are asked here."""
+    for verb in ("VERSION", "STATUS", "ADD"):
+        candidate.call(verb, 1, pods)
+    candidate.call("DEL", 1, pods)
+    version, status, add = (statistics.median(candidate.measured[verb, 1].ms) for verb in ("VERSION", "STATUS", "ADD"))
+    attachments = [_attachment(number) for number in range(len(pods))]
+    ledger = await _ledger(attachments, candidate.folder / "parts.db")
+    kernel = _kernel(attachments, candidate.node, pods)
+    found = {PROCESS: version, ROUND_TRIP: status - version, LEDGER: ledger, KERNEL: kernel}
+    return {**found, REST: add - sum(found.values())}
+
+
+def _attachment(number: int) -> Attachment:
+    key = AttachmentKey("vnetpods", f"part-{number}", "eth0")
+    return Attachment(key, Address(f"10.241.0.{number}"), "", "00:0d:3a:1b:c7:21", 1500, "boot", 0.0)
+
+
+async def _ledger(attachments: Sequence[Attachment], path: Path) -> float:
+    ledger = Ledger(path)
+    ledger.start()
+    await ledger.load()
+    took = []
+    for attachment in attachments:
+        began = time.perf_counter()
+        await ledger.commit(Assign(attachment))
+        took.append(1e3 * (time.perf_counter() - began))
+    ledger.close()
+    return statistics.median(took)
+
+
+def _kernel(attachments: Sequence[Attachment], node: str, pods: Sequence[str]) -> float:
+    """The agent's own reaper takes these links away with its next burst."""
+    world = World()
+    took = []
+    with inside(node), contextlib.closing(Transparent(Reaper())) as plane, contextlib.closing(world):
+        for attachment, pod in zip(attachments, pods, strict=True):
+            doors = world.open_doors(pod)
+            began = time.perf_counter()
+            plane.attach(attachment, doors)
+            took.append(1e3 * (time.perf_counter() - began))
+            plane.detach(attachment)
+    return statistics.median(took)
