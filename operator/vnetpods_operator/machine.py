@@ -144,8 +144,9 @@ def usable_by_pods(
                 slots=min(free, ENTRIES_PER_NIC - len(nic.entries)),
                 prefixes=prefixes.get(nic.subnet.lower(), ()),
                 pending=planner.count(e.address or "" for e in ours if e not in good and e.state != "Failed"),
-                broken=frozenset(e.name for e in ours if e.state == "Failed" and e.address not in published),
-                failed=nic.state == "Failed" or any(e.state == "Failed" for e in found if e.address in published),
+                # whatever has an address may be held by a pod that nobody has told us of yet: repaired, not swept
+                broken=frozenset(e.name for e in ours if e.state == "Failed" and e.address is None),
+                failed=nic.state == "Failed" or any(e.state == "Failed" for e in found),
                 busy=nic.state == "Updating",
             )
         )

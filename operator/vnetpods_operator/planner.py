@@ -7,7 +7,7 @@ plan is made anew from the three truths.
 
 The rules are a chain, each adding its part to at most one write per NIC, in this order:
 1. settle         a NIC that Azure is working on is left alone.
-2. repair         half-made entries of ours go, a Failed NIC is written again as it is.
+2. repair         half-made entries of ours (without an address) go, a Failed NIC is written again as it is.
 3. restore        addresses that pods hold and that vanished from the NIC are asked for by value.
 4. finish release what the agent has acknowledged is removed, always.
 5. cancel release what it has not acknowledged is kept when addresses are short, or when it is asked for too long.

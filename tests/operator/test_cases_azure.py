@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.azure.arm.faults import Effect
+from tests.azure.arm.ids import parse
 from tests.operator.worlds import NIC_READ, NIC_WRITE, World
 from vnetpods_api.conditions import ConditionType
 
@@ -222,6 +223,34 @@ async def test_c35_a_failed_nic_keeps_its_pods_and_is_repaired_by_one_write(worl
         pool = await world.pool(node)
     assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
     assert agent.held <= world.addresses("one-nic")
+
+
+async def test_c35_a_failed_entry_is_not_handed_out_and_never_taken_from_its_pod(world: World) -> None:
+    world.settings["audit"] = "300ms"
+    node, agent = await world.worker("one")
+    async with world.operator():
+        await world.until_allocated(node, 4)
+        agent.start(2)
+        await world.until_pods_run(agent)
+        await world.until_allocated(node, 8)
+        resource = world.azure.cloud.store.get(parse(world.azure.build.id(NIC, "one-nic")))
+        assert resource is not None
+        bad = min(agent.held)
+        for part in resource.body["properties"]["ipConfigurations"]:
+            if part["properties"]["privateIPAddress"] == bad:
+                part["properties"]["provisioningState"] = "Failed"
+        writes = world.writes()
+        await world.until("the entry to be written again", lambda: _wrote(world, writes))
+        for _ in range(10):
+            await agent.sync()
+            await asyncio.sleep(0.1)
+            assert agent.held <= world.addresses("one-nic")
+        assert len(world.addresses("one-nic")) >= 8
+    assert bad in agent.held
+
+
+async def _wrote(world: World, before: int) -> bool:
+    return world.writes() > before
 
 
 async def test_c37_asks_for_what_fits_and_says_that_the_nic_is_full(world: World) -> None:

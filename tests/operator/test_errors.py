@@ -86,8 +86,8 @@ def test_retry_after(header: str | None, seconds: float) -> None:
         ),
         (
             "The client 'a' has permission to perform action 'Y/write' on scope '/z'; however, it does not have "
-            "permission to perform action(s) 'X/write' on the linked scope(s) '/subscriptions/s' or the linked scope(s) "
-            "are invalid."
+            "permission to perform action(s) 'X/write' on the linked scope(s) '/subscriptions/s' or the linked "
+            "scope(s) are invalid."
         ),
     ],
     ids=["plain", "linked"],

@@ -172,13 +172,16 @@ class TestSorting:
         )
         assert (view.addresses, view.pending, view.busy) == (("10.0.0.5",), 0, True)
 
-    def test_a_failed_entry_nobody_knows_is_half_made(self) -> None:
-        view = self.view(part("vnetpods-1", "10.0.0.5", provisioningState="Failed"))
+    def test_a_failed_entry_without_an_address_is_half_made(self) -> None:
+        view = self.view(part("vnetpods-1", provisioningState="Failed"))
         assert (view.addresses, view.broken, view.failed) == ((), {"vnetpods-1"}, False)
 
-    def test_a_failed_entry_that_a_pod_may_hold_is_repaired_not_swept(self) -> None:
-        view = self.view(part("vnetpods-1", "10.0.0.5", provisioningState="Failed"), published=("10.0.0.5",))
+    @pytest.mark.parametrize("published", [(), ("10.0.0.5",)], ids=["unknown", "published"])
+    def test_a_failed_entry_with_an_address_is_repaired_not_swept(self, published: tuple[str, ...]) -> None:
+        """A pod may hold it, even if the pool doesn't say so at the moment."""
+        view = self.view(part("vnetpods-1", "10.0.0.5", provisioningState="Failed"), published=published)
         assert (view.addresses, view.broken, view.failed) == ((), frozenset(), True)
+        assert view.unusable >= {"10.0.0.5"}
 
     def test_excluded_ones_are_kept_from_pods(self) -> None:
         view = self.view(part("vnetpods-1", "10.0.0.50"), part("vnetpods-2", "10.0.0.51"), published=("10.0.0.51",))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.operator.worlds import World
 from vnetpods_api.conditions import ConditionType
+from vnetpods_operator.kube import MERGE
 
 pytestmark = pytest.mark.apiserver
 
@@ -46,6 +49,35 @@ async def test_waiting_pods_get_addresses_and_surplus_goes_back(world: World) ->
         pool = await world.pool(node)
     assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
     assert pool.status.interfaces[0].releasing == ()
+
+
+async def test_250_pods_take_six_writes_and_churn_takes_none(world: World) -> None:
+    """With the default sizes, 40 pods per second, and an Azure that needs 1.5 s for a write."""
+    world.settings["groups"] = [{}]
+    world.settings["release"] = {}
+    world.azure.build.set_duration("Microsoft.Network/networkInterfaces", 1.5)
+    node, agent = await world.worker("one")
+    status = {"status": {"allocatable": {"pods": "250"}}}
+    await world.kube.request("PATCH", f"/api/v1/nodes/{node}/status", body=status, content_type=MERGE)
+    async with world.operator():
+        await world.until_allocated(node, 16)
+        for _ in range(25):
+            agent.start(10)
+            await agent.sync()
+            await asyncio.sleep(0.25)
+        await world.until_pods_run(agent)
+        assert len(agent.held) == 250
+        assert world.writes() <= 6
+        agent.end(100)
+        await agent.sync()
+        before = len(world.azure.build.requests())
+        for _ in range(10):
+            agent.start(60)
+            await agent.sync()
+            agent.end(60)
+            await agent.sync()
+        await asyncio.sleep(0.5)
+        assert len(world.azure.build.requests()) == before
 
 
 async def test_bad_nodes_say_so_and_disturb_nobody(world: World) -> None:
