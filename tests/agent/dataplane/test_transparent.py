@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -37,11 +38,10 @@ def works(world: World, pod: PodHandle) -> bool:
 
 
 def whole_picture(pod: PodHandle) -> str:
-    """Everything of the host and of the pod, as ip shows it."""
-    return "\n".join(
-        [run("ip -d link"), run("ip route"), run("ip neigh show nud permanent")]
-        + [run_in(pod.namespace, f"ip {what}") for what in ("-d link", "addr", "route", "neigh")]
-    )
+    """Everything of the host and of the pod, as ip shows it, but for what the kernel's link watch finds out later."""
+    shown = [run("ip -d link"), run("ip route"), run("ip neigh show nud permanent")]
+    shown += [run_in(pod.namespace, f"ip {what}") for what in ("-d link", "addr", "route", "neigh")]
+    return re.sub(r"state (UP|UNKNOWN)|NO-CARRIER,", "", "\n".join(shown))
 
 
 class Cut(Conversation):
