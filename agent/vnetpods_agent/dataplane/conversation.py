@@ -57,13 +57,14 @@ class Conversation:
     """
 
     def __init__(self, family: int = socket.NETLINK_ROUTE, descriptor: int | None = None) -> None:
-        if descriptor is None:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
-        else:
-            self._socket = socket.socket(fileno=os.dup(descriptor))
-        self._socket.settimeout(PATIENCE)
-        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
-            self._socket.setsockopt(SOL_NETLINK, option, 1)
+        """Raises DataPlaneError, also when the descriptor is no socket."""
+        try:
+            self._socket = _opened(family) if descriptor is None else _duplicated(descriptor)
+            self._socket.settimeout(PATIENCE)
+            for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+                self._socket.setsockopt(SOL_NETLINK, option, 1)
+        except OSError as error:
+            raise DataPlaneError("open", "a netlink socket", error.errno or errno.EIO) from error
         self._next = 1
 
     def close(self) -> None:
@@ -162,6 +163,19 @@ class Conversation:
 
     def _answers(self, step: Step) -> _Answers:
         return _Answers(self._socket, step)
+
+
+def _opened(family: int) -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
+
+
+def _duplicated(descriptor: int) -> socket.socket:
+    own = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        raise
 
 
 class _Answers:

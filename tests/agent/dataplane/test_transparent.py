@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent.dataplane.world import PEER, PRIMARY, PodHandle, World, caller_seen, run, run_in
-from vnetpods_agent.attachment import Address, AttachmentKey
+from vnetpods_agent.attachment import Address, AttachmentKey, Doors
 from vnetpods_agent.dataplane import DataPlaneError, InterfaceExists, hostend
 from vnetpods_agent.dataplane import rtnetlink as rt
 from vnetpods_agent.dataplane.conversation import Conversation, Step
@@ -449,6 +449,18 @@ def test_descriptors_stay_their_owners(world: World, plane: Transparent) -> None
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     os.fstat(pod.doors.netns_fd)
     os.fstat(pod.doors.netlink_fd)
+
+
+def test_a_door_that_is_none_is_an_error_and_no_leak(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    wall = os.open("/dev/null", os.O_RDONLY)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(DataPlaneError, match="open a netlink socket"):
+        plane.attach(pod.attachment, Doors(pod.doors.netns_fd, wall))
+    with pytest.raises(DataPlaneError, match="create the interface"):
+        plane.attach(pod.attachment, Doors(wall, pod.doors.netlink_fd))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    os.close(wall)
 
 
 def test_an_error_names_step_object_and_cause(world: World) -> None:
