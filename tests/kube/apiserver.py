@@ -113,6 +113,7 @@ def running(folder: Path, *extra: str, program: str = "kube-apiserver") -> Itera
         folder / "etcd.log",
     )
     flags = server_flags(folder / "pki", f"http://127.0.0.1:{client_port}", "127.0.0.1", port)
+    flags.append("--endpoint-reconciler-type=none")  # since 1.37 the `kubernetes` Service can't be a loopback address
     server = Program([str(found[program]), *flags, *extra], folder / "kube-apiserver.log")
     try:
         etcd.start()
