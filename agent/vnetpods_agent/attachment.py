@@ -1,7 +1,7 @@
 """What the parts of the agent share: the identity of an attachment and everything that follows from it.
 
-Plain data, no I/O. An Attachment is one row of the ledger; all that the kernel is told (interface name, MAC addresses, routes)
-is derived from the row here, so that after a crash at any point the same values come out again.
+Plain data, no I/O. An Attachment is one row of the ledger; all that the kernel is told (interface name, MAC addresses,
+routes) is derived from the row here, so that after a crash at any point the same values come out again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ HOST_PREFIX = "azv"
 
 @dataclass(frozen=True, slots=True, order=True)
 class AttachmentKey:
-    """The CNI specification's key of an attachment: network name, container id and interface name (section "Container runtime")."""
+    """The CNI specification's key of an attachment: network name, container id and interface name (section 2,
+    "Parameters").
+    """
 
     network: str
     container_id: str
@@ -44,7 +46,8 @@ class Attachment:
     """One pod interface: which address it holds, and where it is.
 
     `netns` is the path the runtime gave; it is only repeated in answers and logs, never trusted (it may be reused).
-    `nic_mac` names the NIC that owns the address ("00:0d:3a:1b:c7:21"). `mtu` in bytes. `created` in seconds since the epoch.
+    `nic_mac` names the NIC that owns the address ("00:0d:3a:1b:c7:21"). `mtu` in bytes. `created` in seconds since the
+    epoch.
     """
 
     key: AttachmentKey
@@ -58,7 +61,7 @@ class Attachment:
 
     @property
     def host_ifname(self) -> str:
-        """`azv` + 11 hex digits of sha1("namespace.pod"), or of the container id when there is no pod (15 characters, IFNAMSIZ - 1)."""
+        """`azv` + 11 hex digits of sha1("namespace.pod"), or of the container id when there is no pod: 14 characters."""
         subject = f"{self.pod.namespace}.{self.pod.name}" if self.pod and self.key.ifname == "eth0" else str(self.key)
         return HOST_PREFIX + hashlib.sha1(subject.encode(), usedforsecurity=False).hexdigest()[:11]
 

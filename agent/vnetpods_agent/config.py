@@ -38,7 +38,7 @@ class Source(_Section, kw_only=True, frozen=True):
 
 class Paths(_Section, kw_only=True, frozen=True):
     """Files on the node. `shim` is the program to install, for this machine's architecture; nothing is installed
-    without it.
+    without it. `sysctl`: where the network settings of /proc/sys/net can be written; in a container that is a mount.
     """
 
     state: Path = Path("/var/lib/vnetpods")
@@ -46,6 +46,7 @@ class Paths(_Section, kw_only=True, frozen=True):
     shim: Path | None = None
     cni_bin: Path = Path("/opt/cni/bin")
     cni_conf: Path = Path("/etc/cni/net.d")
+    sysctl: Path = Path("/proc/sys/net")
     boot_id: Path = Path("/proc/sys/kernel/random/boot_id")
 
     @property

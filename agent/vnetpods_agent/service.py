@@ -72,7 +72,9 @@ class Agent:
         self.kernel = Lane("kernel")
         self.reaper = Reaper()
         self.plane = Transparent(self.reaper)
-        self.host = HostReconciler(lambda kind, message: self._call_from_thread(self._host_event, kind, message))
+        self.host = HostReconciler(
+            lambda kind, message: self._call_from_thread(self._host_event, kind, message), sysctl=config.paths.sysctl
+        )
         self.reporter = Reporter(self.pool, self.ledger, self.source, self.unfit, config.report_interval)
         self.mtus = Mtus(self.kernel)
         surroundings = Surroundings(

@@ -72,9 +72,6 @@ class InstalledWorld(World):
         for name in (PLANE, *WORKERS):
             cloud.create_vm(name, "cluster/pods", ADDRESSES[name])
         cloud.assign_role(IDENTITY, azure_actions())
-        for name in WORKERS:  # what kubeadm and its like ask of a machine before it may become a node
-            forward = ["nsenter", f"--net=/run/netns/{name}", "sysctl", "-qw", "net.ipv4.ip_forward=1"]
-            subprocess.run(forward, check=True)
         self._cluster = clusters.up(self._description())
 
     def _description(self) -> Description:

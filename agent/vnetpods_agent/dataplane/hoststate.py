@@ -15,13 +15,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import DataPlaneError, HostState
 from vnetpods_agent.dataplane.events import Area, News
-from vnetpods_agent.dataplane.upkeep import Happening, Upkeep
+from vnetpods_agent.dataplane.upkeep import SYSCTL, Happening, Upkeep
 
 FAILED = "HostStateFailed"
 PAUSE = {
@@ -50,10 +51,10 @@ log = structlog.get_logger()
 class HostReconciler:
     """One thread, from `start` to `close`. `on_event(kind, message)` hears of what was put right or can't be.
 
-    `pace` multiplies all pauses and periods: tests are in a hurry.
+    `pace` multiplies all pauses and periods: tests are in a hurry. `sysctl`: where /proc/sys/net can be written.
     """
 
-    def __init__(self, on_event: OnEvent, pace: float = 1.0) -> None:
+    def __init__(self, on_event: OnEvent, pace: float = 1.0, sysctl: Path = SYSCTL) -> None:
         self._pace = pace
         self._on_event = on_event
         self._changed = threading.Condition()
@@ -64,7 +65,7 @@ class HostReconciler:
         self._failing: dict[Area, str] = {}
         self._last: dict[Area, list[Happening]] = {}
         self._news = News()
-        self._upkeep = Upkeep()
+        self._upkeep = Upkeep(sysctl)
         self._thread = threading.Thread(target=self._run, name="host state", daemon=True)
 
     def start(self) -> None:

@@ -29,8 +29,8 @@ ADDRESS_ON_HOST = "AddressOnHost"
 RESTORED = "HostStateRestored"
 NIC_MISSING = "NicMissing"
 
-_SYSCTL = Path("/proc/sys/net/ipv4")
-_IPV6 = Path("/proc/sys/net/ipv6")
+SYSCTL = Path("/proc/sys/net")
+"""Where the kernel's network settings are. A container's own is read-only, so the chart mounts the host's elsewhere."""
 _THERE = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
 _ADVICE = (
@@ -50,7 +50,9 @@ class Happening:
 class Upkeep:
     """The eyes and hands of the host reconciler; belongs to its thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, sysctl: Path = SYSCTL) -> None:
+        self._sysctl = sysctl
+        self._ipv4 = sysctl / "ipv4"
         self._route = Conversation()
         self._loaded = ""
         self._listing = ""
@@ -93,7 +95,7 @@ class Upkeep:
             address = ipaddress.IPv4Address(held.address)
             if held.address in primaries or name.startswith(HOST_PREFIX) or not any(address in net for net in pool):
                 continue
-            if state.take_from_host and _keeps_the_others(name):
+            if state.take_from_host and _keeps_the_others(self._ipv4 / "conf", name):
                 # ip addr del 10.0.0.7/24 dev eth0
                 removal = rt.address_delete(held.address, held.prefix, held.index)
                 self._route.carry_out([Step(f"remove from {name}", held.address, removal, _GONE)])
@@ -106,14 +108,14 @@ class Upkeep:
 
     def _settings(self, state: HostState) -> list[Happening]:
         uplinks = self._uplinks(state)
-        wanted = {_SYSCTL / "ip_forward": "1"}
+        wanted = {self._ipv4 / "ip_forward": "1"}
         for uplink in uplinks:
-            conf = _SYSCTL / "conf" / uplink.link.name
+            conf = self._ipv4 / "conf" / uplink.link.name
             wanted[conf / "forwarding"] = "1"
             # The stricter of the two counts: strict (1) drops what comes in by another NIC than answers would leave by
             if _read(conf / "rp_filter") != "2" and "1" in {
                 _read(conf / "rp_filter"),
-                _read(_SYSCTL / "conf/all/rp_filter"),
+                _read(self._ipv4 / "conf/all/rp_filter"),
             }:
                 wanted[conf / "rp_filter"] = "2"
         found = {uplink.nic.mac for uplink in uplinks}
@@ -125,7 +127,7 @@ class Upkeep:
         for path, value in wanted.items():
             if _read(path) != value:
                 path.write_text(value)
-                happenings.append(Happening(RESTORED, f"set {path.relative_to('/proc/sys')} to {value}"))
+                happenings.append(Happening(RESTORED, f"set {path.relative_to(self._sysctl)} to {value}"))
         return happenings
 
     def _routing(self, state: HostState) -> list[Happening]:
@@ -166,7 +168,7 @@ class Upkeep:
         return [Happening(RESTORED, f"policy routing of secondary NICs: {added} rules and routes were missing")]
 
     def _ruleset(self, state: HostState) -> list[Happening]:
-        text = ruleset(state, self._uplinks(state), ipv6=_IPV6.exists())
+        text = ruleset(state, self._uplinks(state), ipv6=(SYSCTL / "ipv6").exists())
         known = text == self._loaded
         if known and list_tables() == self._listing:
             return []
@@ -217,7 +219,7 @@ class Upkeep:
             return [f"{len(left)} pods still run on addresses of the VNet ({some}): what they need stays until they go"]
         self._routing(HostState((), ()))
         forwarding.close()
-        output("delete the nftables tables", ["nft", "-f", "-"], deletion(ipv6=_IPV6.exists()))
+        output("delete the nftables tables", ["nft", "-f", "-"], deletion(ipv6=(SYSCTL / "ipv6").exists()))
         self._loaded = self._listing = ""
         return []
 
@@ -233,7 +235,7 @@ def list_tables() -> str:
     try:
         return "".join(
             output("list the nftables table", ["nft", "-s", "list", "table", family, TABLE])
-            for family in families(ipv6=_IPV6.exists())
+            for family in families(ipv6=(SYSCTL / "ipv6").exists())
         )
     except ProgramFailed as error:
         if error.errno != errno.EIO:
@@ -241,9 +243,9 @@ def list_tables() -> str:
         return ""
 
 
-def _keeps_the_others(name: str) -> bool:
+def _keeps_the_others(conf: Path, name: str) -> bool:
     """Deleting an interface's first address of a subnet would take the later ones along, the primary among them."""
-    own, general = _SYSCTL / "conf" / name / "promote_secondaries", _SYSCTL / "conf/all/promote_secondaries"
+    own, general = conf / name / "promote_secondaries", conf / "all" / "promote_secondaries"
     if "1" not in {_read(own), _read(general)}:
         try:
             own.write_text("1")

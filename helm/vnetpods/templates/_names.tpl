@@ -40,7 +40,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 
 {{- define "vnetpods.agentConfig" -}}
-{{- $own := dict "paths" (dict "shim" "/usr/libexec/vnetpods/shim") -}}
+{{- $own := dict "paths" (dict "shim" "/usr/libexec/vnetpods/shim" "sysctl" "/host/proc/sys/net") -}}
 {{- if .Values.podMonitor.enabled }}{{ $_ := set $own "http" (dict "address" "0.0.0.0") }}{{ end -}}
 {{- mergeOverwrite $own (deepCopy .Values.agent.config) | toYaml -}}
 {{- end }}

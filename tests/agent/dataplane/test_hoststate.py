@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -140,6 +141,29 @@ def test_the_table_comes_back(pod: PodHandle, keeper: Keeper, undo: str) -> None
     run(undo)
     assert list_tables() != whole
     eventually(lambda: list_tables() == whole)
+
+
+@pytest.fixture
+def writable_elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """As in an unprivileged container: /proc/sys can't be written, a mount of the host's can."""
+    place = tmp_path / "net"
+    place.mkdir()
+    run(f"mount --bind /proc/sys/net {place}")
+    run("mount --bind -o ro /proc/sys /proc/sys")
+    yield place
+    run("umount /proc/sys")
+    run(f"umount {place}")
+
+
+def test_settings_are_made_where_the_configuration_says(world: World, writable_elsewhere: Path) -> None:
+    (writable_elsewhere / "ipv4" / "ip_forward").write_text("0")
+    events: list[tuple[str, str]] = []
+    reconciler = HostReconciler(lambda *event: events.append(event), HURRY, writable_elsewhere)
+    with contextlib.closing(reconciler):
+        reconciler.start()
+        reconciler.declare(STATE)
+        assert reconciler.wait(5), events
+        assert Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
 
 
 def test_at_its_usual_pace_everything_is_back_within_five_seconds(world: World, plane: Transparent) -> None:
