@@ -61,7 +61,7 @@ class Attachment:
 
     @property
     def host_ifname(self) -> str:
-        """`azv` + 11 hex digits of sha1("namespace.pod"), or of the container id when there is no pod: 14 characters."""
+        """`azv` + 11 hex digits of sha1("namespace.pod"), or of the container id without a pod: 14 characters."""
         subject = f"{self.pod.namespace}.{self.pod.name}" if self.pod and self.key.ifname == "eth0" else str(self.key)
         return HOST_PREFIX + hashlib.sha1(subject.encode(), usedforsecurity=False).hexdigest()[:11]
 
