@@ -5,7 +5,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # What a fresh Debian machine lacks. python3-venv only where the interpreter is Debian's own.
-DEBIAN := runc nftables iptables conntrack busybox-static iproute2 procps gcc libc6-dev containernetworking-plugins
+DEBIAN := runc nftables iptables conntrack busybox-static iproute2 procps gcc libc6-dev containernetworking-plugins \
+  curl strace lua5.1
+image e2e-install: DEBIAN += buildah debootstrap
+bench-net: DEBIAN += iperf3
 PYTHON ?= python3
 V := .venv/bin
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
