@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tests.azure.arm.settings import Settings
-from tests.azure.process import main
+from tests.azure.process import end_with_parent, main
 
 EPILOG = """\
 Needs root; the machine's own network stays as it is. Everything lives in network and mount namespaces of its own (of
@@ -31,5 +31,10 @@ if __name__ == "__main__":
         "--folder", type=Path, default=Path("build/azure"), help="state file and admin socket (build/azure)"
     )
     parser.add_argument("--duration", type=float, default=1.5, help="seconds that a NIC write stays InProgress (1.5)")
+    parser.add_argument(
+        "--end-with-parent", action="store_true", help="end when the process that started this one ends"
+    )
     given = parser.parse_args()
+    if given.end_with_parent:
+        end_with_parent()
     main(given.folder.absolute(), Settings(durations={"microsoft.network/networkinterfaces": given.duration}))

@@ -106,13 +106,15 @@ class Azure(Builder):
             time.sleep(0.02)
 
 
-def start(folder: Path, *, duration: float = 1.5) -> Azure:
-    """Starts `python -m tests.azure` from the caller's namespaces; `duration` seconds per NIC write."""
+def start(folder: Path, *, duration: float = 1.5, outlive: bool = True) -> Azure:
+    """Starts `python -m tests.azure` from the caller's namespaces; `duration` seconds per NIC write. With `outlive` off
+    it ends with the caller, however that ends: what a test wants."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STATE).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "tests.azure", "--folder", str(folder), "--duration", str(duration)]
     with (folder / "azure.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.azure", "--folder", str(folder), "--duration", str(duration)],
+            [*command, *([] if outlive else ["--end-with-parent"])],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -9,6 +9,7 @@ namespaces, which the next start removes.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -42,6 +43,7 @@ FABRIC = "fabric"
 """Name of the fabric's namespace."""
 DESK = "desk"
 """Name of the namespace that the process was started in."""
+PR_SET_PDEATHSIG = 1
 STATE = "azure.json"
 READY = """\
 Ready (pid {pid}, state in {folder}/azure.json).
@@ -60,6 +62,13 @@ def main(folder: Path, settings: Settings) -> None:
     _prepare()
     namespaces.enter(FABRIC)
     asyncio.run(_serve(folder, settings))
+
+
+def end_with_parent() -> None:
+    """The kernel sends SIGTERM when the thread that started this process ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def _prepare() -> None:

@@ -18,7 +18,7 @@ from tests.azure.packets import get, own, says
 
 @pytest.fixture(scope="module")
 def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
-    cloud = client.start(tmp_path_factory.mktemp("azure"), duration=0)
+    cloud = client.start(tmp_path_factory.mktemp("azure"), duration=0, outlive=False)
     try:
         cloud.create_vnet("net", "10.240.0.0/12")
         cloud.create_subnet("net", "pods", "10.240.0.0/16")

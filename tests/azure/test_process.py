@@ -70,6 +70,24 @@ def test_starts_again_after_a_crash(tmp_path: Path) -> None:
         again.stop()
 
 
+def test_ends_with_its_starter_if_wanted(tmp_path: Path) -> None:
+    program = "import sys, time; from pathlib import Path; from tests.azure import client\n"
+    program += "print(client.start(Path(sys.argv[1]), outlive=False).pid, flush=True); time.sleep(60)"
+    starter = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert starter.stdout is not None
+    pid = int(starter.stdout.readline())
+    starter.kill()
+    starter.wait()
+    starter.stdout.close()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, "the emulator outlives its starter"
+        time.sleep(0.02)
+    assert not namespaces.exists("fabric")
+
+
 def test_failed_start_shows_the_log(tmp_path: Path) -> None:
     (tmp_path / "disks").write_text("in the way")
     (tmp_path / "admin.sock").mkdir()
