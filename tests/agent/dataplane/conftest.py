@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agent.dataplane.world import World, inside
+from tests.agent.dataplane.world import World, inside, run
 from vnetpods_agent.dataplane.reaper import Reaper
 from vnetpods_agent.dataplane.transparent import Transparent
 
@@ -35,3 +35,9 @@ def plane(world: World, reaper: Reaper) -> Iterator[Transparent]:
     plane = Transparent(reaper)
     yield plane
     plane.close()
+
+
+@pytest.fixture
+def forwarding(world: World) -> None:
+    """What the host reconciler sees to, for tests without one."""
+    run("sysctl -qw net.ipv4.ip_forward=1")

@@ -204,11 +204,10 @@ def test_a_link_is_read() -> None:
         ("IFLA_IFALIAS", "mine"),
         ("IFLA_LINK", 5),
         ("IFLA_GROUP", 9),
-        ("IFLA_OPERSTATE", "UP"),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth")]}),
     ]
     link = rt.read_link(packed(ifinfmsg, index=4, flags=1, attrs=attrs))
-    assert link == rt.Link(4, "azv1", True, MAC, 1400, "mine", "veth", 9, 0, 5, True)
+    assert link == rt.Link(4, "azv1", True, MAC, 1400, "mine", "veth", 9, 0, 5)
 
 
 def test_addresses_routes_neighbours_and_rules_are_read() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import pickle
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,59 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.dataplane.world import PEER, PRIMARY, PodHandle, World, caller_seen, run, run_in
+from tests.agent.dataplane.world import PEER, PRIMARY, PodHandle, World, caller_seen, run, run_in, whole_picture, works
 from vnetpods_agent.attachment import Address, AttachmentKey, Doors
 from vnetpods_agent.dataplane import DataPlaneError, InterfaceExists, hostend
 from vnetpods_agent.dataplane import rtnetlink as rt
 from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.reaper import Reaper
-from vnetpods_agent.dataplane.transparent import Transparent, host_steps, opening, pod_steps
+from vnetpods_agent.dataplane.transparent import Transparent
 
-STEPS_OF_ATTACH = 14
-STEPS_OF_DETACH = 3
-
-
-@pytest.fixture(autouse=True)
-def forwarding(world: World) -> None:
-    run("sysctl -qw net.ipv4.ip_forward=1")
-
-
-def works(world: World, pod: PodHandle) -> bool:
-    out = caller_seen(pod.namespace, world.outside, PEER) == pod.address
-    return out and caller_seen(world.outside, pod.namespace, pod.address) is not None
-
-
-def whole_picture(pod: PodHandle) -> str:
-    """Everything of the host and of the pod, as ip shows it, but for what the kernel's link watch finds out later."""
-    shown = [run("ip -d link"), run("ip route"), run("ip neigh show nud permanent")]
-    shown += [run_in(pod.namespace, f"ip {what}") for what in ("-d link", "addr", "route", "neigh")]
-    return re.sub(r"state (UP|UNKNOWN)|NO-CARRIER,", "", "\n".join(shown))
-
-
-class Cut(Conversation):
-    """Fails after a number of messages, over all conversations of a data plane."""
-
-    def __init__(self, descriptor: int | None, left: list[int]) -> None:
-        super().__init__(descriptor=descriptor)
-        self._left = left
-
-    def carry_out(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            if self._left[0] == 0:
-                raise DataPlaneError(step.what, step.subject, errno.EIO, "cut")
-            self._left[0] -= 1
-            super().carry_out([step])
-
-
-@contextlib.contextmanager
-def failing_after(messages: int, reaper: Reaper) -> Iterator[Transparent]:
-    """A data plane whose one call must fail there."""
-    left = [messages]
-    with (
-        contextlib.closing(Transparent(reaper, lambda descriptor: Cut(descriptor, left))) as plane,
-        pytest.raises(DataPlaneError, match="cut"),
-    ):
-        yield plane
+pytestmark = pytest.mark.usefixtures("forwarding")
 
 
 @pytest.fixture
@@ -140,51 +95,6 @@ def test_net_admin_is_enough(world: World, plane: Transparent) -> None:
     assert "0000000000001000" in done.stdout
     assert plane.check(pod.attachment, pod.doors) == []
     assert works(world, pod)
-
-
-@pytest.mark.parametrize("messages", range(STEPS_OF_ATTACH))
-def test_attach_after_a_failure_at_every_step(world: World, plane: Transparent, reaper: Reaper, messages: int) -> None:
-    pod = world.pod("10.240.0.5")
-    with failing_after(messages, reaper) as cut:
-        cut.attach(pod.attachment, pod.doors)
-    plane.attach(pod.attachment, pod.doors)
-    assert plane.check(pod.attachment, pod.doors) == []
-    assert works(world, pod)
-    assert run("ip link").count("azv") == 1
-
-
-@pytest.mark.parametrize("messages", range(STEPS_OF_ATTACH))
-def test_detach_after_an_attach_that_failed_at_every_step(
-    world: World, plane: Transparent, reaper: Reaper, messages: int
-) -> None:
-    pod = world.pod("10.240.0.5")
-    run_in(pod.namespace, "ip link set lo up")  # the one thing that stays
-    before = whole_picture(pod)
-    with failing_after(messages, reaper) as cut:
-        cut.attach(pod.attachment, pod.doors)
-    plane.detach(pod.attachment)
-    assert reaper.wait(5)
-    assert whole_picture(pod) == before
-
-
-@pytest.mark.parametrize("messages", range(STEPS_OF_DETACH))
-def test_detach_after_a_failure_at_every_step(world: World, plane: Transparent, reaper: Reaper, messages: int) -> None:
-    pod = world.pod("10.240.0.5")
-    run_in(pod.namespace, "ip link set lo up")
-    before = whole_picture(pod)
-    plane.attach(pod.attachment, pod.doors)
-    with failing_after(messages, reaper) as cut:
-        cut.detach(pod.attachment)
-    plane.detach(pod.attachment)
-    assert caller_seen(world.outside, pod.namespace, pod.address) is None
-    assert reaper.wait(5)
-    assert whole_picture(pod) == before
-
-
-def test_the_steps_are_as_many_as_the_tests_visit(world: World) -> None:
-    pod = world.pod("10.240.0.5")
-    steps = [*host_steps(pod.attachment, 2), *pod_steps(pod.attachment, 3), opening(pod.attachment, 2)]
-    assert 1 + len(steps) == STEPS_OF_ATTACH
 
 
 def test_attach_twice_changes_nothing(world: World, plane: Transparent) -> None:
@@ -385,59 +295,6 @@ def test_a_new_process_finishes_what_an_older_one_left_dying(world: World, plane
     assert successor.wait(5)
     successor.close()
     assert pod.host_ifname not in run("ip link")
-
-
-DEVIATIONS = [
-    ("ip link set {azv} down", "the host's {azv} is down"),
-    ("ip link set {azv} address 02:aa:aa:aa:aa:aa", "the host's {azv} has MAC 02:aa:aa:aa:aa:aa instead of {host_mac}"),
-    ("ip link set {azv} alias other", "doesn't name {key} with 10.240.0.5 as its owner"),
-    ("ip link set {azv} name azvother", "is called azvother instead of {azv}"),
-    ("ip link set {azv} mtu 1400", "eth0 has MTU 1500, more than the host's end with 1400"),
-    ("ip route del 10.240.0.5", "the host has no route to 10.240.0.5"),
-    ("ip neigh del 10.240.0.5 dev {azv}", "the host's {azv} has no permanent neighbour 10.240.0.5 with {pod_mac}"),
-    ("ip link del {azv}", "the host has no interface of {key}"),
-    ("pod ip link set lo down", "the pod's lo is down"),
-    ("pod ip link set eth0 down", "the pod's eth0 is down"),
-    ("pod ip link set eth0 address 02:aa:aa:aa:aa:aa", "the pod's eth0 has MAC 02:aa:aa:aa:aa:aa instead of {pod_mac}"),
-    ("pod ip link del eth0", "the pod has no eth0"),
-    ("pod ip addr del 10.240.0.5/32 dev eth0", "the pod's eth0 doesn't have 10.240.0.5/32"),
-    ("pod ip route del 169.254.1.1", "the pod has no route to 169.254.1.1"),
-    ("pod ip route del default", "the pod has no default route via 169.254.1.1"),
-    ("pod ip neigh del 169.254.1.1 dev eth0", "the pod's eth0 has no permanent neighbour 169.254.1.1 with {host_mac}"),
-]
-
-
-@pytest.mark.parametrize(("change", "sentence"), DEVIATIONS, ids=[change for change, _ in DEVIATIONS])
-def test_check_finds_each_deviation(world: World, plane: Transparent, change: str, sentence: str) -> None:
-    pod = world.pod("10.240.0.5")
-    attachment = pod.attachment
-    plane.attach(attachment, pod.doors)
-    words = {
-        "azv": pod.host_ifname,
-        "host_mac": attachment.host_mac,
-        "pod_mac": attachment.pod_mac,
-        "key": str(attachment.key),
-    }
-    where, _, command = change.partition(" ") if change.startswith("pod ") else ("", "", change)
-    run_in(pod.namespace if where else world.host, command.format(**words))
-    found = plane.check(attachment, pod.doors)
-    assert any(sentence.format(**words) in line for line in found), found
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "ip addr add 10.99.0.1/32 dev eth0",
-        "ip route add 10.98.0.0/16 via 169.254.1.1 dev eth0",
-        "ip link set eth0 mtu 1300",
-        "ip link add extra type veth peer name extra1",
-    ],
-)
-def test_check_tolerates_what_chained_plugins_add(world: World, plane: Transparent, change: str) -> None:
-    pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
-    run_in(pod.namespace, change)
-    assert plane.check(pod.attachment, pod.doors) == []
 
 
 def test_descriptors_stay_their_owners(world: World, plane: Transparent) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -215,3 +216,15 @@ def _send_all(caller: socket.socket) -> None:
     with contextlib.suppress(OSError):  # the receiver counts what arrived
         caller.sendall(bytes(AMOUNT))
         caller.shutdown(socket.SHUT_WR)
+
+
+def works(world: World, pod: PodHandle) -> bool:
+    out = caller_seen(pod.namespace, world.outside, PEER) == pod.address
+    return out and caller_seen(world.outside, pod.namespace, pod.address) is not None
+
+
+def whole_picture(pod: PodHandle) -> str:
+    """Everything of the host and of the pod, as ip shows it, but for what the kernel's link watch finds out later."""
+    shown = [run("ip -d link"), run("ip route"), run("ip neigh show nud permanent")]
+    shown += [run_in(pod.namespace, f"ip {what}") for what in ("-d link", "addr", "route", "neigh")]
+    return re.sub(r"state (UP|UNKNOWN)|NO-CARRIER,", "", "\n".join(shown))

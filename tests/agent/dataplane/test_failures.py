@@ -1,0 +1,92 @@
+"""What attach and detach leave behind when they fail at any step, and that repeating them puts everything right."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.agent.dataplane.world import World, caller_seen, run, run_in, whole_picture, works
+from vnetpods_agent.dataplane import DataPlaneError
+from vnetpods_agent.dataplane.conversation import Conversation, Step
+from vnetpods_agent.dataplane.reaper import Reaper
+from vnetpods_agent.dataplane.transparent import Transparent, host_steps, opening, pod_steps
+
+STEPS_OF_ATTACH = 14
+STEPS_OF_DETACH = 3
+
+
+pytestmark = pytest.mark.usefixtures("forwarding")
+
+
+class Cut(Conversation):
+    """Fails after a number of messages, over all conversations of a data plane."""
+
+    def __init__(self, descriptor: int | None, left: list[int]) -> None:
+        super().__init__(descriptor=descriptor)
+        self._left = left
+
+    def carry_out(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if self._left[0] == 0:
+                raise DataPlaneError(step.what, step.subject, errno.EIO, "cut")
+            self._left[0] -= 1
+            super().carry_out([step])
+
+
+@contextlib.contextmanager
+def failing_after(messages: int, reaper: Reaper) -> Iterator[Transparent]:
+    """A data plane whose one call must fail there."""
+    left = [messages]
+    with (
+        contextlib.closing(Transparent(reaper, lambda descriptor: Cut(descriptor, left))) as plane,
+        pytest.raises(DataPlaneError, match="cut"),
+    ):
+        yield plane
+
+
+@pytest.mark.parametrize("messages", range(STEPS_OF_ATTACH))
+def test_attach_after_a_failure_at_every_step(world: World, plane: Transparent, reaper: Reaper, messages: int) -> None:
+    pod = world.pod("10.240.0.5")
+    with failing_after(messages, reaper) as cut:
+        cut.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.doors)
+    assert plane.check(pod.attachment, pod.doors) == []
+    assert works(world, pod)
+    assert run("ip link").count("azv") == 1
+
+
+@pytest.mark.parametrize("messages", range(STEPS_OF_ATTACH))
+def test_detach_after_an_attach_that_failed_at_every_step(
+    world: World, plane: Transparent, reaper: Reaper, messages: int
+) -> None:
+    pod = world.pod("10.240.0.5")
+    run_in(pod.namespace, "ip link set lo up")  # the one thing that stays
+    before = whole_picture(pod)
+    with failing_after(messages, reaper) as cut:
+        cut.attach(pod.attachment, pod.doors)
+    plane.detach(pod.attachment)
+    assert reaper.wait(5)
+    assert whole_picture(pod) == before
+
+
+@pytest.mark.parametrize("messages", range(STEPS_OF_DETACH))
+def test_detach_after_a_failure_at_every_step(world: World, plane: Transparent, reaper: Reaper, messages: int) -> None:
+    pod = world.pod("10.240.0.5")
+    run_in(pod.namespace, "ip link set lo up")
+    before = whole_picture(pod)
+    plane.attach(pod.attachment, pod.doors)
+    with failing_after(messages, reaper) as cut:
+        cut.detach(pod.attachment)
+    plane.detach(pod.attachment)
+    assert caller_seen(world.outside, pod.namespace, pod.address) is None
+    assert reaper.wait(5)
+    assert whole_picture(pod) == before
+
+
+def test_the_steps_are_as_many_as_the_tests_visit(world: World) -> None:
+    pod = world.pod("10.240.0.5")
+    steps = [*host_steps(pod.attachment, 2), *pod_steps(pod.attachment, 3), opening(pod.attachment, 2)]
+    assert 1 + len(steps) == STEPS_OF_ATTACH
