@@ -89,7 +89,7 @@ class World:
     def up(self) -> None:
         """Azure, machines, Kubernetes, our CRD and rights; neither operator nor agents."""
         self.report.say("ARM emulator and VNet fabric: VNet 10.240.0.0/12, a peered one, an internet")
-        self._azure = cloud = azure.start(self.folder / "azure", duration=NIC_SECONDS)
+        self._azure = cloud = azure.start(self.folder / "azure", duration=NIC_SECONDS, outlive=self.keep)
         cloud.create_vnet("cluster", "10.240.0.0/12")
         cloud.create_subnet("cluster", "pods", "10.240.0.0/16")
         cloud.create_vnet("other", "10.9.0.0/16")

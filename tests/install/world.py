@@ -66,7 +66,7 @@ class InstalledWorld(World):
     """Nothing of ours is on the cluster until `install`."""
 
     def up(self) -> None:
-        self._azure = cloud = azure.start(self.folder / "azure", duration=NIC_SECONDS)
+        self._azure = cloud = azure.start(self.folder / "azure", duration=NIC_SECONDS, outlive=self.keep)
         cloud.create_vnet("cluster", "10.240.0.0/12")
         cloud.create_subnet("cluster", "pods", "10.240.0.0/16")
         for name in (PLANE, *WORKERS):
