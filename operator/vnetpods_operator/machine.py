@@ -122,10 +122,18 @@ class Naming:
 
 
 def usable_by_pods(
-    nics: Collection[Nic], published: Collection[str], naming: Naming, prefixes: dict[str, tuple[str, ...]]
+    nics: Collection[Nic],
+    published: Collection[str],
+    naming: Naming,
+    prefixes: dict[str, tuple[str, ...]],
+    *,
+    hopeful: bool = True,
 ) -> tuple[planner.Nic, ...]:
-    """The planner's view. `published`: addresses that the pool lists or pods hold, which are not half-made whatever
-    their state; `prefixes`: of each subnet by lower-case id.
+    """The planner's view.
+
+    `published`: addresses that the pool lists or pods hold, which stay while Azure is at work on them; `prefixes`: of
+    each subnet by lower-case id; `hopeful`: whether Failed entries are expected to recover, and so are on the way as
+    those are that Azure is still making.
     """
     free = max(0, ENTRIES_PER_NIC - sum(len(nic.entries) for nic in nics))
     views = []
@@ -143,7 +151,11 @@ def usable_by_pods(
                 unusable=frozenset(e.address for e in nic.entries if e.address and e not in kept),
                 slots=min(free, ENTRIES_PER_NIC - len(nic.entries)),
                 prefixes=prefixes.get(nic.subnet.lower(), ()),
-                pending=planner.count(e.address or "" for e in ours if e not in good and e.state != "Failed"),
+                pending=planner.count(
+                    e.address or ""
+                    for e in ours
+                    if e not in good and (e.state != "Failed" or (e.address is not None and hopeful))
+                ),
                 # whatever has an address may be held by a pod that nobody has told us of yet: repaired, not swept
                 broken=frozenset(e.name for e in ours if e.state == "Failed" and e.address is None),
                 failed=nic.state == "Failed" or any(e.state == "Failed" for e in found),

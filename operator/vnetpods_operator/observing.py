@@ -78,7 +78,8 @@ class Observer:
         for nic in look.nics:
             key = nic.subnet.lower()
             prefixes[key] = await self._networks.prefixes(nic.subnet) or before.get(key, ())
-        views = usable_by_pods(look.nics, published, look.naming, prefixes)
+        hopeful = look.record.repairs < planner.HOPELESS
+        views = usable_by_pods(look.nics, published, look.naming, prefixes, hopeful=hopeful)
         pairs = zip(views, look.nics, strict=True)
         look.views = tuple(self._limited(view, nic.subnet, look.record) for view, nic in pairs)
         self._plan(look)

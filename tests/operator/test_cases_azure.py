@@ -217,11 +217,11 @@ async def test_c35_a_failed_nic_keeps_its_pods_and_is_repaired_by_one_write(worl
         await world.until_pods_run(agent)
 
         async def healed() -> bool:
-            return bool(world.azure.build.nic("one-nic")["properties"]["provisioningState"] == "Succeeded")
+            well = world.azure.build.nic("one-nic")["properties"]["provisioningState"] == "Succeeded"
+            interface = (await world.pool(node)).status.interfaces[0]
+            return well and set(interface.addresses) == world.addresses("one-nic")
 
-        await world.until("the NIC to be healed", healed)
-        pool = await world.pool(node)
-    assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
+        await world.until("the NIC to be healed, and the pool to say so", healed)
     assert agent.held <= world.addresses("one-nic")
 
 
