@@ -106,6 +106,7 @@ def test_the_agent_has_the_least_that_lets_it_work() -> None:
         "/etc/cni/net.d",
         "/var/lib/vnetpods",
         "/run/vnetpods",
+        "/proc/sys/net",  # its own is read-only
     }
     for probe in ("livenessProbe", "readinessProbe"):
         assert container[probe]["httpGet"]["host"] == "127.0.0.1"
@@ -209,7 +210,8 @@ def test_the_programs_get_what_the_user_wrote_over_what_the_chart_says() -> None
     operator = yaml.safe_load(only(objects, "ConfigMap", "vnetpods-operator")["data"]["operator.yaml"])
     agent = yaml.safe_load(only(objects, "ConfigMap", "vnetpods-agent")["data"]["agent.yaml"])
     assert operator == {"groups": [{"warm": 8}], "election": {"duration": "20s", "namespace": "network"}}
-    assert agent == {"cooldown": 5, "paths": {"cniConf": "/x", "shim": "/usr/libexec/vnetpods/shim"}}
+    paths = {"cniConf": "/x", "shim": "/usr/libexec/vnetpods/shim", "sysctl": "/host/proc/sys/net"}
+    assert agent == {"cooldown": 5, "paths": paths}
 
 
 def test_a_changed_configuration_rolls_the_agents_and_not_the_operator() -> None:

@@ -9,6 +9,7 @@ is known, and the configured CIDRs come on top. IPv4 only. Nothing survives a re
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ from vnetpods_operator.cloud import AzureError, Forbidden
 
 log = structlog.get_logger()
 
+_SUBNET = re.compile(
+    "/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft[.]Network/virtualNetworks/[^/]+/subnets/[^/]+",
+    re.IGNORECASE,
+)
 RETRY_SECONDS = 60.0
 """How soon a subnet that could not be read is tried again."""
 
@@ -46,12 +51,17 @@ class Networks:
         self._locks: dict[str, asyncio.Lock] = {}
 
     def meet(self, subnet: str) -> None:
-        """There is a NIC in this subnet: its VNet is read at the next refresh."""
-        self._met.setdefault(subnet.lower(), subnet)
+        """There is a NIC in this subnet: its VNet is read at the next refresh. Pools may hold anything, so what is no
+        subnet's id is passed over.
+        """
+        if _SUBNET.fullmatch(subnet):
+            self._met.setdefault(subnet.lower(), subnet)
 
     async def prefixes(self, subnet: str) -> tuple[str, ...]:
         """Of the subnet; read when it is met for the first time, empty when that is not possible."""
         self.meet(subnet)
+        if subnet.lower() not in self._met:
+            return ()
         async with self._locks.setdefault(_vnet(subnet).lower(), asyncio.Lock()):
             now = asyncio.get_running_loop().time()
             if subnet.lower() not in self._subnets and self._failed.get(subnet.lower(), 0.0) <= now:
@@ -62,7 +72,7 @@ class Networks:
 
     def direct(self, subnet: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
         """Address space of the subnet's VNet, and of its peers; of a VNet that may not be read, the subnet's own."""
-        network = self._by_vnet.get(_vnet(subnet).lower())
+        network = self._by_vnet.get(_vnet(subnet).lower()) if _SUBNET.fullmatch(subnet) else None
         if network is not None:
             return network.own, network.peers
         prefixes = self._subnets.get(subnet.lower())
@@ -70,6 +80,8 @@ class Networks:
 
     async def left(self, subnet: str) -> int | None:
         """How many addresses Azure says are left; it may say nothing, and it may be late."""
+        if not _SUBNET.fullmatch(subnet):
+            return None
         subscription, group, name = _parts(_vnet(subnet))
         try:
             with translated(f"reading usages of virtual network {name} in {group}"):
