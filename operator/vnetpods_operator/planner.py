@@ -20,6 +20,7 @@ has listed it as released. Counts are in addresses; a /28 block counts 16 and ta
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
@@ -375,16 +376,19 @@ def _start_release(draft: _Draft) -> None:
 
 
 def _surplus(draft: _Draft, most: int) -> set[str]:
-    """Which to give back: the last NIC's first, the youngest first, those that were refused lately last."""
+    """Which to give back: those that were refused lately last, the last NIC's first.
+
+    Among equals in no order that means anything: which addresses pods hold is not known here, and by age or value those
+    of long-lived pods would be met again and again.
+    """
     candidates = [
-        address
-        for nic in reversed(draft.observed.nics)
-        for address in reversed(nic.addresses)
+        (address in draft.observed.refused, -place, zlib.crc32(address.encode()), address)
+        for place, nic in enumerate(draft.observed.nics)
+        for address in nic.addresses
         if address in nic.removable and address not in draft.observed.released
     ]
-    candidates.sort(key=lambda address: address in draft.observed.refused)
     chosen: set[str] = set()
-    for address in candidates:
+    for *_, address in sorted(candidates):
         if count((address,)) <= most:
             chosen.add(address)
             most -= count((address,))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from random import Random
 
@@ -161,8 +161,12 @@ class Reconciler:
         assert look.plan is not None
         if self._now() >= look.record.audit_at:
             return True
-        asks = bool(look.plan.changes) or look.plan.releasing != releasing(look.pool)
-        return asks and look.wish != look.record.settled
+        listed = releasing(look.pool)
+        asks = bool(look.plan.changes) or look.plan.releasing != listed
+        if asks and look.wish == look.record.settled:  # Azure has shown that there is nothing to do
+            look.plan = replace(look.plan, changes=(), releasing=listed, reason=Reason.IDLE)
+            return False
+        return asks
 
     async def _act(self, look: Look) -> Outcome:
         """Asks Azure, and does at most one write per NIC."""
@@ -182,8 +186,8 @@ class Reconciler:
             reached(Point.DECIDED)
             if not look.plan.changes:
                 self._succeeded(look, wrote=False)
-                await self._report(look)
                 self._settle(look)
+                await self._report(look)
                 return Outcome(self._next(look))
             if await self._carried_out(look):
                 self._succeeded(look, wrote=True)
@@ -310,13 +314,15 @@ class Reconciler:
             self._repaired_in_vain(record)
 
     def _settle(self, look: Look) -> None:
-        """Remembers what the pool alone asks for, now that Azure showed that there is nothing to do.
+        """Remembers what the pool alone would ask for, where a look at Azure shows that it need not be.
 
         A pool does not tell everything: adopted addresses look as if they could be released, for instance.
         """
-        if not any(view.busy or view.pending for view in look.views):
-            seen = Look(look.node, look.pool, look.record, look.machine, look.wanted, look.naming)
-            self._observer.from_pool(seen)
+        if any(view.busy or view.pending for view in look.views):
+            return
+        seen = Look(look.node, look.pool, look.record, look.machine, look.wanted, look.naming)
+        self._observer.from_pool(seen)
+        if look.pool.status.interfaces and seen.wish != look.wish:
             look.record.settled = seen.wish
 
     def _notice(self, node: Node, record: Record, problem: Problem) -> None:

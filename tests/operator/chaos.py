@@ -290,7 +290,11 @@ class Chaos:
             "pods hold what the NIC lacks": not agent.held <= self.model.ours(nic),
         }
         found = [text for text, bad in problems.items() if bad]
-        return f"{nic}: {'; '.join(found)}" if found else None
+        asked = sorted(a for interface in pool.status.interfaces for a in interface.releasing)
+        state = (
+            f"{pool.status.usage}, asked for {asked}, acknowledged {pool.status.released}, held {sorted(agent.held)}"
+        )
+        return f"{nic}: {'; '.join(found)}; {state}" if found else None
 
 
 def configuration(azure: Emulator, speed: float) -> dict[str, Any]:

@@ -336,10 +336,11 @@ async def test_c42_unless_their_names_are_configured_then_no_write_is_needed(wor
         await world.until_allocated(node, 30)
         agent.start(3)
         await world.until_pods_run(agent)
-        await asyncio.sleep(1.0)  # a surplus for long enough, but not ours to give back
-        await agent.sync()
-        pool = await world.pool(node)
-    assert pool.status.interfaces[0].releasing == ()
+        for _ in range(15):  # a surplus for long enough, but not ours to give back
+            await asyncio.sleep(0.1)
+            pool = await agent.sync()
+            assert pool.status.interfaces[0].releasing == ()
+            agent.start(1)
     assert world.writes() == 0
 
 

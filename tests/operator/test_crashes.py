@@ -118,14 +118,14 @@ async def test_c18_release(world: World, point: Point, nth: int) -> None:
         await world.until_pods_run(agent)
     async with living(world, agent, "one-nic"):
         writes = accepted(world)
-        agent.end(20, newest=True)
+        agent.end(28)
         await crash(world, point, nth)
         async with world.operator():
-            pool = await world.until_allocated(node, 18)  # 10 held, twice `warm` free
+            pool = await world.until_allocated(node, 10)  # 2 held, twice `warm` free
             await world.until("the agent to forget", lambda: _forgotten(world, node))
     assert agent.held <= world.addresses("one-nic")
     assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
-    assert accepted(world) - writes == 1
+    assert 1 <= accepted(world) - writes <= 3  # more than one only if held addresses were among those asked for
 
 
 async def _forgotten(world: World, node: str) -> bool:
