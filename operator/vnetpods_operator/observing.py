@@ -92,7 +92,10 @@ class Observer:
         asked = made.releasing - frozenset(look.pool.status.released)
         record.surplus_since = (now if record.surplus_since is None else record.surplus_since) if made.surplus else None
         record.releasing_since = (now if record.releasing_since is None else record.releasing_since) if asked else None
-        record.refused = (record.refused | made.overdue) if made.surplus or made.overdue else frozenset()
+        if made.overdue:
+            record.refused |= dict.fromkeys(made.overdue, now)
+        elif not made.surplus:
+            record.refused.clear()
 
     def _plan(self, look: Look) -> None:
         status, record, now = look.pool.status, look.record, self._clock()

@@ -21,7 +21,7 @@ has listed it as released. Counts are in addresses; a /28 block counts 16 and ta
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
@@ -87,8 +87,8 @@ class Observed:
     agent_ready: bool = False
     surplus_since: float | None = None
     releasing_since: float | None = None
-    refused: frozenset[str] = frozenset()
-    """Addresses whose release the agent did not acknowledge in time, lately."""
+    refused: Mapping[str, float] = field(default_factory=dict)
+    """Addresses whose release the agent did not acknowledge in time, and when that was."""
     contested: frozenset[str] = frozenset()
     """Lost addresses that Azure did not give back when asked a moment ago."""
     repairs: int = 0
@@ -376,13 +376,13 @@ def _start_release(draft: _Draft) -> None:
 
 
 def _surplus(draft: _Draft, most: int) -> set[str]:
-    """Which to give back: those that were refused lately last, the last NIC's first.
+    """Which to give back: those that were refused lately last, the latest at the very end; the last NIC's first.
 
     Among equals in no order that means anything: which addresses pods hold is not known here, and by age or value those
     of long-lived pods would be met again and again.
     """
     candidates = [
-        (address in draft.observed.refused, -place, zlib.crc32(address.encode()), address)
+        (draft.observed.refused.get(address, 0.0), -place, zlib.crc32(address.encode()), address)
         for place, nic in enumerate(draft.observed.nics)
         for address in nic.addresses
         if address in nic.removable and address not in draft.observed.released

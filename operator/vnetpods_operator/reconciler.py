@@ -357,6 +357,9 @@ class Reconciler:
                     self._observer.from_pool(look)
                 continue
             self._observer.remember(look)
+            if look.plan is not None and look.plan.overdue:
+                kept, refused = sorted(look.plan.overdue), len(look.record.refused)
+                log.info("release given up, pods hold these", node=look.node.name, kept=kept, refused=refused)
             self._notice_limit(look)
             return
         raise Outdated(f"NodeIPPool {look.node.name} changes faster than it can be written")

@@ -38,7 +38,8 @@ class Record:
     """What stood in the way of the last plan."""
     surplus_since: float | None = None
     releasing_since: float | None = None
-    refused: frozenset[str] = frozenset()
+    refused: dict[str, float] = field(default_factory=dict)
+    """Addresses that pods kept when they were to be given back, and when that was."""
     contested: dict[str, float] = field(default_factory=dict)
     """Lost addresses that Azure would not give back, and when to ask again."""
     repairs: int = 0
