@@ -6,17 +6,23 @@ what the node's `Record` remembers of a plan that came to be (since when there i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vnetpods_api import ConditionType, Interface, NodeIPPool, find
 from vnetpods_operator import planner
+from vnetpods_operator.cloud import NoInterface
+from vnetpods_operator.configuration import Interfaces
 from vnetpods_operator.machine import Machine, Naming, Nic, usable_by_pods
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.planner import Observed, Plan, Wanted
 from vnetpods_operator.roster import Problem, Record
 from vnetpods_operator.subnets import Subnets
+
+SURPRISED_SECONDS = 0.5
+"""How long to wait before something surprising is read again."""
 
 
 class Networks(Protocol):
@@ -63,6 +69,13 @@ class Observer:
         self._subnets = subnets
         self._networks = networks
         self._clock = clock
+
+    async def read(self, look: Look, rule: Interfaces) -> None:
+        """Reads the machine's NICs; twice if they surprise."""
+        look.nics = _chosen(await look.machine.nics(), rule)
+        if _surprising(look):
+            await asyncio.sleep(SURPRISED_SECONDS)
+            look.nics = _chosen(await look.machine.nics(), rule)
 
     def from_pool(self, look: Look) -> None:
         """Plans by what the pool says: enough to see whether Azure has to be asked."""
@@ -139,6 +152,25 @@ class Observer:
             blocks_after=limits.blocks_after,
             slots=slots,
         )
+
+
+def _surprising(look: Look) -> bool:
+    """Whether the NICs differ from the pool in a way that we did not bring about ourselves just now.
+
+    A read of ARM may answer with what was before the last write. Believing it once would list addresses again that were
+    given back, and may be another machine's by now; so what surprises is read twice.
+    """
+    listed = {address for interface in look.pool.status.interfaces for address in interface.addresses}
+    there = {entry.address: entry.ours for nic in look.nics for entry in nic.entries if entry.address}
+    unknown = {address for address, ours in there.items() if ours} - listed
+    return bool(unknown or listed - there.keys())
+
+
+def _chosen(nics: tuple[Nic, ...], rule: Interfaces) -> tuple[Nic, ...]:
+    chosen = tuple(nic for nic in nics if rule.chosen(nic.name, nic.primary, nic.tags) and nic.subnet and nic.mac)
+    if not chosen:
+        raise NoInterface("none of the machine's NICs is one of the configured interfaces")
+    return chosen
 
 
 def _serves(pool: NodeIPPool) -> bool:

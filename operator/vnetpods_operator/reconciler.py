@@ -174,7 +174,7 @@ class Reconciler:
         if not look.pool.status.conditions:
             await self._report(look)
         for _ in range(ATTEMPTS):
-            look.nics = self._chosen(await look.machine.nics())
+            await self._observer.read(look, self._parts.config().interfaces)
             await self._observer.from_azure(look)
             assert look.plan is not None
             if await self._limit_matters(look, look.plan):
@@ -268,13 +268,6 @@ class Reconciler:
             self._parts.wake(nic.subnet)
         elif added:
             self._parts.subnets.granted(nic.subnet)
-
-    def _chosen(self, nics: tuple[Nic, ...]) -> tuple[Nic, ...]:
-        rule = self._parts.config().interfaces
-        chosen = tuple(nic for nic in nics if rule.chosen(nic.name, nic.primary, nic.tags) and nic.subnet and nic.mac)
-        if not chosen:
-            raise cloud.NoInterface("none of the machine's NICs is one of the configured interfaces")
-        return chosen
 
     async def _failed(self, look: Look, error: cloud.AzureError) -> Outcome:
         """Azure did not do as asked: says so, and leaves it in peace for a while."""

@@ -19,6 +19,7 @@ from vnetpods_operator.budget import Budget, Kind
 from vnetpods_operator.machine import Machine, MachineId, Nic
 from vnetpods_operator.nodes import Node, node_from
 from vnetpods_operator.planner import Change
+from vnetpods_operator.pools import PATH
 from vnetpods_operator.reconciler import Outcome, Parts, Reconciler
 from vnetpods_operator.roster import Problem, Roster
 from vnetpods_operator.subnets import Subnets
@@ -272,3 +273,24 @@ async def test_an_address_that_a_pod_keeps_is_given_up_on_and_the_next_one_tried
             await found.see()
             await asyncio.sleep(min(0.5, max(0.0, outcome.again - loop.time())))
         assert agent.held <= world.addresses("one-nic")
+
+
+async def test_a_stale_read_does_not_bring_back_what_was_given_back(world: World) -> None:
+    """ARM answers with what was before the last write; the addresses may be another machine's by now."""
+    _, agent = await world.worker("one")
+    world.azure.build.fault("stale", resource="*/nothing")  # the emulator keeps what was before, from now on
+    async with bench(world, agent) as found:
+        await full(found, agent)
+        gone = set((await release(found, agent)).status.released)
+        await found.look()
+        await agent.sync()
+        await found.see()
+        world.azure.build.fault("stale", method="GET", resource="*/networkInterfaces/*")
+        await world.kube.request("DELETE", f"{PATH}/{agent.node}")  # nobody remembers anything
+        found.roster.drop_pool(agent.node)
+        found.roster.record(agent.node).audit_at = 0.0
+        await found.look()
+        pool = await world.pool(agent.node)
+    assert world.azure.cloud.faults.rules[-1].hit == 1
+    assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
+    assert not gone & set(pool.status.interfaces[0].addresses)
