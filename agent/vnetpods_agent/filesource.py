@@ -59,7 +59,7 @@ class FileSource:
             await asyncio.sleep(_PERIOD)
 
     async def publish(self, report: Report) -> None:
-        status = Status(usage=report.usage, released=report.released, missing=report.missing)
+        status = Status(usage=report.usage, released=report.released, kept=report.kept, missing=report.missing)
         try:
             file = self._path.with_name(self._path.name + ".report.json")
             await asyncio.to_thread(save, file, msgspec.json.encode(status))

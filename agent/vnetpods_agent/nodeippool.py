@@ -121,6 +121,7 @@ class NodeIPPoolSource:
         status = Status(
             usage=report.usage,
             released=report.released,
+            kept=report.kept,
             missing=report.missing,
             conditions=tuple(merge(self._conditions, [_agent_ready(report, datetime.now(UTC))])),
         )

@@ -168,6 +168,10 @@ class Pool:
         """What the report lists under `released`."""
         return tuple(unit for unit in self._releasing if unit in self._withdrawn)
 
+    def kept(self) -> tuple[str, ...]:
+        """Units asked back that can't be given: pods hold them, and may for months."""
+        return tuple(unit for unit in self._releasing if self.holds(unit))
+
     def is_withdrawn(self, unit: str) -> bool:
         return unit in self._withdrawn
 

@@ -47,6 +47,7 @@ def urgency(last: Report | None, report: Report, interval: float) -> float | Non
         or (now.free == 0 and before.free > 0)
         or now.free < before.free / 2
         or report.released != last.released
+        or report.kept != last.kept
         or report.missing != last.missing
         or (report.serving, report.stopping) != (last.serving, last.stopping)
     )
@@ -165,6 +166,7 @@ class Reporter:
         return Report(
             usage=self._pool.usage(now),
             released=self._pool.released(),
+            kept=self._pool.kept(),
             missing=self._pool.missing(),
             serving=not why and not self.stopping,
             stopping=self.stopping,

@@ -58,6 +58,7 @@ class Report:
 
     usage: Usage
     released: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     serving: bool = False
     stopping: bool = False

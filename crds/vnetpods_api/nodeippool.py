@@ -70,6 +70,7 @@ class Status(_Object, kw_only=True, frozen=True):
     allocated: int | None = None
     usage: Usage | None = None
     released: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
 

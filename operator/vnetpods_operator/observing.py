@@ -117,6 +117,7 @@ class Observer:
             nics=look.views,
             releasing=releasing(look.pool),
             released=frozenset(status.released),
+            kept=frozenset(status.kept),
             missing=status.missing,
             usage=status.usage,
             agent_ready=look.node.ready and _serves(look.pool),

@@ -10,7 +10,8 @@ The rules are a chain, each adding its part to at most one write per NIC, in thi
 2. repair         half-made entries of ours (without an address) go, a Failed NIC is written again as it is.
 3. restore        addresses that pods hold and that vanished from the NIC are asked for by value.
 4. finish release what the agent has acknowledged is removed, always.
-5. cancel release what it has not acknowledged is kept when addresses are short, or when it is asked for too long.
+5. cancel release what it has not acknowledged is kept when addresses are short, when a pod holds it, or when it is
+                  asked for too long.
 6. grow           to `minimum`, and when free + on the way < warm or pods wait.
 7. start release  when more than 2 x warm was free long enough, down to 2 x warm, so that the next pod changes nothing.
 
@@ -82,13 +83,15 @@ class Observed:
     nics: tuple[Nic, ...]
     releasing: frozenset[str] = frozenset()
     released: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    """Releasing ones that pods hold, says the agent."""
     missing: tuple[str, ...] = ()
     usage: Usage | None = None
     agent_ready: bool = False
     surplus_since: float | None = None
     releasing_since: float | None = None
     refused: Mapping[str, float] = field(default_factory=dict)
-    """Addresses whose release the agent did not acknowledge in time, and when that was."""
+    """Addresses that pods kept when they were to be given back, and when that was."""
     contested: frozenset[str] = frozenset()
     """Lost addresses that Azure did not give back when asked a moment ago."""
     repairs: int = 0
@@ -146,7 +149,7 @@ class Plan:
     surplus: bool
     """Whether more is free than should be; the caller remembers since when."""
     overdue: frozenset[str]
-    """Releases that were cancelled because the agent kept them: to be tried last."""
+    """Releases that were cancelled because pods kept them: not to be tried again soon."""
     look_again: float | None
 
 
@@ -300,15 +303,19 @@ def _cancel_release(draft: _Draft) -> None:
         draft.releasing -= waiting
         draft.free += count(waiting)
         draft.needed = True
-    elif draft.now >= due and draft.observed.agent_ready:
-        draft.releasing -= waiting
-        draft.overdue |= waiting
+        return
+    refused = waiting if draft.now >= due and draft.observed.agent_ready else waiting & draft.observed.kept
+    if refused:
+        draft.releasing -= refused
+        draft.overdue |= refused
         draft.times.append(draft.now + SETTLE_SECONDS)
-    else:
+    if waiting - refused:
         draft.because(Reason.RELEASING)
         draft.times.append(due)
         if draft.now >= due:
-            draft.blocked(Reason.AGENT_SILENT, f"the node's agent has not acknowledged the release of {_some(waiting)}")
+            draft.blocked(
+                Reason.AGENT_SILENT, f"the node's agent has not acknowledged the release of {_some(waiting - refused)}"
+            )
 
 
 def _grow(draft: _Draft) -> None:
@@ -373,19 +380,23 @@ def _start_release(draft: _Draft) -> None:
             draft.free -= count(chosen)
             draft.because(Reason.RELEASING)
             draft.times.append(draft.now + wanted.release_patience)
+        elif draft.observed.refused:
+            draft.times.append(min(draft.observed.refused.values()) + wanted.release_patience)
 
 
 def _surplus(draft: _Draft, most: int) -> set[str]:
-    """Which to give back: those that were refused lately last, the latest at the very end; the last NIC's first.
+    """Which to give back: none that a pod kept a moment ago, others that pods kept last; the last NIC's first.
 
     Among equals in no order that means anything: which addresses pods hold is not known here, and by age or value those
     of long-lived pods would be met again and again.
     """
+    refused, lately = draft.observed.refused, draft.now - draft.wanted.release_patience
     candidates = [
-        (draft.observed.refused.get(address, 0.0), -place, zlib.crc32(address.encode()), address)
+        (refused.get(address, 0.0), -place, zlib.crc32(address.encode()), address)
         for place, nic in enumerate(draft.observed.nics)
         for address in nic.addresses
         if address in nic.removable and address not in draft.observed.released
+        if address not in refused or refused[address] <= lately
     ]
     chosen: set[str] = set()
     for *_, address in sorted(candidates):

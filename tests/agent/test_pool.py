@@ -164,8 +164,9 @@ class TestRelease:
         taken = made.take(key("a"), NOW)
         assert taken is not None
         made.supply([interface("10.0.0.16/28", releasing=("10.0.0.16/28",))])
-        assert made.withdrawable(NOW) == []
+        assert (made.withdrawable(NOW), made.kept()) == ([], ("10.0.0.16/28",))
         made.release(taken, NOW)
+        assert made.kept() == ()
         assert made.withdrawable(NOW + COOLDOWN - 1) == []
         assert made.withdrawable(NOW + COOLDOWN) == ["10.0.0.16/28"]
 

@@ -24,9 +24,14 @@ COOLDOWN = 30.0
 
 
 def report(
-    *, released: tuple[str, ...] = (), missing: tuple[str, ...] = (), serving: bool = True, **usage: int
+    *,
+    released: tuple[str, ...] = (),
+    kept: tuple[str, ...] = (),
+    missing: tuple[str, ...] = (),
+    serving: bool = True,
+    **usage: int,
 ) -> Report:
-    return Report(Usage(**usage), released, missing, serving)
+    return Report(Usage(**usage), released, kept, missing, serving)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,7 @@ def report(
         pytest.param(report(waiting=9), report(assigned=9), GAP, id="nobody-waits-any-more"),
         pytest.param(report(waiting=9), report(waiting=9, cooling=1), INTERVAL, id="as-many-wait"),
         pytest.param(report(), report(released=("10.0.0.5",)), GAP, id="released"),
+        pytest.param(report(), report(kept=("10.0.0.5",)), GAP, id="kept"),
         pytest.param(report(), report(missing=("10.0.0.5",)), GAP, id="missing"),
         pytest.param(report(serving=False), report(), GAP, id="serving-now"),
     ],

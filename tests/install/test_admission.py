@@ -122,7 +122,13 @@ def test_the_policy_is_also_tested_with(program: str) -> None:
 
 
 def test_an_agent_reports_on_its_own_node(installed: ApiServer, ada: Path) -> None:
-    status = {"usage": USAGE, "released": ["10.0.0.6"], "missing": [], "conditions": [condition("AgentReady")]}
+    status = {
+        "usage": USAGE,
+        "released": ["10.0.0.6"],
+        "kept": ["10.0.0.7"],
+        "missing": [],
+        "conditions": [condition("AgentReady")],
+    }
     apply_as(installed, ada, pool("ada", status=status))
     found = installed.get("nodeippool", "ada")["status"]
     assert found["usage"] == USAGE

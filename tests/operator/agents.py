@@ -40,6 +40,8 @@ class Agent:
         self.node = node
         self.pods: dict[str, str | None] = {}
         self.withdrawn: set[str] = set()
+        self.tells_kept = True
+        """Agents before `status.kept` didn't."""
         self.known: dict[str, int] = {}
         """Addresses that may be handed out, and when each was given back last."""
         self._turns = itertools.count(1)
@@ -105,6 +107,9 @@ class Agent:
         return Status(
             usage=usage,
             released=released,
+            kept=tuple(e for i in pool.status.interfaces for e in i.releasing if single([e]) & self.held)
+            if self.tells_kept
+            else (),
             missing=tuple(sorted(self.held - listed)),
             conditions=(_ready(pool),),
         )

@@ -211,6 +211,16 @@ class TestRelease:
         found = made(self.observed(usage=usage(10, 52), releasing=asked, releasing_since=NOW - 120))
         assert (found.releasing, found.overdue) == (frozenset(), asked)
 
+    def test_held_ones_are_given_up_on_at_once_when_the_agent_says_so(self) -> None:
+        asked, kept = frozenset(self.HAVE[:4]), frozenset(self.HAVE[:2])
+        found = made(self.observed(usage=usage(10, 50), releasing=asked, kept=kept, releasing_since=NOW))
+        assert (found.releasing, found.overdue) == (asked - kept, kept)
+
+    def test_held_ones_are_left_in_peace_for_a_while(self) -> None:
+        refused = dict.fromkeys(self.HAVE, NOW - 50)
+        found = made(self.observed(refused=refused))
+        assert (found.releasing, found.look_again) == (frozenset(), NOW + 70)
+
     def test_a_silent_agent_is_waited_for(self) -> None:
         asked = frozenset(self.HAVE[:2])
         found = made(self.observed(usage=usage(10, 52), releasing=asked, releasing_since=NOW - 120, agent_ready=False))
@@ -293,7 +303,7 @@ def situations(draw: st.DrawFn) -> tuple[Observed, Wanted]:
     have = draw(st.integers(0, 80))
     all_addresses = addresses(have)
     some = st.frozensets(st.sampled_from(all_addresses)) if have else st.just(frozenset[str]())
-    ours, releasing, released = draw(some), draw(some), draw(some)
+    ours, releasing, released, kept = draw(some), draw(some), draw(some), draw(some)
     assigned = draw(st.integers(0, have))
     found = nic(
         have,
@@ -319,6 +329,7 @@ def situations(draw: st.DrawFn) -> tuple[Observed, Wanted]:
         nics=(found,),
         releasing=releasing,
         released=released,
+        kept=kept,
         missing=draw(st.sampled_from([(), ("10.0.99.9",), ("192.0.2.1",)])),
         usage=uses,
         agent_ready=draw(st.booleans()),

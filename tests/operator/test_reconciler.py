@@ -254,9 +254,11 @@ async def test_an_error_of_our_own_does_not_leave_the_look(world: World) -> None
     assert world.writes() == 1
 
 
-async def test_an_address_that_a_pod_keeps_is_given_up_on_and_the_next_one_tried(world: World) -> None:
-    """The operator can't know which addresses pods hold; it learns it by asking, one batch per patience."""
+@pytest.mark.parametrize("tells", [True, False], ids=["agent-says-so", "agent-is-silent"])
+async def test_an_address_that_a_pod_keeps_is_given_up_on_and_the_next_one_tried(world: World, tells: bool) -> None:
+    """The operator can't know which addresses pods hold; it learns it by asking."""
     _, agent = await world.worker("one")
+    agent.tells_kept = tells
     async with bench(world, agent) as found:
         await full(found, agent)
         agent.end(20)
