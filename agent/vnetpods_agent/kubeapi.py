@@ -7,6 +7,7 @@ file is read again every minute. Errors are ApiError (the server answered) and A
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import socket
@@ -25,6 +26,7 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = aiohttp.ClientTimeout(total=20.0)
 _TOKEN_LIFE = 60.0
 _UNAUTHORIZED = 401
+_TLS_GOODBYE = 0.25  # for the connections of watches that just ended; aiohttp waits for all others by itself
 _MAX_LINE = 8 * 1024 * 1024  # a watch event is one line; an object is at most etcd's 1.5 MB
 
 
@@ -129,6 +131,7 @@ class KubeApi:
 
     async def close(self) -> None:
         await self._session.close()
+        await asyncio.sleep(_TLS_GOODBYE)
 
     async def get(self, path: str, query: Mapping[str, str]) -> Any:
         return await self._request("GET", path, query, None, "application/json")
