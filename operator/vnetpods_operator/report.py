@@ -136,8 +136,10 @@ def _ready(findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool
     if plan is None and problem is None:
         return condition(ConditionType.READY, _UNKNOWN, Reason.PENDING, "the NIC has not been read yet", now)
     if reason is Reason.POOL_READY:
-        reason = Reason.GROWING if plan and plan.reason is Reason.GROWING else Reason.PENDING
+        reason = plan.reason if plan and plan.reason in (Reason.GROWING, Reason.PAUSED) else Reason.PENDING
         message = "no address is free" if total else "there is no address yet"
+        if reason is Reason.PAUSED:
+            message = f"{message}, and {_SENTENCES[reason]}"
     return condition(ConditionType.READY, _FALSE, reason, message, now)
 
 

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.azure.arm.server import Emulator
+from tests.install.rendering import operator_rights
 from tests.isolation import isolate
 from tests.kube import apiserver
 from tests.kube.apiserver import ApiServer
@@ -174,7 +175,7 @@ async def restart(run: Run, azure: Emulator, number: int) -> dict[str, float]:
 
 async def bench(server: ApiServer, folder: Path, number: int, rate: float) -> dict[str, Any]:
     server.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
-    server.apply((ROOT / "tests" / "operator" / "rbac.yaml").read_text())
+    server.apply(operator_rights())
     kubeconfig = server.kubeconfig_for("vnetpods-operator", "kube-system")
     async with Emulator() as azure, kube.opened(server.admin_kubeconfig) as api:
         os.environ |= {

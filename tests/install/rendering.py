@@ -28,6 +28,11 @@ def render_text(values: dict[str, Any] | None = None, *arguments: str, namespace
     return done.stdout
 
 
+def operator_rights() -> str:
+    """The operator's ServiceAccount and RBAC, as a user gets them."""
+    return render_text(None, *(f"--show-only=templates/{name}.yaml" for name in ("serviceaccounts", "rbac-operator")))
+
+
 def render(
     values: dict[str, Any] | None = None, *arguments: str, namespace: str = "kube-system"
 ) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from rich.console import Console
 
 from tests.azure.arm.ids import parse
 from tests.azure.arm.server import Emulator
+from tests.install.rendering import operator_rights
 from tests.isolation import isolate
 from tests.kube import apiserver
 from tests.kube.apiserver import ApiServer
@@ -322,7 +323,7 @@ def configuration(azure: Emulator, speed: float) -> dict[str, Any]:
 
 async def chaos(server: ApiServer, folder: Path, given: argparse.Namespace) -> None:
     server.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
-    server.apply((ROOT / "tests" / "operator" / "rbac.yaml").read_text())
+    server.apply(operator_rights())
     async with Emulator() as azure, kube.opened(server.admin_kubeconfig) as api:
         os.environ |= {
             "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",

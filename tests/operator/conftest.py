@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.install.rendering import operator_rights
 from tests.kube.apiserver import ApiServer
 from tests.operator import worlds
 
-RBAC = Path(__file__).with_name("rbac.yaml")
 CRD = Path(__file__).parents[2] / "crds" / "nodeippool.yaml"
 
 
@@ -18,7 +18,7 @@ CRD = Path(__file__).parents[2] / "crds" / "nodeippool.yaml"
 def operator_kubeconfig(apiserver: ApiServer) -> Path:
     """The API server knows NodeIPPools, and the operator may do what its documentation says and no more."""
     apiserver.apply(CRD.read_text())
-    apiserver.apply(RBAC.read_text())
+    apiserver.apply(operator_rights())
     return apiserver.kubeconfig_for("vnetpods-operator", "kube-system")
 
 

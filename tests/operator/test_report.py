@@ -22,10 +22,12 @@ def pool(**status: Any) -> NodeIPPool:
     return NodeIPPool(metadata=Metadata(name="n", generation=3), status=Status(**status))
 
 
-def findings(have: int, usage: Usage | None = None, *, problem: Problem | None = None, **more: Any) -> Findings:
+def findings(
+    have: int, usage: Usage | None = None, *, problem: Problem | None = None, paused: bool = False, **more: Any
+) -> Findings:
     listed = tuple(f"10.0.0.{i}" for i in range(5, 5 + have))
     view = planner.Nic(name="nic", addresses=listed, removable=frozenset(listed), slots=255 - have, **more)
-    wanted = Wanted(minimum=4, warm=4, batch=4, maximum=250)
+    wanted = Wanted(minimum=4, warm=4, batch=4, maximum=250, paused=paused)
     made = plan(Observed(nics=(view,), usage=usage), wanted, 100.0)
     entries = (Entry("ipconfig1", "10.0.0.4", "Succeeded", primary=True),)
     nic = Nic("/nic", "nic", "00:0d:3a:00:00:01", SUBNET, "e", "Succeeded", primary=True, entries=entries)
@@ -78,6 +80,13 @@ CASES = [
         ("False", "Idle"),
     ),
     (
+        "paused-while-pods-wait",
+        findings(4, Usage(assigned=4, waiting=2), paused=True),
+        ("False", "Paused"),
+        ("False", "Paused"),
+        ("False", "Idle"),
+    ),
+    (
         "no-provider",
         Findings(problem=Problem(Reason.NO_PROVIDER_ID, "which machine?", stalled=True)),
         ("False", "NoProviderID"),
@@ -91,7 +100,7 @@ CASES = [
     ("found", "ready", "reconciling", "stalled"), [row[1:] for row in CASES], ids=[row[0] for row in CASES]
 )
 def test_conditions(found: Findings, ready: Any, reconciling: Any, stalled: Any) -> None:
-    usage = None if found.plan is None else Usage(waiting=1) if ready == ("False", "Growing") else Usage()
+    usage = None if found.plan is None else Usage(waiting=int(ready[0] == "False"))
     status = report.status(pool(usage=usage), found, NOW)
     expected = {"Ready": ready, "Reconciling": reconciling, "Stalled": stalled}
     assert conditions(status) == expected
