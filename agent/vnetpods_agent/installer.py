@@ -13,6 +13,7 @@ from one task; blocking, a few milliseconds.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import time
@@ -101,7 +102,7 @@ def _put(target: Path, content: bytes, *, mode: int) -> bool:
                 file.flush()
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
-            # Closed before the rename: a file still open for writing can't be executed (ETXTBSY).
+            _await_writers(temporary)
             temporary.replace(target)
             undo.pop_all()
         _sync(target.parent)
@@ -111,6 +112,25 @@ def _put(target: Path, content: bytes, *, mode: int) -> bool:
         ) from error
     _log.info("installed", file=str(target), bytes=len(content))
     return True
+
+
+def _await_writers(file: Path) -> None:
+    """Returns when no process has the file open for writing, for until then it can't be executed (ETXTBSY).
+
+    We have closed it, but a child that another thread forks meanwhile has a copy of the descriptor until its exec. A
+    read lease is what the kernel gives only when there is no writer (fcntl(2), F_SETLEASE).
+    """
+    with file.open("rb") as reader:
+        for _ in range(200):
+            try:
+                fcntl.fcntl(reader, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            except BlockingIOError:
+                time.sleep(0.005)
+            except OSError:  # a file system without leases
+                return
+            else:
+                fcntl.fcntl(reader, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+                return
 
 
 def _holds(target: Path, content: bytes, mode: int) -> bool:

@@ -146,7 +146,7 @@ class Release(_Section, frozen=True):
     batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 64
     """Most addresses in one step."""
     patience: Duration = Duration(120)
-    """How long to wait for an address's agent before another address is tried."""
+    """How long to wait for an agent that does not answer, and before an address that a pod kept is asked for again."""
 
 
 class Interfaces(_Section, frozen=True):

@@ -256,3 +256,23 @@ def test_installer_killed_at_any_moment_leaves_whole_files(tmp_path: Path, bin_d
             b"first\n",
             b"second\n",
         )
+
+
+def test_the_shim_appears_only_when_nobody_has_it_open_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that another thread forks while the file is written holds a copy of the descriptor until its exec."""
+    source = tmp_path / "shim"
+    source.write_text("#!/bin/sh\nexit 7\n")
+    chmod = os.fchmod
+    copies: list[int] = []
+
+    def forked(fd: int, mode: int) -> None:
+        chmod(fd, mode)
+        copies.append(os.dup(fd))
+        threading.Timer(0.1, os.close, copies).start()
+
+    monkeypatch.setattr(os, "fchmod", forked)
+    assert install_shim(source, tmp_path / "bin")
+    assert copies
+    assert subprocess.run([tmp_path / "bin" / "vnetpods"], check=False).returncode == 7
