@@ -66,7 +66,8 @@ UNIT := "tests/agent/test_c*.py tests/agent/dataplane" \
 
 .PHONY: unit
 unit: venv programs ## Every test that needs no cluster
-	@mkdir -p build
+	$(call say,tests without a cluster)
+	mkdir -p build
 	pids=() failed=0
 	for part in $(UNIT); do $(V)/pytest -q -m 'not e2e' $$part >"build/unit-$${#pids[@]}.log" 2>&1 & pids+=($$!); done
 	for i in "$${!pids[@]}"; do wait "$${pids[i]}" || failed=1; cat "build/unit-$$i.log"; done
@@ -74,14 +75,12 @@ unit: venv programs ## Every test that needs no cluster
 
 .PHONY: e2e
 e2e: venv programs ## The end-to-end tests, on one shared cluster
-	@$(V)/pytest -q -m e2e
+	$(call say,end-to-end tests)
+	$(V)/pytest -q -m e2e
 
 .PHONY: test
-test: ## All tests: first those without a cluster, then end to end
-	$(call say,tests without a cluster)
-	@$(MAKE) --no-print-directory unit
-	$(call say,end-to-end tests)
-	@$(MAKE) --no-print-directory e2e
+test: unit e2e ## All tests: first those without a cluster, then end to end
+.NOTPARALLEL: test
 
 .PHONY: bench
 bench: venv ## ADD and DEL side by side with the reference plugins; table and build/bench.json

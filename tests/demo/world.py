@@ -23,8 +23,9 @@ from tests.azure.arm.admin import RefusedError
 from tests.azure.arm.builder import GROUP, SUBSCRIPTION
 from tests.azure.client import Azure
 from tests.demo.report import Report, StepFailed
-from tests.kube import binaries, image
+from tests.install.rendering import templates
 from tests.kube import cluster as clusters
+from tests.kube import image
 from tests.kube.api import KubeError
 from tests.kube.cluster import Cluster, Description, Member
 from tests.kube.machine import Daemon, Identity, Machine, MachineError
@@ -104,7 +105,7 @@ class World:
         self.report.say(f"Kubernetes: etcd, API server, … on {PLANE}; containerd, kubelet, kube-proxy on each worker")
         self._cluster = clusters.up(self._description())
         self.cluster.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
-        self.cluster.apply(self._rendered("serviceaccounts", "rbac-operator", "rbac-agent"))
+        self.cluster.apply(templates("serviceaccounts", "rbac-operator", "rbac-agent"))
         self._build_shim()
         if self.keep:
             self._let_live()
@@ -115,12 +116,6 @@ class World:
             for name in WORKERS
         ]
         return Description(self.folder / "kube", Member(PLANE, PLANE, ADDRESSES[PLANE]), tuple(members))
-
-    def _rendered(self, *templates: str) -> str:
-        helm = binaries.programs("helm")["helm"]
-        chosen = [f"--show-only=templates/{name}.yaml" for name in templates]
-        command = [str(helm), "template", "vnetpods", str(ROOT / "helm" / "vnetpods"), f"--namespace={NAMESPACE}"]
-        return subprocess.run([*command, *chosen], check=True, capture_output=True, text=True).stdout
 
     def _build_shim(self) -> None:
         command = [sys.executable, str(ROOT / "agent" / "shim" / "build.py"), str(self.folder / "shim")]

@@ -28,9 +28,14 @@ def render_text(values: dict[str, Any] | None = None, *arguments: str, namespace
     return done.stdout
 
 
+def templates(*names: str) -> str:
+    """These of the chart's templates, with default values."""
+    return render_text(None, *(f"--show-only=templates/{name}.yaml" for name in names))
+
+
 def operator_rights() -> str:
     """The operator's ServiceAccount and RBAC, as a user gets them."""
-    return render_text(None, *(f"--show-only=templates/{name}.yaml" for name in ("serviceaccounts", "rbac-operator")))
+    return templates("serviceaccounts", "rbac-operator")
 
 
 def render(
