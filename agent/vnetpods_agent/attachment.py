@@ -41,13 +41,28 @@ class Pod:
     uid: str = ""
 
 
+MTU = 1500
+GSO_MAX_SIZE = 65536
+"""What a link has unless told otherwise (Linux: ETH_DATA_LEN, GSO_LEGACY_MAX_SIZE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the interface of a NIC takes in one piece, in bytes: a packet of `mtu`, and from TCP up to `gso_max_size`,
+    which it cuts into packets itself.
+    """
+
+    mtu: int = MTU
+    gso_max_size: int = GSO_MAX_SIZE
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """One pod interface: which address it holds, and where it is.
 
     `netns` is the path the runtime gave; it is only repeated in answers and logs, never trusted (it may be reused).
-    `nic_mac` names the NIC that owns the address ("00:0d:3a:1b:c7:21"). `mtu` in bytes. `created` in seconds since the
-    epoch.
+    `nic_mac` names the NIC that owns the address ("00:0d:3a:1b:c7:21"). `mtu` and `gso_max_size` in bytes, as that NIC
+    has them (see Limits). `created` in seconds since the epoch.
     """
 
     key: AttachmentKey
@@ -58,6 +73,7 @@ class Attachment:
     boot_id: str
     created: float
     pod: Pod | None = None
+    gso_max_size: int = GSO_MAX_SIZE
 
     @property
     def host_ifname(self) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from vnetpods_agent import faults
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Pod
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Limits, Pod
 from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface, InterfaceExists
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
@@ -89,7 +89,7 @@ class Surroundings:
 
     clock: Callable[[], float]
     boot_id: str
-    mtu: Callable[[str], int]  # of the NIC with that MAC
+    limits: Callable[[str], Limits]  # of the NIC with that MAC
     cause: Callable[[], str]  # why there are no more addresses
     changed: Callable[[], None]  # counts have changed
     waits_long: Callable[[Wanted, str], None]
@@ -171,9 +171,7 @@ class Custody:
             if self._pool.holder(address) is not None:
                 await self._kernel.submit(self._plane.remove, interface)
                 return "removed"
-            mac = self._pool.mac(address)
-            now = self._around.clock()
-            attachment = Attachment(key, address, "", mac, self._around.mtu(mac), self._around.boot_id, now)
+            attachment = self._attachment(Wanted(key, "", None), address)
             self._pool.adopt(address, key)
             self.attachments[key] = attachment
             with contextlib.suppress(LedgerUnavailable):
@@ -186,7 +184,8 @@ class Custody:
             async with self._turn(attachment.key):
                 if self.attachments.get(attachment.key) is attachment:
                     mac = self._pool.mac(attachment.address)
-                    known = replace(attachment, nic_mac=mac, mtu=self._around.mtu(mac))
+                    limits = self._around.limits(mac)
+                    known = replace(attachment, nic_mac=mac, mtu=limits.mtu, gso_max_size=limits.gso_max_size)
                     self.attachments[attachment.key] = known
                     with contextlib.suppress(LedgerUnavailable):
                         await self._ledger.commit(Adopt(known))
@@ -221,11 +220,7 @@ class Custody:
     async def _establish(self, wanted: Wanted, doors: Doors, deadline: float, errand: _Errand) -> Attachment:
         address = await self._address(wanted, deadline, errand)
         faults.reach("add.chosen")
-        mac = self._pool.mac(address)
-        created = self._around.clock()
-        attachment = Attachment(
-            wanted.key, address, wanted.netns, mac, self._around.mtu(mac), self._around.boot_id, created, wanted.pod
-        )
+        attachment = self._attachment(wanted, address)
         try:
             await self._ledger.commit(Assign(attachment))
         except LedgerUnavailable:
@@ -234,7 +229,7 @@ class Custody:
             raise
         except AddressTaken:
             # memory and disk disagree, which must not happen: at least don't choose it again at once
-            self._pool.release(address, created)
+            self._pool.release(address, attachment.created)
             raise
         except asyncio.CancelledError:
             self.attachments[attachment.key] = attachment
@@ -257,6 +252,21 @@ class Custody:
             raise
         self._around.changed()
         return attachment
+
+    def _attachment(self, wanted: Wanted, address: Address) -> Attachment:
+        mac = self._pool.mac(address)
+        limits = self._around.limits(mac)
+        return Attachment(
+            wanted.key,
+            address,
+            wanted.netns,
+            mac,
+            limits.mtu,
+            self._around.boot_id,
+            self._around.clock(),
+            wanted.pod,
+            limits.gso_max_size,
+        )
 
     async def _address(self, wanted: Wanted, deadline: float, errand: _Errand) -> Address:
         address = self._pool.take(wanted.key, self._around.clock())

@@ -18,12 +18,12 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from vnetpods_agent.attachment import Address
+from vnetpods_agent.attachment import Address, Limits
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody
 from vnetpods_agent.dataplane import DataPlaneError, HostState, Nic
 from vnetpods_agent.dataplane.hoststate import HostReconciler
-from vnetpods_agent.dataplane.kernel import uplink_mtu
+from vnetpods_agent.dataplane.kernel import uplink_limits
 from vnetpods_agent.events import Event, Events
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import Ledger, LedgerUnavailable
@@ -34,22 +34,21 @@ from vnetpods_agent.saving import save
 from vnetpods_agent.source import AddressSource, Supply
 from vnetpods_api import Status
 
-_USUAL_MTU = 1500
 _HOST_STATE = 1.5
 """Seconds that a start waits for the host state; later pods find it in place anyway."""
 
 log = structlog.get_logger(component="listening")
 
 
-class Mtus:
-    """The MTU that pods of each NIC get. Those that are there already are followed up by the data plane."""
+class NicLimits:
+    """What pods of each NIC get when they start, followed at run time; pods that are there already keep theirs."""
 
     def __init__(self, kernel: Lane) -> None:
         self._kernel = kernel
-        self._known: dict[str, int] = {}
+        self._known: dict[str, Limits] = {}
 
-    def of(self, mac: str) -> int:
-        return self._known.get(mac, _USUAL_MTU)
+    def of(self, mac: str) -> Limits:
+        return self._known.get(mac, Limits())
 
     async def learn(self, mac: str) -> None:
         if mac not in self._known:
@@ -63,11 +62,11 @@ class Mtus:
 
     async def _look(self, mac: str) -> None:
         try:
-            mtu = await self._kernel.submit(uplink_mtu, mac)
+            limits = await self._kernel.submit(uplink_limits, mac)
         except DataPlaneError as error:
-            log.warning("MTU unknown", mac=mac, error=str(error))
+            log.warning("NIC unknown", mac=mac, error=str(error))
             return
-        self._known[mac] = _USUAL_MTU if mtu is None else mtu
+        self._known[mac] = limits or Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class Parts:
     custody: Custody
     reporter: Reporter
     host: HostReconciler
-    mtus: Mtus
+    limits: NicLimits
     events: Events
     unfit: Callable[[], str]
 
@@ -123,7 +122,7 @@ class Listener:
             known = self._status
             status = msgspec.structs.replace(status, interfaces=known.interfaces, direct_cidrs=known.direct_cidrs)
         for interface in status.interfaces:
-            await parts.mtus.learn(interface.mac)
+            await parts.limits.learn(interface.mac)
         self._status = status
         parts.pool.supply(status.interfaces)
         await parts.custody.name_nics()

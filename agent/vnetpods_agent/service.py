@@ -33,7 +33,7 @@ from vnetpods_agent.filesource import FileSource
 from vnetpods_agent.kubeapi import KubeApi, from_kubeconfig, in_cluster
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import Ledger
-from vnetpods_agent.listening import Listener, Mtus, Parts
+from vnetpods_agent.listening import Listener, NicLimits, Parts
 from vnetpods_agent.nodeippool import NodeIPPoolSource
 from vnetpods_agent.pool import Pool
 from vnetpods_agent.reporting import Reporter
@@ -76,18 +76,18 @@ class Agent:
             lambda kind, message: self._call_from_thread(self._host_event, kind, message), sysctl=config.paths.sysctl
         )
         self.reporter = Reporter(self.pool, self.ledger, self.source, self.unfit, config.report_interval)
-        self.mtus = Mtus(self.kernel)
+        self.limits = NicLimits(self.kernel)
         surroundings = Surroundings(
             clock=time.time,
             boot_id=config.paths.boot_id.read_text().strip(),
-            mtu=self.mtus.of,
+            limits=self.limits.of,
             cause=self.cause,
             changed=self.reporter.changed,
             waits_long=self._waits_long,
         )
         self.custody = self.reporter.custody = Custody(self.pool, self.ledger, self.kernel, self.plane, surroundings)
         parts = Parts(
-            self.pool, self.ledger, self.custody, self.reporter, self.host, self.mtus, self.events, self.unfit
+            self.pool, self.ledger, self.custody, self.reporter, self.host, self.limits, self.events, self.unfit
         )
         self.listener = Listener(config, self.source, parts)
         self.sweeper = Sweeper(self.custody, self.kernel, self.plane, time.time)
@@ -183,7 +183,7 @@ class Agent:
             self.listener.run,
             self._report,
             self._sweep,
-            self._follow_mtus,
+            self._follow_limits,
             self._replay,
             self.events.run,
             self._tick,
@@ -269,8 +269,8 @@ class Agent:
     async def _sweep(self) -> None:
         await self.sweeper.run(self.config.sweep_interval, self.metrics.sweep)
 
-    async def _follow_mtus(self) -> None:
-        await self.mtus.follow(self.config.sweep_interval)
+    async def _follow_limits(self) -> None:
+        await self.limits.follow(self.config.sweep_interval)
 
     async def _replay(self) -> None:
         while True:

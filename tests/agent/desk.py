@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.agent.planes import DictPlane
-from vnetpods_agent.attachment import Attachment, AttachmentKey, Doors, Pod
+from vnetpods_agent.attachment import Attachment, AttachmentKey, Doors, Limits, Pod
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import Ledger
@@ -94,7 +94,7 @@ async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
     surroundings = Surroundings(
         clock=lambda: now[0],
         boot_id="boot",
-        mtu=lambda _: 1500,
+        limits=lambda _: Limits(),
         cause=lambda: "SubnetFull: no address left in pods",
         changed=lambda: None,
         waits_long=lambda who, cause: told.append(f"{who.key.container_id}: {cause}"),

@@ -5,6 +5,7 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod
 from vnetpods_agent.ledger import AddressTaken, Ledger
 from vnetpods_agent.records import (
+    FORMAT,
     Adopt,
     Assign,
     Content,
@@ -224,7 +226,7 @@ async def test_a_format_one_later_that_allows_it_is_read_and_left_whole(path: Pa
     connection.close()
 
 
-UPGRADE = {1: "ALTER TABLE attachment ADD COLUMN mode TEXT; UPDATE attachment SET mode = 'transparent';"}
+UPGRADE = {FORMAT: "ALTER TABLE attachment ADD COLUMN mode TEXT; UPDATE attachment SET mode = 'transparent';"}
 
 
 class TestUpgrade:
@@ -239,13 +241,29 @@ class TestUpgrade:
                 {"10.240.0.16/28": None},
             )
 
+    async def test_what_the_first_release_wrote_into_a_file_of_today_is_read(self, path: Path) -> None:
+        """A downgrade, pods that came meanwhile, and the upgrade again."""
+        async with opened(path) as (ledger, _, _):
+            await ledger.commit(Assign(replace(attachment(7), gso_max_size=62780)))
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            columns = "network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created, pod_namespace"
+            for line in (Path(__file__).parent / "data" / "ledger-format-1.sql").read_text().splitlines():
+                if line.startswith('INSERT INTO "attachment"'):
+                    connection.execute(line.replace('"attachment"', f"attachment ({columns}, pod_name, pod_uid)"))
+            connection.commit()
+        assert {a.address: a.gso_max_size for a in (await content_of(path)).attachments.values()} == {
+            "10.240.0.5": 65536,
+            "10.240.0.6": 65536,
+            "10.240.0.7": 62780,
+        }
+
     async def test_by_one_format_and_back(self, path: Path) -> None:
         async with opened(path) as (ledger, _, _):
             await ledger.commit(Assign(attachment(5)))
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            bring_up_to_date(connection, UPGRADE, wanted=2)
+            bring_up_to_date(connection, UPGRADE, wanted=FORMAT + 1)
             assert connection.execute("SELECT mode FROM attachment").fetchall() == [("transparent",)]
-            bring_up_to_date(connection, UPGRADE, wanted=2)  # the next start
+            bring_up_to_date(connection, UPGRADE, wanted=FORMAT + 1)  # the next start
         assert set((await content_of(path)).attachments) == {attachment(5).key}
 
     async def test_that_fails_leaves_the_file_as_it_was(self, path: Path) -> None:
@@ -253,9 +271,9 @@ class TestUpgrade:
             await ledger.commit(Assign(attachment(5)))
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             with pytest.raises(sqlite3.OperationalError):
-                bring_up_to_date(connection, {1: f"{UPGRADE[1]} nonsense;"}, wanted=2)
+                bring_up_to_date(connection, {FORMAT: f"{UPGRADE[FORMAT]} nonsense;"}, wanted=FORMAT + 1)
             with pytest.raises(UnknownFormat, match="too old"):
-                bring_up_to_date(connection, {2: ""}, wanted=3)
+                bring_up_to_date(connection, {FORMAT + 1: ""}, wanted=FORMAT + 2)
         assert set((await content_of(path)).attachments) == {attachment(5).key}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Limits
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
 from vnetpods_agent.dataplane import HostInterface
 from vnetpods_agent.lane import Lane
@@ -61,7 +61,7 @@ async def attached(folder: Path, plane: Plane, clock: Clock) -> Attachment:
     ledger.start()
     kernel.start()
     await ledger.load()
-    surroundings = Surroundings(clock, "boot", lambda _: 1500, lambda: "", lambda: None, lambda *_: None)
+    surroundings = Surroundings(clock, "boot", lambda _: Limits(), lambda: "", lambda: None, lambda *_: None)
     custody = Custody(pool, ledger, kernel, plane, surroundings)
     try:
         wanted = Wanted(AttachmentKey("vnetpods", "c1", "eth0"), "/run/netns/x", None)

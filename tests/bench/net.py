@@ -4,8 +4,11 @@ ptp.
 All on one VNet fabric and in one run: every path has its turn in every round, so that what else goes on here meets
 all of them, and the median of the rounds' ratios counts. Four VMs: two connect their pods with our data plane and
 host state, two with ptp + host-local without masquerading (a routed veth and nothing else, not even connection
-tracking). Each NIC owns 250 addresses; the second half of the rounds runs with all of them given to pods. VM to VM is
-measured between the two nodes of ours, as they are: connections are tracked there as on every Kubernetes node.
+tracking). Each NIC owns 250 addresses; the second half of the rounds runs with all of them given to pods. Pods are
+compared with the VMs they are on: connections are tracked on ours as on every Kubernetes node, and not on ptp's.
+
+Throughput is measured twice: as the fabric is, a wire without limit, where the machine's CPU is what ends it; and with
+the bandwidth that Azure gives a VM of the size Standard_D2s_v5, which is what ends it there.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from tests.bench.figures import compiled, console, machine, save, table
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod
 from vnetpods_agent.dataplane import HostState, Nic
 from vnetpods_agent.dataplane.hoststate import HostReconciler
+from vnetpods_agent.dataplane.kernel import uplink_limits
 from vnetpods_agent.dataplane.reaper import Reaper
 from vnetpods_agent.dataplane.transparent import Transparent
 
@@ -38,7 +42,10 @@ PORT = 7001
 IPERF_PORT = 7002
 SERVICE = "10.96.0.10"
 DIRECT = ("10.240.0.0/12",)
-PATHS = ("VM ↔ VM", "pod ↔ pod", "pod → Service", "pod ↔ pod, ptp")
+BANDWIDTH = "12500mbit"
+VM, VM_PTP = "VM ↔ VM", "VM ↔ VM, ptp"
+COMPARED = {VM: VM, "pod ↔ pod": VM, "pod → Service": VM, VM_PTP: VM_PTP, "pod ↔ pod, ptp": VM_PTP}
+"""Every path, with the one it is compared with."""
 
 
 class Spot(NamedTuple):
@@ -53,6 +60,7 @@ class Figures:
     """One path at one number of pods: a value per round."""
 
     gbit_per_s: list[float] = field(default_factory=list)
+    gbit_per_s_of_12_5: list[float] = field(default_factory=list)
     p50_us: list[float] = field(default_factory=list)
     p99_us: list[float] = field(default_factory=list)
     connections_per_s: list[float] = field(default_factory=list)
@@ -86,6 +94,9 @@ class OurVm(Vm):
             host = HostReconciler(lambda kind, message: console.print(f"{name}: {kind}: {message}", style="dim"))
             self._plane = Transparent(Reaper())
             host.start()
+            limits = uplink_limits(self.mac)
+        assert limits
+        self._limits = limits
         stack.callback(host.close)
         stack.callback(self._plane.close)
         host.declare(HostState((nic,), DIRECT))
@@ -95,7 +106,17 @@ class OurVm(Vm):
         address = self.addresses[number]
         key = AttachmentKey("vnetpods", namespace, "eth0")
         netns = f"/run/netns/{namespace}"
-        attachment = Attachment(key, Address(address), netns, self.mac, 1500, "boot", 0.0, Pod("bench", namespace))
+        attachment = Attachment(
+            key,
+            Address(address),
+            netns,
+            self.mac,
+            self._limits.mtu,
+            "boot",
+            0.0,
+            Pod("bench", namespace),
+            self._limits.gso_max_size,
+        )
         self._plane.attach(attachment, self._world.open_doors(namespace))
         return Spot(namespace, address)
 
@@ -167,8 +188,13 @@ def measure(client_spot: Spot, server: Spot, figures: Figures) -> None:
     figures.p99_us.append(float(p99))
     rate = run_in(client_spot.namespace, f"{pingpong} connect {server.address} {PORT} {SECONDS}")
     figures.connections_per_s.append(float(rate))
+    figures.gbit_per_s.append(throughput(client_spot, server))
+
+
+def throughput(client_spot: Spot, server: Spot) -> float:
+    """Of one TCP stream, in Gbit/s."""
     iperf = run_in(client_spot.namespace, f"iperf3 -J -C cubic -t {SECONDS} -O 0.5 -c {server.address} -p {IPERF_PORT}")
-    figures.gbit_per_s.append(json.loads(iperf)["end"]["sum_received"]["bits_per_second"] / 1e9)
+    return float(json.loads(iperf)["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
 def main() -> int:
@@ -189,19 +215,15 @@ def main() -> int:
 
 def _run(world: World, ours: Sequence[OurVm], theirs: Sequence[ReferenceVm]) -> dict[tuple[str, int], Figures]:
     pods = {vm.name: vm.place(world.namespace(f"{vm.name}-0"), 0) for vm in (*ours, *theirs)}
-    first, second = (Spot(vm.name, vm.primary) for vm in ours)
-    paths: dict[str, tuple[Spot, Spot]] = dict(
-        zip(
-            PATHS,
-            [
-                (first, second),
-                (pods["v1"], pods["v2"]),
-                (pods["v1"], service(ours[0], pods["v2"])),
-                (pods["r1"], pods["r2"]),
-            ],
-            strict=True,
-        )
-    )
+    spots = {vm.name: Spot(vm.name, vm.primary) for vm in (*ours, *theirs)}
+    pairs = [
+        (spots["v1"], spots["v2"]),
+        (pods["v1"], pods["v2"]),
+        (pods["v1"], service(ours[0], pods["v2"])),
+        (spots["r1"], spots["r2"]),
+        (pods["r1"], pods["r2"]),
+    ]
+    paths = dict(zip(COMPARED, pairs, strict=True))
     measured: dict[tuple[str, int], Figures] = {}
     with serving([server for _, server in paths.values()]):
         for count in (1, ADDRESSES):
@@ -210,8 +232,21 @@ def _run(world: World, ours: Sequence[OurVm], theirs: Sequence[ReferenceVm]) -> 
             for number in range(ROUNDS):
                 for name, (asking, answering) in paths.items():
                     measure(asking, answering, measured.setdefault((name, count), Figures()))
+                with limited([*ours, *theirs]):
+                    for name, (asking, answering) in paths.items():
+                        measured[name, count].gbit_per_s_of_12_5.append(throughput(asking, answering))
                 console.print(f"{count} pods per node: round {number + 1} of {ROUNDS}", style="dim")
     return measured
+
+
+@contextlib.contextmanager
+def limited(vms: Sequence[Vm]) -> Iterator[None]:
+    """NICs send no more than BANDWIDTH."""
+    for vm in vms:
+        run_in(vm.name, f"tc qdisc add dev eth0 root tbf rate {BANDWIDTH} burst 1mb limit 8mb")
+    yield
+    for vm in vms:
+        run_in(vm.name, "tc qdisc del dev eth0 root")
 
 
 def _fill(world: World, vms: Sequence[Vm]) -> None:
@@ -225,29 +260,42 @@ def _show(measured: dict[tuple[str, int], Figures]) -> int:
     rows = []
     content: dict[str, dict[str, dict[str, float]]] = {}
     for count in counts:
-        base = measured[PATHS[0], count]
-        for name in PATHS:
-            figures = measured[name, count]
+        for name, other in COMPARED.items():
+            figures, base = measured[name, count], measured[other, count]
             medians = figures.medians()
-            throughput = _ratio(figures.gbit_per_s, base.gbit_per_s)
+            free = _ratio(figures.gbit_per_s, base.gbit_per_s)
+            limit = _ratio(figures.gbit_per_s_of_12_5, base.gbit_per_s_of_12_5)
             trip = _ratio(figures.p50_us, base.p50_us)
             content.setdefault(str(count), {})[name] = {
                 **{key: round(value, 3) for key, value in medians.items()},
-                "throughput_of_vm": round(throughput, 3),
+                "throughput_of_vm": round(limit, 3),
+                "throughput_of_vm_unlimited": round(free, 3),
                 "p50_of_vm": round(trip, 3),
             }
             rows.append(
                 [
-                    f"{name}, {count} pods" if name != PATHS[0] else f"{name}, {count} pods there",
+                    f"{name}, {count} pods",
+                    f"{medians['gbit_per_s_of_12_5']:.2f}",
+                    f"{100 * limit:.0f} %",
                     f"{medians['gbit_per_s']:.2f}",
-                    f"{100 * throughput:.0f} %",
+                    f"{100 * free:.0f} %",
                     f"{medians['p50_us']:.1f}",
                     f"{trip:.2f} x",
                     f"{medians['p99_us']:.1f}",
                     f"{medians['connections_per_s']:.0f}",
                 ]
             )
-    columns = ["path", "Gbit/s", "of VM", "p50 µs", "of VM", "p99 µs", "connections/s"]
+    columns = [
+        "path",
+        "of 12.5 Gbit/s",
+        "of VM",
+        "Gbit/s, no limit",
+        "of VM",
+        "p50 µs",
+        "of VM",
+        "p99 µs",
+        "connections/s",
+    ]
     table(f"TCP on one fabric, medians of {ROUNDS} rounds", columns, rows)
     save("bench-net.json", {"machine": machine(), "pods": content})
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vnetpods_agent.attachment import Address
+from vnetpods_agent.attachment import GSO_MAX_SIZE, Address, Limits
 from vnetpods_agent.dataplane import Nic
 from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.rtnetlink import (
@@ -60,10 +60,14 @@ def uplinks(nics: Iterable[Nic], links: Sequence[Link], held: Sequence[HeldAddre
     return found
 
 
-def uplink_mtu(mac: str) -> int | None:
-    """The MTU of the interface with this MAC, as pods on that NIC should have it; None when there is no such
-    interface.
+def uplink_limits(mac: str) -> Limits | None:
+    """Those of the interface with this MAC, as pods on that NIC should have them; None when there is no such interface.
+
+    More than the usual for TCP (BIG TCP, which somebody has to switch on) stays the NIC's own.
     """
     with Conversation() as conversation:
         found = uplinks([Nic(mac, Address(""), (), ())], links(conversation), [])
-    return found[0].link.mtu if found else None
+    if not found:
+        return None
+    link = found[0].link
+    return Limits(link.mtu, min(link.gso_max_size, GSO_MAX_SIZE) or GSO_MAX_SIZE)

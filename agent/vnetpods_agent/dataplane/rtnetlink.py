@@ -39,7 +39,7 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 18, 20, 26, 27
-IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 28, 29, 31, 32
+IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_GSO_MAX_SIZE = 28, 29, 31, 32, 41
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 RTEXT_FILTER_SKIP_STATS = 8
@@ -92,6 +92,7 @@ class VethEnd:
     index: int
     mac: str
     mtu: int
+    gso_max_size: int
 
     def attributes(self) -> bytes:
         """One queue per end: by default the kernel makes one per possible CPU, each with sysfs entries."""
@@ -99,13 +100,16 @@ class VethEnd:
             _text(IFLA_IFNAME, self.name)
             + attribute(IFLA_ADDRESS, _mac(self.mac))
             + _number(IFLA_MTU, self.mtu)
+            + _number(IFLA_GSO_MAX_SIZE, self.gso_max_size)
             + _number(IFLA_NUM_TX_QUEUES, 1)
             + _number(IFLA_NUM_RX_QUEUES, 1)
         )
 
 
 def veth_create(here: VethEnd, there: VethEnd, netns_fd: int) -> bytes:
-    """`ip link add HERE index I address MAC mtu M type veth peer name THERE index J address MAC mtu M netns FD`."""
+    """`ip link add HERE index I address MAC mtu M gso_max_size G type veth peer name THERE index J address MAC mtu M
+    gso_max_size G netns FD`.
+    """
     peer = IFINFOMSG.pack(0, 0, there.index, 0, 0) + there.attributes() + _number(IFLA_NET_NS_FD, netns_fd)
     info = _text(IFLA_INFO_KIND, "veth") + attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer))
     payload = IFINFOMSG.pack(0, 0, here.index, 0, 0) + here.attributes() + attribute(IFLA_LINKINFO, info)
@@ -305,6 +309,7 @@ class Link:
     up: bool
     mac: str
     mtu: int
+    gso_max_size: int
     alias: str
     kind: str
     group: int
@@ -322,6 +327,7 @@ def read_link(payload: bytes) -> Link:
         up=bool(flags & IFF_UP),
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=_value(found.get(IFLA_MTU)),
+        gso_max_size=_value(found.get(IFLA_GSO_MAX_SIZE)),
         alias=_string(found.get(IFLA_IFALIAS, b"")),
         kind=_string(info.get(IFLA_INFO_KIND, b"")),
         group=_value(found.get(IFLA_GROUP)),

@@ -21,7 +21,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Collection, Sequence
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors
+from vnetpods_agent.attachment import GSO_MAX_SIZE, Address, Attachment, AttachmentKey, Doors
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists, hostend
 from vnetpods_agent.dataplane import rtnetlink as rt
 from vnetpods_agent.dataplane.checking import deviations
@@ -37,10 +37,16 @@ _TAKEN = {errno.EEXIST, errno.EBUSY}
 
 
 def birth(attachment: Attachment, attempt: int, netns_fd: int) -> Step:
-    """Equals `ip link add azv… index I address M mtu U type veth peer name eth0 index J address N mtu U netns FD`."""
+    """Equals `ip link add azv… index I address M mtu U type veth peer name eth0 index J address N mtu U gso_max_size G
+    netns FD`.
+
+    What the pod's TCP sends in one piece must fit the NIC, or the host cuts every piece into packets of the MTU before
+    it gets there: Hyper-V's NICs take 62,780 bytes, and a veth offers 65,536. The host's end passes on what the NIC
+    received, which is not bound by that.
+    """
     host, pod = hostend.indexes(attachment.key, attempt)
-    here = rt.VethEnd(attachment.host_ifname, host, attachment.host_mac, attachment.mtu)
-    there = rt.VethEnd(attachment.key.ifname, pod, attachment.pod_mac, attachment.mtu)
+    here = rt.VethEnd(attachment.host_ifname, host, attachment.host_mac, attachment.mtu, GSO_MAX_SIZE)
+    there = rt.VethEnd(attachment.key.ifname, pod, attachment.pod_mac, attachment.mtu, attachment.gso_max_size)
     return Step("create the interface of", str(attachment.key), rt.veth_create(here, there, netns_fd))
 
 

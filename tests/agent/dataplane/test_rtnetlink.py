@@ -14,8 +14,8 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from vnetpods_agent.dataplane import rtnetlink as rt
 
 CREATE = rt.NLM_F_REQUEST | rt.NLM_F_CREATE
-HERE = rt.VethEnd("azv0123456789a", 0x40000002, "02:00:00:00:00:01", 1400)
-THERE = rt.VethEnd("eth0", 0x40000003, "02:00:00:00:00:02", 1400)
+HERE = rt.VethEnd("azv0123456789a", 0x40000002, "02:00:00:00:00:01", 1400, 65536)
+THERE = rt.VethEnd("eth0", 0x40000003, "02:00:00:00:00:02", 1400, 62780)
 MAC = "02:00:00:00:00:01"
 
 
@@ -183,6 +183,7 @@ def test_a_veth_is_born_with_everything() -> None:
     peer = info["IFLA_INFO_DATA"]["VETH_INFO_PEER"]
     assert peer["index"] == THERE.index
     assert (peer["IFLA_IFNAME"], peer["IFLA_ADDRESS"], peer["IFLA_MTU"]) == (THERE.name, THERE.mac, THERE.mtu)
+    assert [end["IFLA_GSO_MAX_SIZE"] for end in (found, peer)] == [HERE.gso_max_size, THERE.gso_max_size]
     assert peer["IFLA_NET_NS_FD"] == 42
 
 
@@ -201,13 +202,14 @@ def test_a_link_is_read() -> None:
         ("IFLA_IFNAME", "azv1"),
         ("IFLA_ADDRESS", MAC),
         ("IFLA_MTU", 1400),
+        ("IFLA_GSO_MAX_SIZE", 62780),
         ("IFLA_IFALIAS", "mine"),
         ("IFLA_LINK", 5),
         ("IFLA_GROUP", 9),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth")]}),
     ]
     link = rt.read_link(packed(ifinfmsg, index=4, flags=1, attrs=attrs))
-    assert link == rt.Link(4, "azv1", True, MAC, 1400, "mine", "veth", 9, 0, 5)
+    assert link == rt.Link(4, "azv1", True, MAC, 1400, 62780, "mine", "veth", 9, 0, 5)
 
 
 def test_addresses_routes_neighbours_and_rules_are_read() -> None:

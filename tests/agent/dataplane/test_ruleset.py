@@ -16,7 +16,7 @@ from vnetpods_agent.dataplane.ruleset import collapsed, ruleset
 
 
 def link(index: int, name: str, mac: str, master: int = 0) -> Link:
-    return Link(index, name, True, mac, 1500, "", "", 0, master, 0)
+    return Link(index, name, True, mac, 1500, 65536, "", "", 0, master, 0)
 
 
 FIRST = Nic("00:0d:3a:00:00:01", Address("10.240.0.4"), ("10.240.0.0/16",), ("10.240.0.5", "10.240.0.16/28"))

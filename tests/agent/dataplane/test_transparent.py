@@ -53,13 +53,15 @@ def test_the_first_packet_arrives(world: World, plane: Transparent) -> None:
 
 def test_an_interface_is_what_the_row_says(world: World, plane: Transparent) -> None:
     pod = world.pod("10.240.0.5")
-    attachment = replace(pod.attachment, mtu=1400)
+    attachment = replace(pod.attachment, mtu=1400, gso_max_size=62780)
     plane.attach(attachment, pod.doors)
     host, inside = run(f"ip -d link show {pod.host_ifname}"), run_in(pod.namespace, "ip -d link show eth0")
     for text, mac in ((host, attachment.host_mac), (inside, attachment.pod_mac)):
         assert f"link/ether {mac}" in text
         assert "mtu 1400" in text
         assert "addrgenmode none" in text
+    assert "gso_max_size 65536" in host
+    assert "gso_max_size 62780" in inside
     addresses = run_in(pod.namespace, "ip addr show eth0")
     assert [line for line in addresses.splitlines() if "inet" in line] == ["    inet 10.240.0.5/32 scope global eth0"]
     assert f"alias vnetpods 10.240.0.5 vnetpods {attachment.key}" in host

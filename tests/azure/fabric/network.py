@@ -22,6 +22,8 @@ from tests.azure.fabric.topology import Port, Topology
 FABRIC_MAC = "12:34:56:78:9a:bc"
 """What answers every ARP request in Azure, and is the sender of every frame a VM receives."""
 MTU = 1500
+GSO_MAX_SIZE = 62780
+"""Bytes that Hyper-V's NICs take from TCP in one piece (`ip -d link` on such a machine)."""
 
 INTERNET = "internet"
 """Namespace of the host on the internet."""
@@ -202,7 +204,9 @@ class Network:
     async def _plug(self, port: Port) -> None:
         """A NIC's link, configured in the machine as Azure's DHCP does it."""
         device = self.numbers.port(port.nic)
-        inside = f"peer name {port.ifname} address {port.mac} mtu {MTU} netns {port.machine}"
+        inside = (
+            f"peer name {port.ifname} address {port.mac} mtu {MTU} gso_max_size {GSO_MAX_SIZE} netns {port.machine}"
+        )
         await kernel.ip([f"link add {device} address {FABRIC_MAC} mtu {MTU} type veth {inside}"])
         kernel.sysctl(f"ipv4/neigh/{device}/proxy_delay", 0)
         await kernel.ip([f"link set {device} up"])
