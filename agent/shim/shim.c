@@ -62,7 +62,10 @@
 #define AGENT_RETURN_MS 10000
 #endif
 
+/* The protocol that requests are made in. The agent answers in it, or in its own if that is an earlier one. */
+#ifndef PROTOCOL
 #define PROTOCOL 1
+#endif
 #define ENVIRONMENT_CAP (64 * 1024)
 #define STDIN_CAP (1024 * 1024)
 #define ANSWER_CAP (1024 * 1024)
@@ -401,7 +404,8 @@ static enum outcome receive_answer(int fd)
             call.answer_protocol = answer[3];
             call.exit_code = answer[4];
             call.answer_size = get_u32(answer + 8);
-            if (memcmp(answer, "VNP", 3) != 0 || call.answer_protocol != PROTOCOL || call.answer_size > ANSWER_CAP)
+            if (memcmp(answer, "VNP", 3) != 0 || call.answer_protocol < 1 || call.answer_protocol > PROTOCOL ||
+                call.answer_size > ANSWER_CAP)
                 return GARBLED;
             wanted += call.answer_size;
         }

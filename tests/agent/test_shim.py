@@ -264,6 +264,12 @@ async def other_protocol(reader: asyncio.StreamReader, writer: asyncio.StreamWri
     await asyncio.sleep(5)
 
 
+async def no_protocol(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"VNP\0\0\0\0\0\0\0\0\0")
+    await writer.drain()
+    await asyncio.sleep(5)
+
+
 async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"VNP\1\0\0\0\0\xff\xff\xff\xff")
     await writer.drain()
@@ -276,6 +282,7 @@ BROKEN = {
     "half an answer": (half_an_answer, "closed the connection at"),
     "garbage": (garbage, "answered in protocol version 80"),
     "other protocol": (other_protocol, "answered in protocol version 2"),
+    "no protocol": (no_protocol, "answered in protocol version 0"),
     "endless answer": (endless, "answered in protocol version 1"),
 }
 

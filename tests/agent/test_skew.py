@@ -1,0 +1,84 @@
+"""Shim and agent of neighbouring protocol versions: each is replaced without the other, so every pair must talk.
+
+The other shim is the real one, compiled for another protocol; the other agent is the real one with wire.VERSION set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.agent.machine import machine, until
+from tests.agent.plugin import plugin
+from tests.agent.shim import QUICK, Outcome, Runtime, named_netns, program
+from vnetpods_agent import wire
+from vnetpods_agent.server import Server
+from vnetpods_agent.spool import Spool
+
+CONFIG = b'{"cniVersion": "1.1.0", "name": "vnetpods", "type": "vnetpods"}'
+NEXT = f"PROTOCOL={wire.VERSION + 1}"
+PAIRS = [
+    pytest.param(wire.VERSION, wire.VERSION + 1, id="shim-before-agent"),
+    pytest.param(wire.VERSION + 1, wire.VERSION, id="agent-before-shim"),
+    pytest.param(wire.VERSION + 1, wire.VERSION + 1, id="both-later"),
+]
+
+
+def shim(protocol: int) -> Path:
+    return program(*QUICK, *([] if protocol == wire.VERSION else [f"PROTOCOL={protocol}"]))
+
+
+@pytest.mark.parametrize(("of_shim", "of_agent"), PAIRS)
+async def test_every_verb_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_shim: int, of_agent: int
+) -> None:
+    runtime = Runtime(tmp_path, shim=shim(of_shim))
+    monkeypatch.setattr(wire, "VERSION", of_agent)
+    async with plugin(tmp_path, "10.0.0.5") as cni:
+        server = Server(runtime.socket, cni.verbs.handle)
+        await server.start()
+        try:
+            with named_netns() as netns:
+
+                async def call(verb: str, conf: bytes = CONFIG) -> Outcome:
+                    return await runtime.call(
+                        verb, conf, CNI_CONTAINERID="c1", CNI_IFNAME="eth0", CNI_NETNS=str(netns), CNI_PATH="/opt"
+                    )
+
+                added = await call("ADD")
+                assert added.json["ips"][0]["address"] == "10.0.0.5/32"
+                with_result = CONFIG[:-1] + b', "prevResult": ' + added.stdout + b"}"
+                for verb in ("CHECK", "GC", "STATUS", "VERSION"):
+                    outcome = await call(verb, with_result)
+                    assert outcome.exit_code == 0, (verb, outcome)
+                assert (await call("DEL")).exit_code == 0
+                assert (await call("CHECK", with_result)).code == 100  # an error comes through as well
+        finally:
+            await server.stop(grace=0)
+        assert cni.desk.custody.attachments == {}
+    assert not runtime.spool.exists()
+
+
+async def test_what_a_later_shim_has_spooled_is_done(tmp_path: Path) -> None:
+    runtime = Runtime(tmp_path, shim=shim(wire.VERSION + 1))
+    async with plugin(tmp_path, "10.0.0.5") as cni:
+        await cni.ok(wire.Verb.ADD)
+        attachments = cni.desk.custody.attachments
+        assert (await runtime.call("DEL", CONFIG, CNI_CONTAINERID="c1", CNI_IFNAME="eth0")).exit_code == 0
+        assert len(list(runtime.spool.iterdir())) == 1
+        assert await Spool(runtime.spool, cni.verbs.handle).replay() == 1
+        assert attachments == {}
+
+
+async def test_a_pod_comes_and_goes_through_a_later_shim(tmp_path: Path) -> None:
+    """The whole agent: as after a downgrade that has left the shim behind."""
+    async with machine(tmp_path) as node:
+        node.shim = program("ADD_DEADLINE_MS=20000", NEXT)
+        node.pool(["10.240.0.5"])
+        await node.start()
+        netns = node.sandbox()
+        assert await node.add("c1", netns) == "10.240.0.5"
+        await node.delete("c1", netns)
+        assert list((node.state / "spool").glob("*.req")) == []
+        await until(lambda: node.routes() == set())
