@@ -5,11 +5,11 @@ Counters are bumped in the event loop; gauges are read when somebody asks. docs/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from vnetpods_agent.sweeper import Sweep
@@ -19,12 +19,18 @@ _BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25
 
 
 class Metrics:
-    """All of the agent's metrics. `usage` and `gauges` are asked at every scrape."""
+    """All of the agent's metrics. `usage`, `gauges` and `refusals` (of the kernel, by errno) are asked when scraped."""
 
-    def __init__(self, usage: Callable[[], Usage], gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
+    def __init__(
+        self,
+        usage: Callable[[], Usage],
+        gauges: dict[str, tuple[str, Callable[[], float]]],
+        refusals: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(_Pool(usage, gauges))
+        self.registry.register(_Kernel(refusals))
         self.calls = Histogram(
             "vnetpods_agent_call_seconds",
             "CNI calls from the frame's arrival to the answer.",
@@ -67,6 +73,17 @@ class _Pool(Collector):
         yield GaugeMetricFamily("vnetpods_agent_waiting", "Pods that wait for an address.", value=usage.waiting)
         for name, (meaning, value) in self._gauges.items():
             yield GaugeMetricFamily(f"vnetpods_agent_{name}", meaning, value=value())
+
+
+class _Kernel(Collector):
+    def __init__(self, refusals: Callable[[], Mapping[str, int]]) -> None:
+        self._refusals = refusals
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        errors = CounterMetricFamily("vnetpods_agent_netlink_errors", "What the kernel refused.", labels=["errno"])
+        for errno, count in self._refusals().items():
+            errors.add_metric([errno], count)
+        yield errors
 
 
 async def serve(metrics: Metrics, unfit: Callable[[], str], address: str, port: int) -> tuple[web.AppRunner, int]:

@@ -24,6 +24,7 @@ from vnetpods_agent import installer, metrics
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
+from vnetpods_agent.dataplane.conversation import REFUSALS
 from vnetpods_agent.dataplane.hoststate import HostReconciler
 from vnetpods_agent.dataplane.reaper import Reaper
 from vnetpods_agent.dataplane.transparent import Transparent
@@ -91,7 +92,7 @@ class Agent:
         )
         self.listener = Listener(config, self.source, parts)
         self.sweeper = Sweeper(self.custody, self.kernel, self.plane, time.time)
-        self.metrics = metrics.Metrics(lambda: self.pool.usage(time.time()), self._gauges())
+        self.metrics = metrics.Metrics(lambda: self.pool.usage(time.time()), self._gauges(), REFUSALS.counts)
         self.verbs = Verbs(self.custody, self.kernel, self.plane, self.unfit, self.metrics.observe)
         self.server = Server(config.paths.socket, self.verbs.handle)
         self.spool = Spool(config.paths.spool, self.verbs.handle)
@@ -163,7 +164,9 @@ class Agent:
             paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.ledger.start()
         self.kernel.start()
-        self.watchdog = Watchdog([self.ledger, self.kernel], self.config.stuck_after)
+        self.watchdog = Watchdog(
+            [self.ledger, self.kernel], self.config.stuck_after, [self.reaper.thread, self.host.thread]
+        )
         self.watchdog.start()
         trouble = await self._recall()
         await asyncio.to_thread(self.reaper.start)

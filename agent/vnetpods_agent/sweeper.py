@@ -65,18 +65,26 @@ class Sweeper:
             key = attachment.key
             if custody.busy(key) or custody.attachments.get(key) is not attachment:
                 continue
-            if key not in there:
-                log.info("sandbox is gone without a DEL", attachment=str(key), address=attachment.address)
+            gone = key not in there and not await self._kernel.submit(self._plane.present, attachment)
+            if not gone and attachment not in older:
+                continue
+            why = "sandbox is gone without a DEL" if gone else "sandbox was replaced without a DEL"
+            log.info(why, attachment=str(key), address=attachment.address)
+            try:
                 await custody.detach(key, before=attachment.created)
-                found.gone += 1
-            elif attachment in older:
-                log.info("sandbox was replaced without a DEL", attachment=str(key), address=attachment.address)
-                await custody.detach(key, before=attachment.created)
-                found.superseded += 1
+            except DataPlaneError as error:  # the others needn't wait for it
+                log.warning("cannot give it back yet", attachment=str(key), error=str(error))
+                continue
+            found.gone += gone
+            found.superseded += not gone
         for interface in interfaces:
             if interface.key is None or interface.key in custody.attachments or custody.busy(interface.key):
                 continue
-            done = await custody.adopt(interface)
+            try:
+                done = await custody.adopt(interface)
+            except DataPlaneError as error:
+                log.warning("cannot see to it yet", name=interface.name, error=str(error))
+                continue
             if done:
                 log.warning("interface without attachment", name=interface.name, address=interface.address, done=done)
             found.adopted += done == "adopted"

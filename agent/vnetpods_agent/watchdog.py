@@ -1,8 +1,8 @@
 """Ends the process when it is stuck: an agent that hangs is worse than one that is started again.
 
-A thread of its own, since what it watches are the others: the event loop has to answer a knock, and no lane may be busy
-with one job for longer than `limit`. Before the end every thread's stack goes to standard error. Nothing is lost: all
-that was answered is durable, and what wasn't is asked again.
+A thread of its own, since what it watches are the others: the event loop has to answer a knock, no lane may be busy
+with one job for longer than `limit`, and no thread may have ended. Before the end every thread's stack goes to standard
+error. Nothing is lost: all that was answered is durable, and what wasn't is asked again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ log = structlog.get_logger(component="watchdog")
 
 
 class Watchdog(threading.Thread):
-    def __init__(self, lanes: Sequence[Lane], limit: float) -> None:
+    def __init__(self, lanes: Sequence[Lane], limit: float, threads: Sequence[threading.Thread] = ()) -> None:
+        """`threads`: which count from their start until `close`."""
         super().__init__(name="watchdog", daemon=True)
         self._loop = asyncio.get_running_loop()
         self._lanes = lanes
         self._limit = limit
+        self._threads = threads
         self._answered = time.monotonic()
         self._done = threading.Event()
 
@@ -39,7 +41,7 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         while not self._done.wait(self._limit / 10):
             now = time.monotonic()
-            if stuck := self._stuck(now):
+            if (stuck := self._stuck(now)) and not self._done.is_set():
                 log.critical("stuck, the process ends", stuck=stuck, seconds=self._limit)
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 os._exit(EXIT_CODE)
@@ -58,4 +60,7 @@ class Watchdog(threading.Thread):
             since = lane.busy_since
             if since is not None and now - since > self._limit:
                 return f"{lane.name} thread"
+        for thread in (*self._lanes, *self._threads):
+            if thread.ident is not None and not thread.is_alive():
+                return f"{thread.name} thread has ended"
         return ""

@@ -21,7 +21,9 @@ class DictPlane:
         self.gone: list[HostInterface] = []
         self.on_their_way: set[Address] = set()
         self.taken: set[str] = set()  # namespaces with an eth0 of their own
+        self.overlooked: set[AttachmentKey] = set()  # missing in every list, although there
         self.refuses: set[str] = set()  # steps that the kernel refuses
+        self.refuses_once = ""
         self.held: dict[str, threading.Event] = {}
         self.reached: dict[str, threading.Event] = {}
 
@@ -34,6 +36,9 @@ class DictPlane:
         if step in self.held:
             self.reached[step].set()
             self.held.pop(step).wait(10)
+        if step == self.refuses_once:
+            self.refuses_once = ""
+            raise DataPlaneError(step, str(subject), errno.EIO)
         if step in self.refuses:
             raise DataPlaneError(step, str(subject), errno.EIO)
 
@@ -49,6 +54,9 @@ class DictPlane:
         self._step("detach", attachment.key)
         self.there.pop(attachment.key, None)
 
+    def present(self, attachment: Attachment) -> bool:
+        return attachment.key in self.there
+
     def leaving(self) -> Collection[Address]:
         return frozenset(self.on_their_way)
 
@@ -56,7 +64,7 @@ class DictPlane:
         return [] if attachment.key in self.there else ["there is no interface"]
 
     def interfaces(self) -> Sequence[HostInterface]:
-        return list(self.there.values())
+        return [interface for key, interface in self.there.items() if key not in self.overlooked]
 
     def remove(self, interface: HostInterface) -> None:
         assert interface.key is not None

@@ -29,6 +29,25 @@ async def test_a_sandbox_that_is_gone_gives_back_its_address(tmp_path: Path) -> 
         assert list(await made.agree()) == ["b"]
 
 
+async def test_what_a_list_lacks_is_looked_for_before_it_is_torn_down(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        await made.add("a")
+        made.plane.overlooked.add(wanted("a").key)
+        assert await sweeper(made).sweep() == Sweep()
+        assert list(await made.agree()) == ["a"]
+
+
+async def test_one_that_the_kernel_refuses_does_not_keep_the_others(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        for name in ("a", "b"):
+            await made.add(name, pod=name)
+        made.plane.there.clear()
+        made.plane.refuses_once = "detach"
+        assert (await sweeper(made).sweep()).gone == 1
+        assert (await sweeper(made).sweep()).gone == 1
+        assert await made.agree() == {}
+
+
 async def test_a_second_sweep_finds_nothing(tmp_path: Path) -> None:
     async with desk(tmp_path, *ADDRESSES) as made:
         await made.add("a")

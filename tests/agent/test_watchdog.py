@@ -30,6 +30,7 @@ asyncio.run(main())
         pytest.param("pass", 0, "", id="nothing"),
         pytest.param("[await lane.submit(time.sleep, 0.5) for _ in range(6)]", 0, "", id="busy"),
         pytest.param("lane.submit(time.sleep, 30)", 70, "kernel thread", id="kernel"),
+        pytest.param("lane.close()", 70, "kernel thread has ended", id="ended"),
         pytest.param("time.sleep(30)", 70, "event loop", id="loop"),
     ],
 )

@@ -60,9 +60,13 @@ class DataPlane(Protocol):
         ...
 
     def detach(self, attachment: Attachment) -> None:
-        """Makes the address unreachable now; the interface itself may go a little later (see `leaving`). Nothing
-        there: no error.
+        """Makes the address unreachable now; the interface itself may go a little later (see `leaving`), and so do
+        its connections. Nothing there: no error.
         """
+        ...
+
+    def present(self, attachment: Attachment) -> bool:
+        """Whether its interface is there, be it on its way out."""
         ...
 
     def leaving(self) -> Collection[Address]:

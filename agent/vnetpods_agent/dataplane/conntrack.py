@@ -24,7 +24,8 @@ _TUPLE_ORIG, _TUPLE_REPLY, _ID, _FILTER = 1, 2, 12, 25  # CTA_*
 _TUPLE_IP, _IP_SRC = 1, 1  # CTA_TUPLE_IP, CTA_IP_V4_SRC
 _MATCH_SOURCE = 1  # CTA_FILTER_FLAG(CTA_IP_SRC), from the kernel's nf_internals.h
 _NESTED = 0x8000
-_UNABLE = {errno.EINVAL, errno.EOPNOTSUPP}
+UNABLE = {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}
+"""What a kernel says that doesn't know the request, or has no ctnetlink at all."""
 _GONE = frozenset({errno.ENOENT})
 
 
@@ -40,7 +41,7 @@ def flush(conversation: Conversation, address: str) -> None:
                 [Step("forget connections of", address, request(_CT_DELETE, 0, _query(direction, address)), _GONE)]
             )
         except DataPlaneError as error:
-            if error.errno not in _UNABLE:
+            if error.errno not in UNABLE:
                 raise
             flush_one_by_one(conversation, direction, address)
 

@@ -10,6 +10,9 @@ import errno
 import os
 import socket
 import struct
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
@@ -33,7 +36,9 @@ NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK
 NLMSGERR_ATTR_MSG = 1
 PATIENCE = 10.0
 """Seconds until the kernel's silence is an error. It never is silent: the agent's watchdog sees a stuck `send`."""
-DUMP_ATTEMPTS = 5
+DUMP_ATTEMPTS = 10
+DUMP_PAUSE = 0.002
+"""Seconds, longer with every attempt: a burst of pods lets the table stand still between two of them."""
 BUFFER = 1 << 16
 _SEQUENCE = struct.Struct("=I")
 
@@ -49,6 +54,30 @@ class Step:
     subject: str
     message: bytes
     settled: frozenset[int] = field(default=frozenset())
+
+
+class Refusals:
+    """What the kernel refused since the start of the process, by the error's name ("EBUSY"); from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, number: int) -> None:
+        with self._lock:
+            self._counts[errno.errorcode.get(number, str(number))] += 1
+
+    def counts(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._counts)
+
+
+REFUSALS = Refusals()
+
+
+def _refused(step: Step, number: int, said: str) -> DataPlaneError:
+    REFUSALS.add(number)
+    return DataPlaneError(step.what, step.subject, number, said)
 
 
 class Conversation:
@@ -106,7 +135,7 @@ class Conversation:
                 break
         for offset, (code, said) in sorted(failures.items()):
             if code not in steps[offset].settled:
-                raise DataPlaneError(steps[offset].what, steps[offset].subject, code, said)
+                raise _refused(steps[offset], code, said)
 
     def ask(self, step: Step, reader: Callable[[bytes], T]) -> T | None:
         """One object by name or index; None when there is none (ENODEV, ENOENT)."""
@@ -118,18 +147,22 @@ class Conversation:
                 code, said = _verdict(flags, payload)
                 if code in {errno.ENODEV, errno.ENOENT}:
                     return None
-                raise DataPlaneError(step.what, step.subject, code, said)
+                raise _refused(step, code, said)
             return reader(payload)
         raise AssertionError  # _answers is endless
 
     def dump(self, step: Step, reader: Callable[[bytes], T]) -> list[T]:
-        """All objects of a table; started anew when the table changed meanwhile (NLM_F_DUMP_INTR), a few times."""
-        found: list[T] = []
-        for _ in range(DUMP_ATTEMPTS):
+        """All objects of a table, as it was at one moment.
+
+        Started anew when the table changed meanwhile (NLM_F_DUMP_INTR): what is missing in an interrupted dump may be
+        there. Raises DataPlaneError(EAGAIN) when it never stands still.
+        """
+        for attempt in range(DUMP_ATTEMPTS):
             found, whole = self._dump_once(step, reader)
             if whole:
-                break
-        return found
+                return found
+            time.sleep(DUMP_PAUSE * attempt)
+        raise _refused(step, errno.EAGAIN, f"the table changed during each of {DUMP_ATTEMPTS} readings")
 
     def _dump_once(self, step: Step, reader: Callable[[bytes], T]) -> tuple[list[T], bool]:
         sequence = self._start(step)
@@ -142,8 +175,7 @@ class Conversation:
             if kind == NLMSG_DONE:
                 return found, whole
             if kind == NLMSG_ERROR:
-                code, said = _verdict(flags, payload)
-                raise DataPlaneError(step.what, step.subject, code, said)
+                raise _refused(step, *_verdict(flags, payload))
             found.append(reader(payload))
         raise AssertionError  # _answers is endless
 
@@ -159,7 +191,7 @@ class Conversation:
         try:
             self._socket.send(batch)
         except OSError as error:
-            raise DataPlaneError(step.what, step.subject, error.errno or errno.EIO, "sending to the kernel") from error
+            raise _refused(step, error.errno or errno.EIO, "sending to the kernel") from error
 
     def _answers(self, step: Step) -> _Answers:
         return _Answers(self._socket, step)
@@ -196,7 +228,7 @@ class _Answers:
                 self._data, self._offset = self._source.recv(BUFFER), 0
             except OSError as error:  # ENOBUFS and the timeout included
                 number = error.errno or errno.ETIMEDOUT
-                raise DataPlaneError(self._step.what, self._step.subject, number, "the kernel's answer") from error
+                raise _refused(self._step, number, "the kernel's answer") from error
         length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(self._data, self._offset)
         payload = self._data[self._offset + 16 : self._offset + length]
         self._offset += (length + 3) & ~3

@@ -3,8 +3,8 @@ it.
 
 systemd-networkd, NetworkManager, cloud agents, firewalls and people flush rules and routes that they don't know. A
 thread of its own listens to the kernel's news, looks at the areas concerned and puts right what differs (see
-`upkeep`). Nothing is durable: a new process declares again. `declare`, `held_by_host` and `wait` may be called from
-any thread, `on_event` is called from the reconciler's.
+`upkeep`). Nothing is durable: a new process declares again. `declare`, `glance`, `held_by_host` and `wait` may be
+called from any thread, `on_event` is called from the reconciler's.
 
 An area is looked at at most once per `PAUSE` however much happens, and every `PERIOD` even if nothing is heard; one
 that failed again after `PAUSE`. The longest way back is thus some three seconds; five are promised.
@@ -20,11 +20,14 @@ from pathlib import Path
 import structlog
 
 from vnetpods_agent.attachment import Address
-from vnetpods_agent.dataplane import DataPlaneError, HostState
+from vnetpods_agent.dataplane import DataPlaneError, HostState, kernel
+from vnetpods_agent.dataplane.conversation import Conversation
+from vnetpods_agent.dataplane.declared import understood
 from vnetpods_agent.dataplane.events import Area, News
 from vnetpods_agent.dataplane.upkeep import SYSCTL, Happening, Upkeep
 
 FAILED = "HostStateFailed"
+REFUSED = "HostStateRefused"
 PAUSE = {
     Area.ADDRESSES: 0.1,
     Area.SETTINGS: 1.0,
@@ -58,18 +61,21 @@ class HostReconciler:
         self._pace = pace
         self._on_event = on_event
         self._changed = threading.Condition()
+        self._declared: HostState | None = None
         self._state: HostState | None = None
         self._settled = False
         self._closing = False
         self._held: frozenset[Address] = frozenset()
+        self._glimpsed: frozenset[Address] = frozenset()
+        self._seen: HostState | None = None  # the state for which the host's addresses were looked at last
         self._failing: dict[Area, str] = {}
         self._last: dict[Area, list[Happening]] = {}
         self._news = News()
         self._upkeep = Upkeep(sysctl)
-        self._thread = threading.Thread(target=self._run, name="host state", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="host state", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def close(self) -> None:
         """The host's state stays as it is: pods live from it. A second call does nothing."""
@@ -78,18 +84,22 @@ class HostReconciler:
                 return
             self._closing = True
         self._news.wake()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self.thread.is_alive():
+            self.thread.join()
         self._news.close()
         self._upkeep.close()
 
     def declare(self, state: HostState) -> None:
-        """What must hold from now on; the same again costs nothing."""
+        """What must hold from now on; the same again costs nothing. What can't be understood of it is left out."""
         with self._changed:
-            if state == self._state:
+            if state == self._declared:
                 return
-            self._state = state
+            self._declared = state
+            self._state, refused = understood(state)
             self._settled = False
+        for entry in refused:
+            log.error("left out of the host's state", entry=entry)
+            self._on_event(REFUSED, f"left out: {entry}")
         self._news.wake()
 
     def wait(self, timeout: float) -> bool:
@@ -97,10 +107,27 @@ class HostReconciler:
         with self._changed:
             return self._changed.wait_for(lambda: self._settled, timeout)
 
+    @property
+    def failing(self) -> str:
+        """What can't be put right although it was tried, and why; empty when all is well."""
+        with self._changed:
+            failing = dict(self._failing)
+        return "; ".join(f"cannot put right {area.value}: {said}" for area, said in failing.items())
+
+    def glance(self) -> frozenset[Address]:
+        """What the host holds just now, before it is declared whose that is. It counts as held until the reconciler has
+        looked at what was declared last, so that no pod gets an address in the moment before. Raises DataPlaneError.
+        """
+        with Conversation() as conversation:
+            there = frozenset(Address(held.address) for held in kernel.addresses(conversation))
+        with self._changed:
+            self._glimpsed = there
+        return there
+
     def held_by_host(self) -> frozenset[Address]:
         """Addresses of the pool that the host holds itself and that were left there: not to be given to pods."""
         with self._changed:
-            return self._held
+            return self._held if self._seen is self._state else self._held | self._glimpsed
 
     def uninstall(self) -> list[str]:
         """Instead of `start`: takes everything of ours away; what must stay for running pods is said."""
@@ -134,13 +161,18 @@ class HostReconciler:
     def _look(self, area: Area, state: HostState) -> bool:
         try:
             happenings = self._upkeep.look(area, state)
-        except (DataPlaneError, OSError) as error:
-            if self._failing.get(area) != str(error):  # once, not every second
-                self._failing[area] = str(error)
-                log.warning("cannot keep the host's state", area=area.value, error=str(error))
-                self._on_event(FAILED, f"cannot put right {area.value}: {error}")
+        except Exception as error:
+            said = str(error) or repr(error)
+            with self._changed:
+                known = self._failing.get(area) == said
+                self._failing[area] = said
+            if not known:  # once, not every second
+                ours = isinstance(error, (DataPlaneError, OSError))
+                log.warning("cannot keep the host's state", area=area.value, error=said, exc_info=not ours)
+                self._on_event(FAILED, f"cannot put right {area.value}: {said}")
             return False
-        self._failing.pop(area, None)
+        with self._changed:
+            self._failing.pop(area, None)
         before, self._last[area] = self._last.get(area, []), happenings
         for happening in happenings:
             if happening not in before:  # what lasts is said once
@@ -151,6 +183,8 @@ class HostReconciler:
     def _announce(self, state: HostState) -> None:
         with self._changed:
             self._held = self._upkeep.held_by_host
+            if Area.ADDRESSES not in self._failing:
+                self._seen = state
             if state == self._state and not self._failing and not self._settled:
                 self._settled = True
                 self._changed.notify_all()

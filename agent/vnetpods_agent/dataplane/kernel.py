@@ -15,10 +15,13 @@ from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.rtnetlink import (
     HeldAddress,
     Link,
+    Route,
     addresses_dump,
     links_dump,
     read_address,
     read_link,
+    read_route,
+    routes_dump,
 )
 
 
@@ -33,6 +36,10 @@ def links(conversation: Conversation) -> list[Link]:
 
 def addresses(conversation: Conversation) -> list[HeldAddress]:
     return conversation.dump(Step("list addresses of", "the host", addresses_dump()), read_address)
+
+
+def routes(conversation: Conversation) -> list[Route]:
+    return conversation.dump(Step("list routes of", "the host", routes_dump()), read_route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,17 @@ def uplinks(nics: Iterable[Nic], links: Sequence[Link], held: Sequence[HeldAddre
         if candidates:
             found.append(Uplink(nic, candidates[0]))
     return found
+
+
+def elsewhere(found: Sequence[Uplink], links: Sequence[Link], routes: Sequence[Route]) -> str:
+    """The interface by which the host's default route leaves, when that is none of the uplinks; else empty.
+
+    The kernel lists routes to one destination by their metric, so the first counts.
+    """
+    index = next((route.index for route in routes if not route.prefix), 0)
+    if index in {uplink.link.index for uplink in found}:
+        return ""
+    return next((link.name for link in links if link.index == index), "")
 
 
 def uplink_limits(mac: str) -> Limits | None:

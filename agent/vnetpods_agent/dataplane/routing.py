@@ -1,6 +1,7 @@
 """Policy routing for VMs with several NICs: Azure drops what leaves by a NIC that doesn't own its source address.
 
-Pure. With one NIC there is nothing to do. With several, each has a table with its subnet and its gateway, and packets
+Pure. With one NIC there is nothing to do. With several, or when the only one of the pool isn't the one by which the
+host's default route leaves, each of the pool's has a table with its subnet and its gateway, and packets
 of pods carry the mark of the NIC by which they must leave (set by `ruleset`, also for answers to what came in by
 another NIC, such as a NodePort). Before that table, rule 11800 looks for host routes in main: pods on this node, and
 what DHCP routes singly (168.63.129.16).
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from vnetpods_agent.dataplane.kernel import Uplink
 from vnetpods_agent.dataplane.rtnetlink import ANY, RT_TABLE_MAIN, Route, Rule
-from vnetpods_agent.dataplane.ruleset import MARK_MASK, NIC_LIMIT, nic_mark
+from vnetpods_agent.dataplane.ruleset import MARK_MASK, NIC_LIMIT, nic_mark, numbered
 
 PRIORITY_HOST_ROUTES = 11800
 PRIORITY_NIC = 11801
@@ -21,11 +22,11 @@ TABLE_BASE = 11800
 TABLES = range(TABLE_BASE + 1, TABLE_BASE + 1 + NIC_LIMIT)
 
 
-def wanted(uplinks: Sequence[Uplink]) -> tuple[list[Rule], list[Route]]:
+def wanted(uplinks: Sequence[Uplink], elsewhere: str = "") -> tuple[list[Rule], list[Route]]:
     """Rules and routes; a NIC whose subnet isn't known (no prefix contains its primary address) gets none."""
     rules: list[Rule] = []
     routes: list[Route] = []
-    for number, uplink in enumerate(uplinks[:NIC_LIMIT], start=1) if len(uplinks) > 1 else ():
+    for number, uplink in numbered(uplinks, elsewhere):
         subnet = _subnet(uplink)
         if subnet is None:
             continue

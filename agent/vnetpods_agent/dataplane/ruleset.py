@@ -12,6 +12,9 @@ same few rules at one pod and at 250. One rule is met by every packet; the other
   the NIC it must leave by: the NIC of entry for answers, that of the pod's address otherwise (see `routing`).
 - `source` (nat): what leaves by a NIC for neither a direct nor a pool address gets that NIC's primary address. The
   decision is made after Services were resolved, and only for pods: the node's own traffic isn't in the pool.
+
+`elsewhere` is the interface of the host's default route where that is none of the pool's NICs. What pods send by it
+(to 168.63.129.16, whose route is there) gets its address; answers to what came in by it leave by it.
 - `ip6 from_pods`: pods have no IPv6 address, so whatever they send is forged.
 """
 
@@ -49,9 +52,14 @@ def collapsed(networks: Iterable[str]) -> list[ipaddress.IPv4Network]:
     return list(ipaddress.collapse_addresses(ipaddress.IPv4Network(network, strict=False) for network in networks))
 
 
-def ruleset(state: HostState, uplinks: Sequence[Uplink], *, ipv6: bool = True) -> str:
+def numbered(uplinks: Sequence[Uplink], elsewhere: str) -> list[tuple[int, Uplink]]:
+    """The NICs that need marks and tables, with their numbers; none when the main table leads everything right."""
+    return list(enumerate(uplinks[:NIC_LIMIT], start=1)) if len(uplinks) > 1 or (uplinks and elsewhere) else []
+
+
+def ruleset(state: HostState, uplinks: Sequence[Uplink], elsewhere: str = "", *, ipv6: bool = True) -> str:
     """What `nft -f` gets: replaces the tables in one transaction, so no packet sees them missing."""
-    several = list(enumerate(uplinks[:NIC_LIMIT], start=1)) if len(uplinks) > 1 else []
+    several = numbered(uplinks, elsewhere)
     sets = [
         *_set("pool", (address for nic in state.nics for address in nic.addresses)),
         *_set("direct", state.direct),
@@ -61,7 +69,7 @@ def ruleset(state: HostState, uplinks: Sequence[Uplink], *, ipv6: bool = True) -
         *_chain("from_pods", "filter hook prerouting priority raw", [f"{_FROM_POD} fib saddr . iif oif missing drop"]),
         *(() if state.imds else _chain("refused", "nat hook prerouting priority dstnat - 10", [_REFUSE_IMDS])),
         *(_chain("entry", "filter hook prerouting priority mangle", _entry(several)) if several else ()),
-        *_chain("source", "nat hook postrouting priority srcnat", _source(uplinks)),
+        *_chain("source", "nat hook postrouting priority srcnat", _source(uplinks, elsewhere)),
     ]
     lines = _table("ip", [*sets, *chains])
     if ipv6:
@@ -105,18 +113,21 @@ def _entry(several: Sequence[tuple[int, Uplink]]) -> list[str]:
         mark = f"0x{nic_mark(number):08x}"
         entered = f"ct direction reply ct mark and 0x{MARK_MASK:08x} == {mark}"
         rules.append(f"{entered} meta mark set meta mark and {keep} or {mark} accept")
+    # came in by another interface, for an address that isn't a pod's (a node port): main knows the way back
+    rules.append("ct direction reply ct original ip daddr != @pool accept")
     for number, _ in several:
         rules.append(f"ip saddr @pool_{number} meta mark set meta mark and {keep} or 0x{nic_mark(number):08x}")
     return rules
 
 
-def _source(uplinks: Sequence[Uplink]) -> list[str]:
+def _source(uplinks: Sequence[Uplink], elsewhere: str) -> list[str]:
     if not uplinks:
         return []
     primaries = ", ".join(f'"{uplink.link.name}" : {uplink.nic.primary_address}' for uplink in uplinks)
     translate = f"snat to oifname map {{ {primaries} }} fully-random"
     return [
         "ip saddr != @pool accept",
+        *([f'oifname "{elsewhere}" masquerade fully-random'] if elsewhere else []),
         f"ip daddr {{ {AZURE_SERVICE}, {IMDS} }} {translate}",
         "ip daddr @pool accept",
         f"ip daddr != @direct {translate}",

@@ -157,7 +157,8 @@ class Transparent:
 
         Docker and cnitool delete and add in the same namespace, faster than the reaper. Raises InterfaceExists.
         """
-        here = self._host.ask(Step("look for", f"the peer of {there.name}", rt.link_get(there.peer)), rt.read_link)
+        peer = Step("look for", f"the peer of {there.name}", rt.link_get(there.peer))
+        here = self._host.ask(peer, rt.read_link) if there.peer else None  # only a veth has one
         if here and here.peer == there.index:
             if here.group == hostend.DYING:  # detached a moment ago, whoever it was
                 self._host.carry_out([Step("delete", here.name, rt.link_delete(here.index), _NO_LINK)])
@@ -226,10 +227,13 @@ class Transparent:
         link = self._find(attachment)
         if link:  # also when it is dying already: an earlier detach may have failed half-way
             self._host.carry_out(farewell_steps(link.index, link.name, attachment.address))
-            self._reaper.bury(attachment.address)
+        self._reaper.bury(attachment.address)  # also without a link: the sandbox took it along, not its connections
 
     def leaving(self) -> Collection[Address]:
         return self._reaper.leaving()
+
+    def present(self, attachment: Attachment) -> bool:
+        return self._find(attachment) is not None
 
     def check(self, attachment: Attachment, doors: Doors) -> Sequence[str]:
         with self._open(doors.netlink_fd) as pod:

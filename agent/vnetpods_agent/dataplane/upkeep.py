@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ SYSCTL = Path("/proc/sys/net")
 """Where the kernel's network settings are. A container's own is read-only, so the chart mounts the host's elsewhere."""
 _THERE = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
+_SHOWN = 5
 _ADVICE = (
     "the node must not hold pods' addresses; with cloud-init set apply_network_config_for_secondary_ips: false"
     " (datasource Azure)"
@@ -78,8 +79,11 @@ class Upkeep:
         }
         return looks[area](state)
 
-    def _uplinks(self, state: HostState) -> list[Uplink]:
-        return kernel.uplinks(state.nics, kernel.links(self._route), kernel.addresses(self._route))
+    def _uplinks(self, state: HostState) -> tuple[list[Uplink], str]:
+        """The pool's, and `elsewhere`."""
+        links = kernel.links(self._route)
+        found = kernel.uplinks(state.nics, links, kernel.addresses(self._route))
+        return found, kernel.elsewhere(found, links, kernel.routes(self._route))
 
     def _addresses(self, state: HostState) -> list[Happening]:
         """The host must not own pods' addresses: it would answer for them itself. Never a primary, never one outside
@@ -88,8 +92,8 @@ class Upkeep:
         pool = collapsed(address for nic in state.nics for address in nic.addresses)
         primaries = {nic.primary_address for nic in state.nics}
         names = {link.index: link.name for link in kernel.links(self._route)}
-        happenings: list[Happening] = []
-        staying: set[Address] = set()
+        taken: list[str] = []
+        staying: list[str] = []
         for held in kernel.addresses(self._route):
             name = names.get(held.index, "")
             address = ipaddress.IPv4Address(held.address)
@@ -99,18 +103,29 @@ class Upkeep:
                 # ip addr del 10.0.0.7/24 dev eth0
                 removal = rt.address_delete(held.address, held.prefix, held.index)
                 self._route.carry_out([Step(f"remove from {name}", held.address, removal, _GONE)])
-                happenings.append(Happening(ADDRESS_TAKEN, f"removed {held.address} from {name}: {_ADVICE}"))
+                taken.append(f"{held.address} ({name})")
             else:
-                staying.add(Address(held.address))
-                happenings.append(Happening(ADDRESS_ON_HOST, f"{name} holds {held.address} of the pool: {_ADVICE}"))
-        self.held_by_host = frozenset(staying)
-        return happenings
+                staying.append(f"{held.address} ({name})")
+        self.held_by_host = frozenset(Address(entry.partition(" ")[0]) for entry in staying)
+        return [
+            *(
+                [Happening(ADDRESS_TAKEN, f"removed from the node's interfaces: {_some(taken)}; {_ADVICE}")]
+                if taken
+                else []
+            ),
+            *(
+                [Happening(ADDRESS_ON_HOST, f"of the pool and on the node's interfaces: {_some(staying)}; {_ADVICE}")]
+                if staying
+                else []
+            ),
+        ]
 
     def _settings(self, state: HostState) -> list[Happening]:
-        uplinks = self._uplinks(state)
+        uplinks, elsewhere = self._uplinks(state)
+        names = [uplink.link.name for uplink in uplinks] + [elsewhere] * bool(uplinks and elsewhere)
         wanted = {self._ipv4 / "ip_forward": "1"}
-        for uplink in uplinks:
-            conf = self._ipv4 / "conf" / uplink.link.name
+        for name in names:
+            conf = self._ipv4 / "conf" / name
             wanted[conf / "forwarding"] = "1"
             # The stricter of the two counts: strict (1) drops what comes in by another NIC than answers would leave by
             if _read(conf / "rp_filter") != "2" and "1" in {
@@ -131,7 +146,7 @@ class Upkeep:
         return happenings
 
     def _routing(self, state: HostState) -> list[Happening]:
-        rules, routes = routing.wanted(self._uplinks(state))
+        rules, routes = routing.wanted(*self._uplinks(state))
         listed = self._route.dump(Step("list rules of", "the host", rt.rules_dump()), rt.read_rule)
         ours = [rule for rule in listed if rule.protocol == rt.PROTOCOL]
         if not rules and not ours:
@@ -168,7 +183,7 @@ class Upkeep:
         return [Happening(RESTORED, f"policy routing of secondary NICs: {added} rules and routes were missing")]
 
     def _ruleset(self, state: HostState) -> list[Happening]:
-        text = ruleset(state, self._uplinks(state), ipv6=(SYSCTL / "ipv6").exists())
+        text = ruleset(state, *self._uplinks(state), ipv6=(SYSCTL / "ipv6").exists())
         known = text == self._loaded
         if known and list_tables() == self._listing:
             return []
@@ -183,13 +198,13 @@ class Upkeep:
         drops without a word what is larger than its other end. A smaller NIC is what path MTU discovery is for, the
         host itself being the router that answers; new pods get the new MTU.
         """
-        routes = self._route.dump(Step("list routes of", "the host", rt.routes_dump()), rt.read_route)
+        routes = kernel.routes(self._route)
         neighbours = self._route.dump(Step("list neighbours of", "the host", rt.neighbours_dump()), rt.read_neighbour)
         links = kernel.links(self._route)
         ends = [(link, *owned) for link in links if hostend.is_host_end(link) and (owned := hostend.owner(link))]
         claims = Counter(address for _, _, address in ends)
-        routed = {route.destination for route in routes if route.prefix == 32}
-        happenings: list[Happening] = []
+        routed = {(route.destination, route.index) for route in routes if route.prefix == 32}
+        happenings = self._stale(routes, links)
         for link, key, address in ends:
             pod_mac, host_mac = mac("pod", key), mac("host", key)
             steps: list[Step] = []
@@ -203,13 +218,33 @@ class Upkeep:
                 steps.append(
                     Step("add the neighbour of", address, rt.neighbour_add(address, pod_mac, link.index), _GONE)
                 )
-            if address not in routed and claims[address] == 1:
+            if (address, link.index) not in routed and claims[address] == 1:
                 steps.append(Step("add the route to", address, rt.route_add(rt.Route(address, 32, link.index)), _GONE))
             if steps:
                 self._route.carry_out(steps)
                 done = ", ".join(step.what for step in steps)
                 happenings.append(Happening(RESTORED, f"{link.name} of {key} with {address}: {done}"))
         return happenings
+
+    def _stale(self, routes: Sequence[rt.Route], links: Sequence[rt.Link]) -> list[Happening]:
+        """Host routes of ours that lead to no pod's end, or to one that says it has another address.
+
+        An end without alias is just being made (or on its way out); its route is nobody's business.
+        """
+        ends = {link.index: link for link in links if link.name.startswith(HOST_PREFIX)}
+        stale = []
+        for route in routes:
+            if route.protocol != rt.PROTOCOL or route.prefix != 32:
+                continue
+            link = ends.get(route.index)
+            owned = hostend.owner(link) if link else None
+            if link is None or (owned and owned[1] != route.destination):
+                stale.append(route)
+        if stale:
+            self._route.carry_out(
+                [Step("delete the route to", r.destination, rt.route_delete(r), _GONE) for r in stale]
+            )
+        return [Happening(RESTORED, f"deleted the stale route to {route.destination}") for route in stale]
 
     def uninstall(self) -> list[str]:
         """Takes everything of ours away, unless pods still live from it; says what stays and why."""
@@ -222,6 +257,12 @@ class Upkeep:
         output("delete the nftables tables", ["nft", "-f", "-"], deletion(ipv6=(SYSCTL / "ipv6").exists()))
         self._loaded = self._listing = ""
         return []
+
+
+def _some(entries: Sequence[str]) -> str:
+    """One Event however many there are."""
+    shown = ", ".join(entries[:_SHOWN])
+    return shown if len(entries) <= _SHOWN else f"{shown} and {len(entries) - _SHOWN} more"
 
 
 def _forwarding(variant: str) -> list[Happening]:

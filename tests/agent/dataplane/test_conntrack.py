@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.agent.dataplane.world import PEER, PodHandle, World, inside, run
-from vnetpods_agent.dataplane import conntrack
+from tests.agent.dataplane.world import PEER, PodHandle, World, inside, run, run_in
+from vnetpods_agent.dataplane import DataPlaneError, conntrack
 from vnetpods_agent.dataplane.conversation import Conversation
 from vnetpods_agent.dataplane.reaper import NETLINK_NETFILTER, Reaper
 from vnetpods_agent.dataplane.transparent import Transparent
@@ -58,6 +58,31 @@ def test_all_connections_of_the_address_and_no_other_are_forgotten(pods: list[Po
         [left] = entries()
         assert f"src=10.240.0.6 dst={PEER}" in left
         flush(conversation, "10.240.0.5")
+
+
+@pytest.mark.parametrize("errno_said", sorted(conntrack.UNABLE))
+def test_a_kernel_that_cannot_forget_does_not_keep_the_address(
+    pods: list[PodHandle], plane: Transparent, reaper: Reaper, monkeypatch: pytest.MonkeyPatch, errno_said: int
+) -> None:
+    """Without the module nf_conntrack_netlink, which can't be taken away here."""
+
+    def refuse(*_: object) -> None:
+        raise DataPlaneError("forget connections of", "10.240.0.5", errno_said)
+
+    monkeypatch.setattr(conntrack, "flush", refuse)
+    plane.detach(pods[0].attachment)
+    assert reaper.wait(5)
+    assert pods[0].host_ifname not in run("ip link")
+
+
+def test_a_sandbox_that_is_gone_before_the_delete_leaves_no_connections(
+    pods: list[PodHandle], plane: Transparent, reaper: Reaper
+) -> None:
+    run_in(pods[0].namespace, "ip link del eth0")
+    assert len(entries()) == 4
+    plane.detach(pods[0].attachment)
+    assert reaper.wait(5)
+    assert len(entries()) == 1
 
 
 def test_a_detached_pod_leaves_no_connections(pods: list[PodHandle], plane: Transparent, reaper: Reaper) -> None:

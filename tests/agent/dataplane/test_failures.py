@@ -10,7 +10,8 @@ import pytest
 
 from tests.agent.dataplane.world import World, caller_seen, run, run_in, whole_picture, works
 from vnetpods_agent.dataplane import DataPlaneError
-from vnetpods_agent.dataplane.conversation import Conversation, Step
+from vnetpods_agent.dataplane import rtnetlink as rt
+from vnetpods_agent.dataplane.conversation import REFUSALS, Conversation, Step
 from vnetpods_agent.dataplane.reaper import Reaper
 from vnetpods_agent.dataplane.transparent import Transparent, host_steps, opening, pod_steps
 
@@ -90,3 +91,21 @@ def test_the_steps_are_as_many_as_the_tests_visit(world: World) -> None:
     pod = world.pod("10.240.0.5")
     steps = [*host_steps(pod.attachment, 2), *pod_steps(pod.attachment, 3), opening(pod.attachment, 2)]
     assert 1 + len(steps) == STEPS_OF_ATTACH
+
+
+def test_a_table_that_never_stands_still_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an interrupted dump lacks may be there: whoever takes it for the truth gives addresses back too early."""
+    interrupted = [True] * 3
+
+    def once(self: Conversation, *_: object) -> tuple[list[object], bool]:
+        return [], not (interrupted and interrupted.pop())
+
+    monkeypatch.setattr(Conversation, "_dump_once", once)
+    with Conversation() as conversation:
+        assert conversation.dump(Step("list", "links", rt.links_dump()), rt.read_link) == []
+        interrupted.extend([True] * 1000)
+        before = REFUSALS.counts().get("EAGAIN", 0)
+        with pytest.raises(DataPlaneError, match="the table changed") as caught:
+            conversation.dump(Step("list", "links", rt.links_dump()), rt.read_link)
+    assert caught.value.errno == errno.EAGAIN
+    assert REFUSALS.counts()["EAGAIN"] == before + 1

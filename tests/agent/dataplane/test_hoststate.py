@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,15 +25,17 @@ from tests.agent.dataplane.world import (
     World,
     caller_seen,
     carried,
+    eventually,
     run,
     run_in,
 )
 from vnetpods_agent.attachment import Limits
 from vnetpods_agent.dataplane import HostState, Nic
-from vnetpods_agent.dataplane.hoststate import HostReconciler
+from vnetpods_agent.dataplane.hoststate import FAILED, REFUSED, HostReconciler
 from vnetpods_agent.dataplane.kernel import uplink_limits
+from vnetpods_agent.dataplane.ruleset import TABLE
 from vnetpods_agent.dataplane.transparent import Transparent
-from vnetpods_agent.dataplane.upkeep import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, list_tables
+from vnetpods_agent.dataplane.upkeep import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, Upkeep, list_tables
 
 NIC = Nic(NIC_MAC, PRIMARY, ("10.240.0.0/16",), POOL)
 STATE = HostState((NIC,), DIRECT)
@@ -62,14 +64,6 @@ def keeper(world: World) -> Iterator[Keeper]:
     reconciler.start()
     yield Keeper(reconciler, events)
     reconciler.close()
-
-
-def eventually(claim: Callable[[], object], seconds: float = 5.0) -> None:
-    """The promise is five seconds."""
-    deadline = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < deadline, "still not so"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -238,6 +232,54 @@ def test_the_primary_survives_even_when_the_pool_address_came_first(world: World
     keeper.declare(STATE)
     assert "10.240.0.7" not in run("ip addr show eth0")
     assert f"{PRIMARY}/16" in run("ip addr show eth0")
+
+
+def test_many_of_them_are_one_event(keeper: Keeper) -> None:
+    addresses = [f"10.240.0.{last}" for last in range(6, 16)]
+    for address in addresses:
+        run(f"ip addr add {address}/16 dev eth0")
+    keeper.declare(STATE)
+    [message] = [message for kind, message in keeper.events if kind == ADDRESS_TAKEN]
+    assert "10.240.0.6 (eth0), " in message
+    assert " and 5 more" in message
+
+
+def test_a_range_that_is_none_does_not_cost_the_rest(world: World, keeper: Keeper, plane: Transparent) -> None:
+    keeper.declare(HostState((NIC,), ("10.0.0.0/33", *DIRECT)))
+    assert (REFUSED, "left out: direct CIDR: '33' is not a valid netmask") in keeper.events
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    assert caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY
+    assert caller_seen(pod.namespace, world.outside, IMDS) is None
+
+
+def test_a_defect_in_one_area_does_not_cost_the_others(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is: without its thread the node would be open, and say nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Upkeep, "_routing", lambda *_: 1 / 0)
+        keeper.reconciler.declare(STATE)
+        eventually(lambda: TABLE in list_tables())
+        eventually(lambda: "cannot put right" in keeper.reconciler.failing)
+        assert not keeper.reconciler.wait(0)
+    eventually(lambda: keeper.reconciler.wait(0))
+    assert keeper.reconciler.failing == ""
+    assert [kind for kind, _ in keeper.events].count(FAILED) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param("10.240.0.9/32 dev eth0 scope link", id="no-pod"),
+        pytest.param("10.240.0.9/32 dev {azv} scope link", id="another-pod"),
+        pytest.param("10.240.0.5/32 dev eth0 metric 5 scope link", id="beside"),
+    ],
+)
+def test_a_stale_route_goes(pod: PodHandle, keeper: Keeper, wrong: str) -> None:
+    before = run("ip route show proto 118")
+    run(f"ip route add {wrong.format(azv=pod.host_ifname)} proto 118")
+    run("ip route add 10.240.0.10/32 dev eth0 scope link")  # somebody else's
+    eventually(lambda: run("ip route show proto 118") == before)
+    assert "10.240.0.10 dev eth0" in run("ip route")
 
 
 def test_or_it_is_only_reported(keeper: Keeper) -> None:

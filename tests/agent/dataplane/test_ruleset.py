@@ -56,9 +56,12 @@ def test_the_order_of_what_is_declared_does_not_matter() -> None:
 @pytest.mark.parametrize("imds", [False, True], ids=["imds-refused", "imds-allowed"])
 @pytest.mark.parametrize("found", [[], ONE, TWO], ids=["no-nic", "one-nic", "two-nics"])
 @pytest.mark.parametrize("empty", [False, True], ids=["pool", "empty-pool"])
-def test_nft_takes_it(direct: tuple[str, ...], imds: bool, found: list[Uplink], empty: bool) -> None:
+@pytest.mark.parametrize("elsewhere", ["", "eth9"])
+def test_nft_takes_it(direct: tuple[str, ...], imds: bool, found: list[Uplink], empty: bool, elsewhere: str) -> None:
     nics = tuple(Nic(u.nic.mac, u.nic.primary_address, u.nic.prefixes, () if empty else u.nic.addresses) for u in found)
-    text = ruleset(HostState(nics, direct, imds), [Uplink(nic, u.link) for nic, u in zip(nics, found, strict=True)])
+    text = ruleset(
+        HostState(nics, direct, imds), [Uplink(nic, u.link) for nic, u in zip(nics, found, strict=True)], elsewhere
+    )
     subprocess.run(["nft", "-c", "-f", "-"], input=text, text=True, check=True)
 
 

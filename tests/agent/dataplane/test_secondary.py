@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agent.dataplane.test_hoststate import HURRY, NIC, eventually
+from tests.agent.dataplane.test_hoststate import HURRY, NIC
 from tests.agent.dataplane.world import (
     AZURE_DNS,
     DIRECT,
@@ -16,6 +16,7 @@ from tests.agent.dataplane.world import (
     PodHandle,
     World,
     caller_seen,
+    eventually,
     run,
     run_in,
 )
@@ -98,18 +99,50 @@ def test_a_node_port_is_answered_by_the_nic_of_entry(
     world: World, pods: tuple[PodHandle, PodHandle], entry: str, which: int
 ) -> None:
     """aws#75: with externalTrafficPolicy Local the pod sees the client, and must answer by the NIC of entry."""
+    make_node_port(world, pods[which])
+    assert caller_seen_through(world, pods[which], entry) == "198.51.100.9"
+
+
+def make_node_port(world: World, pod: PodHandle) -> None:
     run("nft add table ip kube")
     run("nft add chain ip kube inbound { type nat hook prerouting priority -100 ; }")
-    run(f"nft add rule ip kube inbound iifname eth* tcp dport 30080 dnat to {pods[which].address}:80")
+    run(f"nft add rule ip kube inbound iifname eth* tcp dport 30080 dnat to {pod.address}:80")
     run_in(world.outside, "ip route del 10.240.0.4")
     run_in(world.outside, "ip addr add 198.51.100.9/32 dev lo")
-    listener = caller_seen_through(world, pods[which], entry)
-    assert listener == "198.51.100.9"
 
 
 def caller_seen_through(world: World, pod: PodHandle, entry: str) -> str | None:
     """A client outside calls the node's port; the pod behind it listens on 80."""
     return caller_seen(world.outside, pod.namespace, entry, port=80, source="198.51.100.9", dialled=30080)
+
+
+class TestPoolOnTheSecondNicAlone:
+    """interfaces.primary: false. The host's default route leaves by eth0, which owns no pod's address."""
+
+    @pytest.fixture
+    def pod(self, world: World, plane: Transparent, reconciler: HostReconciler) -> PodHandle:
+        reconciler.declare(HostState((SECOND,), STATE.direct))
+        assert reconciler.wait(5)
+        pod = world.pod("10.241.0.5", "b")
+        plane.attach(pod.attachment, pod.doors)
+        return pod
+
+    def test_it_reaches_and_is_reached(self, world: World, pod: PodHandle) -> None:
+        run(f"ip route add {AZURE_DNS} via 10.240.0.1 dev eth0")
+        assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
+        assert caller_seen(pod.namespace, world.outside, INTERNET) == SECOND_PRIMARY
+        assert caller_seen(pod.namespace, world.outside, AZURE_DNS) == PRIMARY
+        assert caller_seen(pod.namespace, world.host, PRIMARY) == pod.address
+        assert caller_seen(world.host, pod.namespace, pod.address) is not None
+        assert caller_seen(world.outside, pod.namespace, pod.address) is not None
+
+    @pytest.mark.parametrize("entry", [PRIMARY, SECOND_PRIMARY])
+    def test_a_node_port_is_answered_by_the_nic_of_entry(self, world: World, pod: PodHandle, entry: str) -> None:
+        make_node_port(world, pod)
+        assert caller_seen_through(world, pod, entry) == "198.51.100.9"
+
+    def test_the_node_goes_its_own_way(self, world: World, pod: PodHandle) -> None:
+        assert caller_seen(world.host, world.outside, INTERNET) == PRIMARY
 
 
 def test_rules_and_tables_come_back(world: World, pods: tuple[PodHandle, PodHandle]) -> None:

@@ -15,7 +15,8 @@ import re
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Pod
@@ -147,6 +148,14 @@ class PodHandle:
     @property
     def host_ifname(self) -> str:
         return self.attachment.host_ifname
+
+
+def eventually(claim: Callable[[], object], seconds: float = 5.0) -> None:
+    """The promise is five seconds."""
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline, "still not so"
+        time.sleep(0.05)
 
 
 def caller_seen(
