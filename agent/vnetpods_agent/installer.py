@@ -30,6 +30,12 @@ CONFLIST = "05-vnetpods.conflist"
 LEFTOVER_AGE = 600.0
 """Seconds after which a temporary file is one whose writer was killed."""
 
+VERSIONS = ("0.4.0", "1.0.0", "1.1.0")
+"""CNI versions of the conflist, of which a runtime that knows several takes its highest."""
+PLAIN_VERSION = "1.0.0"
+"""For runtimes that don't know `cniVersions` and can't read a result of a later version (libcni before 1.2, so containerd
+1.6 and 1.7): under 1.1.0 each of their ADDs would fail."""
+
 _CHAINED: dict[str, dict[str, Any]] = {
     "portmap": {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
     "bandwidth": {"type": "bandwidth", "capabilities": {"bandwidth": True}},
@@ -56,7 +62,7 @@ def conflist(chained: Sequence[str] = (), *, bin_dir: Path) -> dict[str, Any]:
             _log.warning("chained plugin is not installed, left out", plugin=name, folder=str(bin_dir))
             continue
         plugins.append(_CHAINED[name])
-    return {"cniVersion": "1.1.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"], "name": SHIM, "plugins": plugins}
+    return {"cniVersion": PLAIN_VERSION, "cniVersions": list(VERSIONS), "name": SHIM, "plugins": plugins}
 
 
 def install_shim(source: Path, bin_dir: Path) -> bool:

@@ -21,7 +21,7 @@ SCHEMA = {
     "type": "object",
     "required": ["cniVersion", "name", "plugins"],
     "properties": {
-        "cniVersion": {"const": "1.1.0"},
+        "cniVersion": {"enum": ["0.4.0", "1.0.0", "1.1.0"]},
         "cniVersions": {"type": "array", "items": {"pattern": r"^\d+\.\d+\.\d+$"}, "uniqueItems": True},
         "name": {"type": "string", "pattern": "^[a-zA-Z0-9][a-zA-Z0-9_.-]*$"},
         "plugins": {
@@ -58,7 +58,7 @@ def test_conflist_is_ours_alone_by_default(bin_dir: Path) -> None:
     config = conflist(bin_dir=bin_dir)
     jsonschema.validate(config, SCHEMA)
     assert config == {
-        "cniVersion": "1.1.0",
+        "cniVersion": "1.0.0",  # containerd 1.6 and 1.7 know no later one, and not cniVersions
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": "vnetpods",
         "plugins": [{"type": "vnetpods"}],
