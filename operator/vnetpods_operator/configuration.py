@@ -74,7 +74,8 @@ class _Section(msgspec.Struct, rename="camel", forbid_unknown_fields=True, froze
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
-CIDR = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3}([.][0-9]{1,3}){3}/[0-9]{1,2}$")]
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+CIDR = Annotated[str, msgspec.Meta(pattern=rf"^({_OCTET}[.]){{3}}{_OCTET}/(3[0-2]|[12]?[0-9])$")]
 
 
 class Expression(_Section, frozen=True):

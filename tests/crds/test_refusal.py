@@ -58,6 +58,10 @@ def test_bad_specs(served: ApiServer, spec: dict[str, Any], words: str) -> None:
 
 BAD_STATUS = [
     ("not-an-address", {"interfaces": [interface(addresses=["10.0.0"])]}, "addresses[0]"),
+    ("a-high-octet", {"interfaces": [interface(addresses=["10.0.0.256"])]}, "addresses[0]"),
+    ("a-high-primary", {"interfaces": [interface(primaryAddress="10.0.0.999")]}, "primaryAddress"),
+    ("a-long-prefix", {"directCIDRs": ["10.0.0.0/8", "10.0.0.0/33"]}, "directCIDRs[1]"),
+    ("a-long-subnet", {"interfaces": [interface(prefixes=["10.0.0.0/40"])]}, "prefixes[0]"),
     ("a-29", {"interfaces": [interface(addresses=["10.0.0.0/29"])]}, "addresses[0]"),
     ("mac-with-dashes", {"interfaces": [interface(mac="00-0D-3A-00-00-01")]}, "mac"),
     (

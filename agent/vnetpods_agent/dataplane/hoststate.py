@@ -12,6 +12,7 @@ that failed again after `PAUSE`. The longest way back is thus some three seconds
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -67,7 +68,8 @@ class HostReconciler:
         self._closing = False
         self._held: frozenset[Address] = frozenset()
         self._glimpsed: frozenset[Address] = frozenset()
-        self._seen: HostState | None = None  # the state for which the host's addresses were looked at last
+        self._looked: HostState | None = None  # the state for which the host's addresses were looked at last
+        self._seen: HostState | None = None  # the same, as far as it has been announced
         self._failing: dict[Area, str] = {}
         self._last: dict[Area, list[Happening]] = {}
         self._news = News()
@@ -163,16 +165,19 @@ class HostReconciler:
             happenings = self._upkeep.look(area, state)
         except Exception as error:
             said = str(error) or repr(error)
+            restless = isinstance(error, DataPlaneError) and error.errno == errno.EAGAIN  # pods come and go; soon again
             with self._changed:
                 known = self._failing.get(area) == said
                 self._failing[area] = said
-            if not known:  # once, not every second
+            if not known and not restless:  # once, not every second
                 ours = isinstance(error, (DataPlaneError, OSError))
                 log.warning("cannot keep the host's state", area=area.value, error=said, exc_info=not ours)
                 self._on_event(FAILED, f"cannot put right {area.value}: {said}")
             return False
         with self._changed:
             self._failing.pop(area, None)
+        if area is Area.ADDRESSES:
+            self._looked = state
         before, self._last[area] = self._last.get(area, []), happenings
         for happening in happenings:
             if happening not in before:  # what lasts is said once
@@ -182,9 +187,7 @@ class HostReconciler:
 
     def _announce(self, state: HostState) -> None:
         with self._changed:
-            self._held = self._upkeep.held_by_host
-            if Area.ADDRESSES not in self._failing:
-                self._seen = state
+            self._held, self._seen = self._upkeep.held_by_host, self._looked
             if state == self._state and not self._failing and not self._settled:
                 self._settled = True
                 self._changed.notify_all()
