@@ -1,10 +1,10 @@
 """What the address source says, and what follows from it on this node.
 
 One task, `Listener.run`. For every state of the pool, in this order: units that we once told the source are released go
-out of use (once, for a ledger that was lost), the pool learns the addresses, the host state is declared, whoever waits
-is served, and the pool is saved as last known. That file is used at the next start, until the source has spoken: no
-address leaves a NIC without this node's consent, and what it consented to is in the ledger. So without a whole ledger
-the file isn't used.
+out of use (once, for a ledger that was lost), the host is asked which addresses it holds itself, the pool learns its
+own, the host state is declared, whoever waits is served, and the pool is saved as last known. That file is used at the
+next start, until the source has spoken: no address leaves a NIC without this node's consent, and what it consented to
+is in the ledger. So without a whole ledger the file isn't used.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from vnetpods_api import Status
 
 _HOST_STATE = 1.5
 """Seconds that a start waits for the host state; later pods find it in place anyway."""
+_AGAIN = 1.0
+"""Seconds until a kernel that refused is asked again."""
 
 log = structlog.get_logger(component="listening")
 
@@ -78,6 +80,7 @@ class Parts:
     custody: Custody
     reporter: Reporter
     host: HostReconciler
+    kernel: Lane
     limits: NicLimits
     events: Events
     unfit: Callable[[], str]
@@ -106,15 +109,26 @@ class Listener:
         if status is None:
             return
         self._saved = status
-        await self._hear(Supply(status, live=False))
+        try:
+            await self._hear(Supply(status, live=False))
+        except DataPlaneError as error:
+            log.warning("the last known pool is of no use now", error=str(error))
+            return
         if not await asyncio.to_thread(self._parts.host.wait, _HOST_STATE):
             log.warning("host state is not in place yet")
 
     async def run(self) -> None:
         async for supply in self._source.watch():
-            await self._hear(supply)
+            while True:
+                try:
+                    await self._hear(supply)
+                    break
+                except DataPlaneError as error:
+                    log.warning("new addresses can't be used yet, tried again", error=str(error))
+                    await asyncio.sleep(_AGAIN)
 
     async def _hear(self, supply: Supply) -> None:
+        """Raises DataPlaneError, before anything has been taken over."""
         parts, status = self._parts, supply.status
         if supply.live and not parts.reporter.live:
             await self._take_back(status)
@@ -123,10 +137,13 @@ class Listener:
             status = msgspec.structs.replace(status, interfaces=known.interfaces, direct_cidrs=known.direct_cidrs)
         for interface in status.interfaces:
             await parts.limits.learn(interface.mac)
+        new = status.interfaces != self._status.interfaces
+        there = await parts.kernel.submit(parts.host.glance) if new else frozenset()
+        # in one breath: an ADD that came in between could get an address that the host holds
         self._status = status
         parts.pool.supply(status.interfaces)
-        await parts.custody.name_nics()
         self._declare()
+        await parts.custody.name_nics()
         self._tell_missing()
         if supply.live:
             parts.reporter.heard(status)
@@ -135,6 +152,8 @@ class Listener:
             self.fit.set()
         if supply.live and status.interfaces:
             await self._save()
+        if any(map(parts.pool.mac, there)) and await asyncio.to_thread(parts.host.wait, _HOST_STATE):
+            parts.custody.serve()  # what was taken from the host
 
     async def _take_back(self, status: Status) -> None:
         """What we have told the source and a lost ledger doesn't know any more is out of use all the same."""

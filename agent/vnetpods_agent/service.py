@@ -88,7 +88,15 @@ class Agent:
         )
         self.custody = self.reporter.custody = Custody(self.pool, self.ledger, self.kernel, self.plane, surroundings)
         parts = Parts(
-            self.pool, self.ledger, self.custody, self.reporter, self.host, self.limits, self.events, self.unfit
+            self.pool,
+            self.ledger,
+            self.custody,
+            self.reporter,
+            self.host,
+            self.kernel,
+            self.limits,
+            self.events,
+            self.unfit,
         )
         self.listener = Listener(config, self.source, parts)
         self.sweeper = Sweeper(self.custody, self.kernel, self.plane, time.time)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import sqlite3
 import subprocess
@@ -303,7 +304,11 @@ async def test_an_address_that_vanishes_under_a_pod_is_reported_and_kept(tmp_pat
 
 
 def cloud_init(node: Machine, does: str) -> None:
-    subprocess.run(["ip", "-n", node.name, "addr", does, "10.240.0.5/16", "dev", "eth0"], check=True)
+    address(node, does, "10.240.0.5/16", "eth0")
+
+
+def address(node: Machine, does: str, address: str, link: str) -> None:
+    subprocess.run(["ip", "-n", node.name, "addr", does, address, "dev", link], check=True)
 
 
 async def test_cilium_13415_an_address_that_the_host_keeps_is_left_out(tmp_path: Path) -> None:
@@ -320,3 +325,44 @@ async def test_cilium_13415_an_address_that_the_host_keeps_is_left_out(tmp_path:
         assert not waiting.done()
         cloud_init(node, "del")
         assert await waiting == "10.240.0.5"
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["first-heard", "last-known"])
+async def test_cilium_13415_also_when_a_pod_waits_for_it(tmp_path: Path, known: bool) -> None:
+    """C43: the host's addresses are known before the first of a new pool is given out, be it from the source or from
+    the disk.
+    """
+    async with machine(tmp_path, takeFromHost=False) as node:
+        if known:
+            node.pool(["10.240.0.5", "10.240.0.6"])
+            await node.start()
+            await until((node.state / "pool.json").exists)
+            await node.kill()
+            (tmp_path / "pool.yaml").unlink()
+        waiting = asyncio.create_task(node.add("c1", node.sandbox()))  # its shim looks for an agent
+        cloud_init(node, "add")
+        await node.start()
+        if not known:
+            await asyncio.sleep(0.5)
+            node.pool(["10.240.0.5", "10.240.0.6"])
+        assert await waiting == "10.240.0.6"
+
+
+async def test_cilium_13415_an_address_is_taken_from_the_host_before_a_pod_gets_it(tmp_path: Path) -> None:
+    """However much else there is to look at."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.6"])
+        await node.start()
+        await node.add("c1", node.sandbox())
+        waiting = asyncio.create_task(node.add("c2", node.sandbox()))
+        cloud_init(node, "add")
+        node.pool(["10.240.0.5", "10.240.0.6"])
+        for does in itertools.cycle(["add", "del"]):
+            address(node, does, "10.99.0.1/32", "lo")
+            given = node.routes()
+            assert not given & set(node.addresses_of(node.name)), "a pod's and the host's"
+            if waiting.done():
+                break
+            await asyncio.sleep(0.01)
+        assert await waiting == "10.240.0.5"
+        assert node.addresses_of(node.name) == [PRIMARY]
