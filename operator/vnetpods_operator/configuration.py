@@ -75,7 +75,8 @@ class _Section(msgspec.Struct, rename="camel", forbid_unknown_fields=True, froze
 Count = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-CIDR = Annotated[str, msgspec.Meta(pattern=rf"^({_OCTET}[.]){{3}}{_OCTET}/(3[0-2]|[12]?[0-9])$")]
+_CIDR = rf"^({_OCTET}[.]){{3}}{_OCTET}/(3[0-2]|[12]?[0-9])$"
+CIDR = Annotated[str, msgspec.Meta(pattern=_CIDR)]
 
 
 class Expression(_Section, frozen=True):
@@ -287,7 +288,8 @@ def _explain(error: msgspec.ValidationError, raw: Any, source: str) -> str:
     """`file: key: value: what is expected`."""
     found = _WHERE.match(str(error))
     assert found is not None
-    what, where = found["what"], (found["where"] or "$").removeprefix("$").lstrip(".")
+    what = found["what"].replace(f"`str` matching regex {_CIDR!r}", "a CIDR such as `10.0.0.0/8`")
+    where = (found["where"] or "$").removeprefix("$").lstrip(".")
     unknown = _UNKNOWN.search(what)
     if unknown:
         key = f"{where}.{unknown['key']}".lstrip(".")

@@ -58,7 +58,7 @@ REFUSED = [
     ("exclude: [10.0.0.300]", "exclude[0]: '10.0.0.300': Expected an IPv4 address, `first-last` or a CIDR"),
     ("exclude: [10.0.0.9-10.0.0.1]", "in ascending order"),
     ("directCIDRs: [10.0.0.0]", "directCIDRs[0]: '10.0.0.0': Expected"),
-    ("directCIDRs: [10.0.0.0/33]", "directCIDRs[0]: '10.0.0.0/33': Expected"),
+    ("directCIDRs: [10.0.0.0/33]", "directCIDRs[0]: '10.0.0.0/33': Expected a CIDR such as `10.0.0.0/8`"),
     ("azure: {endpoint: 'ftp://x'}", "azure.endpoint: 'ftp://x': Expected"),
     ("azure: {budget: {reads: {perSecond: 0, burst: 1}}}", "azure.budget.reads.perSecond: 0: Expected `float` > 0"),
     ("election: {retry: 20s}", "Expected `retry` < `renew` < `duration`"),
