@@ -33,8 +33,9 @@ LEFTOVER_AGE = 600.0
 VERSIONS = ("0.4.0", "1.0.0", "1.1.0")
 """CNI versions of the conflist, of which a runtime that knows several takes its highest."""
 PLAIN_VERSION = "1.0.0"
-"""For runtimes that don't know `cniVersions` and can't read a result of a later version (libcni before 1.2, so containerd
-1.6 and 1.7): under 1.1.0 each of their ADDs would fail."""
+"""For runtimes that don't know `cniVersions` and can't read a result of a later version (libcni before 1.2, so
+containerd 1.6 and 1.7): under 1.1.0 each of their ADDs would fail.
+"""
 
 _CHAINED: dict[str, dict[str, Any]] = {
     "portmap": {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
