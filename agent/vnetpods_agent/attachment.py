@@ -34,7 +34,9 @@ class AttachmentKey:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """The pod behind a container id, as far as CNI_ARGS named it."""
+    """The pod behind a container id, as far as CNI_ARGS named it. One recognised by its interface has no names,
+    only its uid.
+    """
 
     namespace: str
     name: str
@@ -62,7 +64,8 @@ class Attachment:
 
     `netns` is the path the runtime gave; it is only repeated in answers and logs, never trusted (it may be reused).
     `nic_mac` names the NIC that owns the address ("00:0d:3a:1b:c7:21"). `mtu` and `gso_max_size` in bytes, as that NIC
-    has them (see Limits). `created` in seconds since the epoch.
+    has them (see Limits). `created` in seconds since the epoch. `host_name` is the host interface's name when it isn't
+    the one that would follow from what is known of the pod.
     """
 
     key: AttachmentKey
@@ -74,11 +77,15 @@ class Attachment:
     created: float
     pod: Pod | None = None
     gso_max_size: int = GSO_MAX_SIZE
+    host_name: str = ""
 
     @property
     def host_ifname(self) -> str:
         """`azv` + 11 hex digits of sha1("namespace.pod"), or of the container id without a pod: 14 characters."""
-        subject = f"{self.pod.namespace}.{self.pod.name}" if self.pod and self.key.ifname == "eth0" else str(self.key)
+        if self.host_name:
+            return self.host_name
+        pod = self.pod if self.pod and self.pod.name and self.key.ifname == "eth0" else None
+        subject = f"{pod.namespace}.{pod.name}" if pod else str(self.key)
         return HOST_PREFIX + hashlib.sha1(subject.encode(), usedforsecurity=False).hexdigest()[:11]
 
     @property

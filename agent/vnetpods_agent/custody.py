@@ -171,12 +171,19 @@ class Custody:
             if self._pool.holder(address) is not None:
                 await self._kernel.submit(self._plane.remove, interface)
                 return "removed"
-            attachment = self._attachment(Wanted(key, "", None), address)
+            attachment = self._recognised(interface, key, address)
             self._pool.adopt(address, key)
             self.attachments[key] = attachment
             with contextlib.suppress(LedgerUnavailable):
                 await self._ledger.commit(Adopt(attachment))
             return "adopted"
+
+    def _recognised(self, interface: HostInterface, key: AttachmentKey, address: Address) -> Attachment:
+        pod = Pod("", "", interface.uid) if interface.uid else None
+        attachment = self._attachment(Wanted(key, "", pod), address)
+        if interface.created is not None:
+            attachment = replace(attachment, created=interface.created)
+        return attachment if attachment.host_ifname == interface.name else replace(attachment, host_name=interface.name)
 
     async def name_nics(self) -> None:
         """Adopted pods whose NIC wasn't known then."""

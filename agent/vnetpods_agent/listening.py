@@ -187,7 +187,8 @@ class Listener:
             key = pool.holder(address)
             if key in attachments:
                 said = f"{address} is no longer on the NIC: the pod has no traffic until the operator has it back"
-                self._parts.events.say(Event("AddressMissing", said, attachments[key].pod))
+                pod = attachments[key].pod
+                self._parts.events.say(Event("AddressMissing", said, pod if pod and pod.name else None))
 
     async def _save(self) -> None:
         status = self._status

@@ -3,7 +3,7 @@
 Schema (format 2). The key is the CNI specification's: "the combination of network name, container ID and interface
 name" names an attachment. UNIQUE(address) makes a double assignment impossible whatever happens in memory.
     attachment(network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created,
-               pod_namespace, pod_name, pod_uid, gso_max_size)            the last since format 2
+               pod_namespace, pod_name, pod_uid, gso_max_size, host_name)   the last two since format 2
     rest(address, since)      when an address was released last: cool-down and order of use
     withdrawn(unit)           units this node will not use again (release handshake)
     meta(name, value)         format, and readable_by: the lowest format whose code may read and write this file
@@ -22,7 +22,12 @@ from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod
 
 FORMAT = 2
 READABLE_BY = 1
-UPGRADES: Mapping[int, str] = {1: "ALTER TABLE attachment ADD COLUMN gso_max_size INTEGER NOT NULL DEFAULT 65536;"}
+UPGRADES: Mapping[int, str] = {
+    1: """
+ALTER TABLE attachment ADD COLUMN gso_max_size INTEGER NOT NULL DEFAULT 65536;
+ALTER TABLE attachment ADD COLUMN host_name TEXT NOT NULL DEFAULT '';
+"""
+}
 """For every earlier format, the statements that make the next one of it."""
 _SCHEMA = """
 CREATE TABLE attachment (
@@ -30,7 +35,7 @@ CREATE TABLE attachment (
   address TEXT NOT NULL UNIQUE,
   netns TEXT NOT NULL, nic_mac TEXT NOT NULL, mtu INTEGER NOT NULL, boot_id TEXT NOT NULL, created REAL NOT NULL,
   pod_namespace TEXT, pod_name TEXT, pod_uid TEXT,
-  gso_max_size INTEGER NOT NULL DEFAULT 65536,
+  gso_max_size INTEGER NOT NULL DEFAULT 65536, host_name TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (network, container_id, ifname)
 ) STRICT;
 CREATE TABLE rest (address TEXT PRIMARY KEY, since REAL NOT NULL) STRICT, WITHOUT ROWID;
@@ -39,9 +44,9 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT R
 """
 _COLUMNS = (
     "network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created, pod_namespace, pod_name, pod_uid, "
-    "gso_max_size"
+    "gso_max_size, host_name"
 )
-_INSERT = f"INSERT INTO attachment ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"  # noqa: S608 - constants
+_INSERT = f"INSERT INTO attachment ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"  # noqa: S608 - constants
 _DELETE = "DELETE FROM attachment WHERE network = ? AND container_id = ? AND ifname = ?"
 _SELECT = f"SELECT {_COLUMNS} FROM attachment ORDER BY created"  # noqa: S608 - constants
 _REST = """INSERT OR REPLACE INTO rest (address, since)
@@ -198,11 +203,21 @@ def _key(key: AttachmentKey) -> tuple[str, str, str]:
 
 def _row(a: Attachment) -> tuple[Any, ...]:
     pod = (a.pod.namespace, a.pod.name, a.pod.uid) if a.pod else (None, None, None)
-    return (*_key(a.key), a.address, a.netns, a.nic_mac, a.mtu, a.boot_id, a.created, *pod, a.gso_max_size)
+    return (*_key(a.key), a.address, a.netns, a.nic_mac, a.mtu, a.boot_id, a.created, *pod, a.gso_max_size, a.host_name)
 
 
 def _attachment(row: tuple[Any, ...]) -> Attachment:
-    network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created, namespace, name, uid, gso = row
-    pod = Pod(namespace, name, uid or "") if namespace is not None else None
-    key = AttachmentKey(network, container_id, ifname)
-    return Attachment(key, Address(address), netns, nic_mac, mtu, boot_id, created, pod, gso)
+    network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created, *pod, gso, host_name = row
+    namespace, name, uid = pod
+    return Attachment(
+        AttachmentKey(network, container_id, ifname),
+        Address(address),
+        netns,
+        nic_mac,
+        mtu,
+        boot_id,
+        created,
+        Pod(namespace, name, uid or "") if namespace is not None else None,
+        gso,
+        host_name,
+    )

@@ -15,6 +15,7 @@ from vnetpods_agent.custody import Custody, Surroundings, Wanted
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import Ledger
 from vnetpods_agent.pool import Pool
+from vnetpods_agent.records import Content
 from vnetpods_api import Interface
 
 COOLDOWN = 30.0
@@ -74,13 +75,20 @@ class Desk:
         assert held == {key.container_id: i.address for key, i in self.plane.there.items()}, "memory and kernel"
         assert held == {key.container_id: a for a, key in self.pool._held.items()}, "memory and pool"
         await asyncio.to_thread(self.ledger.close)
-        again = Ledger(self.path)
-        again.start()
-        content, _ = await again.load()
+        content, _ = await loaded(self.path)
         assert held == {key.container_id: a.address for key, a in content.attachments.items()}, "memory and disk"
         self.ledger = RefusingLedger(self.path)  # nothing more is written in these tests
-        await asyncio.to_thread(again.close)
         return dict(held)
+
+
+async def loaded(path: Path) -> tuple[Content, str]:
+    """What the next agent finds."""
+    ledger = Ledger(path)
+    ledger.start()
+    try:
+        return await ledger.load()
+    finally:
+        await asyncio.to_thread(ledger.close)
 
 
 @asynccontextmanager

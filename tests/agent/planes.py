@@ -48,7 +48,10 @@ class DictPlane:
             raise InterfaceExists("create", str(attachment.key), errno.EEXIST)
         assert attachment.address not in {i.address for key, i in self.there.items() if key != attachment.key}
         index = len(self.there) + 10
-        self.there[attachment.key] = HostInterface(attachment.host_ifname, index, attachment.key, attachment.address)
+        name, uid = attachment.host_ifname, attachment.pod.uid if attachment.pod else ""
+        self.there[attachment.key] = HostInterface(
+            name, index, attachment.key, attachment.address, attachment.created, uid
+        )
 
     def detach(self, attachment: Attachment) -> None:
         self._step("detach", attachment.key)

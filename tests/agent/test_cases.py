@@ -161,13 +161,17 @@ async def test_acn_763_state_that_cannot_be_read(tmp_path: Path, damage: Callabl
     async with machine(tmp_path) as node:
         node.pool(ADDRESSES[:6])
         await node.start()
-        held = await add_many(node, ["c1", "c2", "c3", "c4"])
+        held = await add_many(node, ["c1", "c2", "c3"])
+        named = await node.call("ADD", "c4", node.sandbox("p-c4"), args=POD + "1")
+        held["c4"] = named.json["ips"][0]["address"].removesuffix("/32")
         await node.stop()
         damage(node.state / "ledger.db")
         await node.start()
         assert truths.read(node).ledger == {f"{name}/eth0": address for name, address in held.items()}
         rebuilt = [event for event in node.events("event") if event["reason"] == "LedgerRebuilt"]
         assert len(rebuilt) == 1
+        checked = await node.call("CHECK", "c4", "/run/netns/p-c4", args=POD + "1", conf={"prevResult": named.json})
+        assert checked.exit_code == 0, checked
         await node.delete("c1", "/run/netns/p-c1")
         assert await node.add("c2", "/run/netns/p-c2") == held["c2"]
         new = await add_many(node, ["d1", "d2"])

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.agent.desk import COOLDOWN, DOORS, MAC, desk, wanted
+from tests.agent.desk import COOLDOWN, DOORS, MAC, desk, loaded, wanted
 from tests.agent.planes import DictPlane
 from vnetpods_agent.attachment import Address, Pod
 from vnetpods_agent.custody import Abandoned, NoAddress, Wanted
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists
 from vnetpods_agent.ledger import LedgerUnavailable
+from vnetpods_agent.sweeper import Sweep, Sweeper
 
 
 def started(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -268,6 +270,29 @@ class TestAdopting:
             assert (await made.add("y", pod="y")).address == "10.0.0.6"
             assert (await made.add("x")).address == "10.0.0.5"
             assert await made.agree() == {"x": "10.0.0.5", "y": "10.0.0.6"}
+
+    async def test_what_its_interface_says_of_it_is_kept(self, tmp_path: Path) -> None:
+        """Its name on the host follows from the pod's, which nobody tells."""
+        async with desk(tmp_path, "10.0.0.5") as made:
+            forgotten = replace(self.interface("x", "10.0.0.5"), created=1234.5, uid="uid-x")
+            made.plane.there[wanted("x").key] = forgotten
+            await made.custody.adopt(forgotten)
+            adopted = made.custody.attachments[wanted("x").key]
+            assert (adopted.host_ifname, adopted.created) == (forgotten.name, 1234.5)
+            assert adopted.pod == Pod("", "", "uid-x")
+            await asyncio.to_thread(made.ledger.close)
+            content, _ = await loaded(made.path)
+            assert content.attachments == {adopted.key: adopted}
+
+    async def test_the_older_of_two_sandboxes_goes_also_when_both_were_forgotten(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
+            for name, address, age in (("new", "10.0.0.5", 100.0), ("old", "10.0.0.6", 200.0)):
+                interface = self.interface(name, address)
+                made.plane.there[wanted(name).key] = replace(interface, created=made.now[0] - age, uid="uid")
+            sweeper = Sweeper(made.custody, made.kernel, made.plane, lambda: made.now[0])
+            assert await sweeper.sweep() == Sweep(adopted=2)
+            assert await sweeper.sweep() == Sweep(superseded=1)
+            assert await made.agree() == {"new": "10.0.0.5"}
 
     async def test_the_address_of_another_pod_is_not_adopted(self, tmp_path: Path) -> None:
         async with desk(tmp_path, "10.0.0.5") as made:

@@ -244,17 +244,18 @@ class TestUpgrade:
     async def test_what_the_first_release_wrote_into_a_file_of_today_is_read(self, path: Path) -> None:
         """A downgrade, pods that came meanwhile, and the upgrade again."""
         async with opened(path) as (ledger, _, _):
-            await ledger.commit(Assign(replace(attachment(7), gso_max_size=62780)))
+            await ledger.commit(Assign(replace(attachment(7), gso_max_size=62780, host_name="azv7")))
         with contextlib.closing(sqlite3.connect(path)) as connection:
             columns = "network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created, pod_namespace"
             for line in (Path(__file__).parent / "data" / "ledger-format-1.sql").read_text().splitlines():
                 if line.startswith('INSERT INTO "attachment"'):
                     connection.execute(line.replace('"attachment"', f"attachment ({columns}, pod_name, pod_uid)"))
             connection.commit()
-        assert {a.address: a.gso_max_size for a in (await content_of(path)).attachments.values()} == {
-            "10.240.0.5": 65536,
-            "10.240.0.6": 65536,
-            "10.240.0.7": 62780,
+        found = (await content_of(path)).attachments.values()
+        assert {a.address: (a.gso_max_size, a.host_name) for a in found} == {
+            "10.240.0.5": (65536, ""),
+            "10.240.0.6": (65536, ""),
+            "10.240.0.7": (62780, "azv7"),
         }
 
     async def test_by_one_format_and_back(self, path: Path) -> None:

@@ -48,7 +48,7 @@ def kernel(netns: str) -> Holders:
     held: Holders = {}
     for link in json.loads(shown):
         if link["ifname"].startswith("azv"):
-            _, address, _, key = link.get("ifalias", f"vnetpods {NAMELESS} - {link['ifname']}").split(" ")
+            _, address, _, key, *_ = link.get("ifalias", f"vnetpods {NAMELESS} - {link['ifname']}").split(" ")
             assert key not in held, f"{key} has two host ends"
             held[key] = address
     return held

@@ -39,13 +39,15 @@ class InterfaceExists(DataPlaneError):  # noqa: N818 - the contract's name
 @dataclass(frozen=True, slots=True)
 class HostInterface:
     """A pod's host end as found in the kernel; `key` and `address` are read from its alias, None when it has none of
-    ours.
+    ours. `created` and `uid` (the pod's) are too, since the alias has them.
     """
 
     name: str
     index: int
     key: AttachmentKey | None
     address: Address | None
+    created: float | None = None
+    uid: str = ""
 
 
 class DataPlane(Protocol):

@@ -1,6 +1,7 @@
 """Whose is a host end: the names, indexes, groups and aliases by which we recognise what we made.
 
-Pure. A host end says itself who owns it, in its alias: `vnetpods ADDRESS NETWORK CONTAINER/IFNAME`. The name alone
+Pure. A host end says itself who owns it, in its alias: `vnetpods ADDRESS NETWORK CONTAINER/IFNAME CREATED UID`; the
+last two, of the attachment and of its pod, are there for a ledger that is lost, and may be missing. The name alone
 proves nothing: it follows from the pod's name (policy engines look for that), which a newer sandbox of the same pod
 shares with the older one. So what is found under a name or an index counts as an attachment's only when the alias
 says so, or, in the instants between the link's birth and its alias, when it has the MAC that follows from the
@@ -30,6 +31,9 @@ def alias(attachment: Attachment) -> str:
     back.
     """
     text = f"{_ALIAS_MARK} {attachment.address} {attachment.key.network} {attachment.key}"
+    more = f"{text} {attachment.created:.3f} {attachment.pod.uid if attachment.pod else ''}".rstrip()
+    if len(more.encode()) <= _ALIAS_MAX:
+        return more
     if len(text.encode()) > _ALIAS_MAX:
         said = f"network name and container id are too long together: at most {_ALIAS_MAX} bytes fit into an alias"
         raise DataPlaneError("name the owner of", str(attachment.key), errno.ENAMETOOLONG, said)
@@ -39,7 +43,7 @@ def alias(attachment: Attachment) -> str:
 def owner(link: Link) -> tuple[AttachmentKey, Address] | None:
     """Key and address from the alias; None when it isn't one of ours."""
     words = link.alias.split(" ")
-    if len(words) != 4 or words[0] != _ALIAS_MARK or "/" not in words[3]:
+    if len(words) < 4 or words[0] != _ALIAS_MARK or "/" not in words[3]:
         return None
     container_id, _, ifname = words[3].partition("/")
     return AttachmentKey(words[2], container_id, ifname), Address(words[1])
@@ -76,4 +80,14 @@ def aside_name(key: AttachmentKey) -> str:
 
 def described(link: Link) -> HostInterface:
     owned = owner(link)
-    return HostInterface(link.name, link.index, *(owned or (None, None)))
+    if owned is None:
+        return HostInterface(link.name, link.index, None, None)
+    created, uid = (*link.alias.split(" ", 5)[4:], "", "")[:2]
+    return HostInterface(link.name, link.index, *owned, _seconds(created), uid)
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

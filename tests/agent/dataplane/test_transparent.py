@@ -26,7 +26,7 @@ from tests.agent.dataplane.world import (
     whole_picture,
     works,
 )
-from vnetpods_agent.attachment import Address, AttachmentKey, Doors
+from vnetpods_agent.attachment import Address, AttachmentKey, Doors, Pod
 from vnetpods_agent.dataplane import DataPlaneError, InterfaceExists, hostend
 from vnetpods_agent.dataplane import rtnetlink as rt
 from vnetpods_agent.dataplane.conversation import Conversation, Step
@@ -276,12 +276,43 @@ def test_a_second_interface_of_a_pod(world: World, plane: Transparent) -> None:
 
 def test_interfaces_are_what_a_lost_ledger_is_rebuilt_from(world: World, plane: Transparent) -> None:
     pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
+    attachment = replace(pod.attachment, pod=Pod("default", "web-0", "uid-1"), created=12.5)
+    plane.attach(attachment, pod.doors)
     run("ip link add azvforeign type veth peer name azvforeign1")
     found = {end.name: end for end in plane.interfaces()}
-    ours = found.pop(pod.host_ifname)
-    assert (ours.key, ours.address) == (pod.attachment.key, pod.address)
+    ours = found.pop(attachment.host_ifname)
+    assert (ours.key, ours.address) == (attachment.key, attachment.address)
+    assert (ours.created, ours.uid) == (12.5, "uid-1")
     assert {(end.key, end.address) for end in found.values()} == {(None, None)}
+
+
+@pytest.mark.parametrize(
+    ("alias", "created", "uid"),
+    [
+        pytest.param("vnetpods 10.240.0.5 net c1/eth0", None, "", id="older"),
+        pytest.param("vnetpods 10.240.0.5 net c1/eth0 12.5", 12.5, "", id="no-pod"),
+        pytest.param("vnetpods 10.240.0.5 net c1/eth0 12.500 u-1", 12.5, "u-1", id="pod"),
+        pytest.param("vnetpods 10.240.0.5 net c1/eth0 12.500 an odd uid", 12.5, "an odd uid", id="spaces"),
+        pytest.param("vnetpods 10.240.0.5 net c1/eth0 later", None, "", id="later"),
+    ],
+)
+def test_an_alias_tells_what_it_has(
+    world: World, plane: Transparent, alias: str, created: float | None, uid: str
+) -> None:
+    run("ip link add azv1 type veth peer name azv2")
+    subprocess.run(["ip", "link", "set", "azv1", "alias", alias], check=True)
+    [end] = [end for end in plane.interfaces() if end.key]
+    assert (end.key, end.address) == (AttachmentKey("net", "c1", "eth0"), "10.240.0.5")
+    assert (end.created, end.uid) == (created, uid)
+
+
+def test_a_uid_that_does_not_fit_into_the_alias_is_left_out(world: World, plane: Transparent) -> None:
+    pod = world.pod("10.240.0.5")
+    attachment = replace(pod.attachment, pod=Pod("default", "web-0", "u" * 250))
+    plane.attach(attachment, pod.doors)
+    assert plane.check(attachment, pod.doors) == []
+    [end] = plane.interfaces()
+    assert (end.key, end.uid) == (attachment.key, "")
 
 
 def test_remove_takes_what_nobody_claims(world: World, plane: Transparent, reaper: Reaper) -> None:
