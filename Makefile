@@ -83,7 +83,7 @@ test: unit e2e ## All tests: first those without a cluster, then end to end
 .NOTPARALLEL: test
 
 .PHONY: bench
-bench: venv ## ADD and DEL side by side with the reference plugins; table and build/bench.json
+bench: venv programs ## ADD and DEL side by side with the reference plugins; table and build/bench.json
 	@$(V)/python -m tests.bench
 
 .PHONY: bench-net

@@ -23,6 +23,8 @@ from uuid import uuid4
 import msgspec
 
 from tests.agent.shim import Outcome, program
+from tests.kube import pki
+from tests.kube.apiserver import ApiServer
 from vnetpods_api import Interface, Status
 
 NIC_MAC = "00:0d:3a:1b:c7:21"
@@ -79,6 +81,17 @@ class Machine:
             "sweepInterval": 3600,
         } | self.settings
         (self.folder / "agent.yaml").write_text(json.dumps(config))
+
+    def connect(self, server: ApiServer) -> Path:
+        """A link to the API server, which answers there under the address that its certificate names."""
+        _ip(f"link add to-{self.name} type veth peer name mgmt netns {self.name}")
+        _ip(f"addr add {pki.SERVICE_ADDRESS}/30 dev to-{self.name}")
+        _ip(f"link set to-{self.name} up")
+        _ip(f"-n {self.name} addr add 10.96.0.2/30 dev mgmt")
+        _ip(f"-n {self.name} link set mgmt up")
+        url = f"https://{pki.SERVICE_ADDRESS}:{server.url.rpartition(':')[2]}"
+        user = json.loads(server.admin_kubeconfig.read_text())["users"][0]["user"]
+        return pki.kubeconfig(self.folder / "kubeconfig", url, server.authority, user)
 
     def close(self) -> None:
         for name in (*self.pods, self.name, f"{self.name}-out"):

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +19,15 @@ from tests.agent.machine import Machine, machine
 from tests.agent.shim import program
 from tests.bench.figures import compiled, console, percentile, save, table, versions
 from tests.bench.figures import machine as this_machine
+from tests.bench.live import Cost, cost
 from tests.bench.parts import parts
+from tests.kube import apiserver
 
 REFERENCE = Path("/usr/lib/cni")
 PODS = 250
 ADDRESSES = 4 * PODS  # those of former rounds are cooling
 ROUNDS = 3
 ONE_AT_A_TIME = 100
-REST_SECONDS = 20.0
 LOADS = (1, 10, 50, PODS)
 
 
@@ -103,12 +102,19 @@ async def main() -> int:
             second.log.touch()
             await first.start()
             await asyncio.sleep(1.0)
-            return await _measure(first, [vnetpods(first), ptp(second)])
+            candidates = [vnetpods(first), ptp(second)]
+            one_add = await _measure(first, candidates)
+        at_rest = Path(folder, "rest")
+        await asyncio.to_thread(at_rest.mkdir)
+        with apiserver.running(at_rest) as server:
+            agent = await cost(at_rest, server, PODS)
+    _show(candidates, agent, one_add)
+    return 1 if any(calls.errors for candidate in candidates for calls in candidate.measured.values()) else 0
 
 
-async def _measure(node: Machine, candidates: Sequence[Candidate]) -> int:
+async def _measure(node: Machine, candidates: Sequence[Candidate]) -> dict[str, float]:
+    """All loads, into the candidates; returns where one ADD spends its time."""
     console.print(f"{this_machine()}; {versions('containernetworking-plugins')}")
-    empty = _rss_mb(node)
     pods = {
         candidate.name: [Path(node.sandbox(f"{candidate.name}-{number}")).name for number in range(PODS)]
         for candidate in candidates
@@ -120,20 +126,10 @@ async def _measure(node: Machine, candidates: Sequence[Candidate]) -> int:
                 await asyncio.to_thread(candidate.call, "ADD", in_flight, some)
                 await asyncio.to_thread(candidate.call, "DEL", in_flight, some)
                 await asyncio.sleep(1.5)  # ours finishes its DELs now, and addresses cool down
-    candidates[0].call("ADD", PODS, pods[candidates[0].name])
-    full = _rss_mb(node)
-    began, used = time.monotonic(), _cpu_seconds(node)
-    await asyncio.sleep(REST_SECONDS)
-    resting = 100 * (_cpu_seconds(node) - used) / (time.monotonic() - began)
-    candidates[0].call("DEL", PODS, pods[candidates[0].name])
-    await asyncio.sleep(1.5)
-    _show(candidates, empty, full, resting, await parts(candidates[0], pods[candidates[0].name][:ONE_AT_A_TIME]))
-    return 1 if any(calls.errors for candidate in candidates for calls in candidate.measured.values()) else 0
+    return await parts(candidates[0], pods[candidates[0].name][:ONE_AT_A_TIME])
 
 
-def _show(
-    candidates: Sequence[Candidate], empty: float, full: float, resting: float, one_add: dict[str, float]
-) -> None:
+def _show(candidates: Sequence[Candidate], agent: Cost, one_add: dict[str, float]) -> None:
     rows = []
     for verb in ("ADD", "DEL"):
         for in_flight in LOADS:
@@ -150,16 +146,17 @@ def _show(
     table("Where one ADD spends its time", ["part", "ms"], [[name, f"{ms:.2f}"] for name, ms in one_add.items()])
     at_once = max(candidates[0].measured["ADD", PODS].walls)
     console.print(
-        f"{PODS} pods at once: {at_once:.2f} s; agent: {empty:.1f} MB resident, {full:.1f} MB with {PODS} pods,"
+        f"{PODS} pods at once: {at_once:.2f} s; agent with a live watch: {agent.empty_mb:.1f} MB resident,"
+        f" {agent.full_mb:.1f} MB with {PODS} pods, then {agent.cpu_percent:.2f} % of a CPU at rest"
     )
-    console.print(f"{resting:.2f} % of a CPU at rest with {PODS} pods")
     summary = {candidate.name: _summary(candidate) for candidate in candidates}
-    save("bench.json", {**summary, "vnetpods": {**summary["vnetpods"], "agent_rss_mb": round(full, 1)}})
+    save("bench.json", {**summary, "vnetpods": {**summary["vnetpods"], "agent_rss_mb": round(agent.full_mb, 1)}})
     details = {
         "machine": this_machine(),
+        "reference": versions("containernetworking-plugins"),
         "at_once_s": at_once,
-        "agent_rss_mb": {"0": empty, str(PODS): full},
-        "agent_cpu_at_rest_percent": resting,
+        "agent_rss_mb": {"0": agent.empty_mb, str(PODS): agent.full_mb},
+        "agent_cpu_at_rest_percent": agent.cpu_percent,
         "one_add_ms": one_add,
         "calls": {
             candidate.name: {
@@ -185,17 +182,3 @@ def _summary(candidate: Candidate) -> dict[str, float]:
         "del_p50_ms": round(percentile(delete.ms, 50), 3),
         "adds_per_s_50": round(candidate.measured["ADD", 50].per_second, 1),
     }
-
-
-def _agent(node: Machine) -> Path:
-    assert node.process
-    return Path("/proc", str(node.process.pid))
-
-
-def _rss_mb(node: Machine) -> float:
-    return int((_agent(node) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _cpu_seconds(node: Machine) -> float:
-    fields = (_agent(node) / "stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import random
 import signal
 import subprocess
@@ -31,7 +30,7 @@ from tests.agent.soak.model import Model, Violation
 from tests.agent.soak.operator import AdminApi, Operator
 from tests.agent.soak.runtime import Caller, Load, namespaces_gone
 from tests.isolation import isolate
-from tests.kube import apiserver, pki
+from tests.kube import apiserver
 from vnetpods_agent import faults
 from vnetpods_agent.kubeapi import from_kubeconfig
 
@@ -198,22 +197,6 @@ class Soak:
             await asyncio.sleep(0.3)
 
 
-def connect(node: Machine, server: apiserver.ApiServer) -> Path:
-    """A link from the machine to the API server, which answers there under the address that its certificate names."""
-    ip = f"ip link add to-{node.name} type veth peer name mgmt netns {node.name}"
-    for command in (
-        ip,
-        f"ip addr add {pki.SERVICE_ADDRESS}/30 dev to-{node.name}",
-        f"ip link set to-{node.name} up",
-        f"ip -n {node.name} addr add 10.96.0.2/30 dev mgmt",
-        f"ip -n {node.name} link set mgmt up",
-    ):
-        subprocess.run(command.split(), check=True)
-    port = server.url.rpartition(":")[2]
-    user = json.loads(server.admin_kubeconfig.read_text())["users"][0]["user"]
-    return pki.kubeconfig(node.folder / "kubeconfig", f"https://{pki.SERVICE_ADDRESS}:{port}", server.authority, user)
-
-
 async def soak(seed: int, calls: int, callers: int, folder: Path, server: apiserver.ApiServer) -> None:
     chance = random.Random(seed)
     settings = {
@@ -226,7 +209,7 @@ async def soak(seed: int, calls: int, callers: int, folder: Path, server: apiser
     }
     node = Machine(folder, settings, shim=program(*SHIM))
     node.build()
-    connect(node, server)
+    node.connect(server)
     model = Model(COOLDOWN)
     api = AdminApi(from_kubeconfig(server.admin_kubeconfig))
     load = Load(node, model, chance, calls)
