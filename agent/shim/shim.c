@@ -189,7 +189,7 @@ __attribute__((format(printf, 1, 2))) static void log_line(const char *format, .
     dprintf(STDERR_FILENO, "vnetpods: %s\n", line);
 }
 
-/* The cniVersion that the configuration asks for, as far as it can be seen without reading JSON; else 1.0.0. */
+/* The cniVersion that the configuration asks for, as far as it can be seen without reading JSON; else 1.1.0. */
 static const char *asked_version(void)
 {
     static char version[16];
@@ -207,7 +207,7 @@ static const char *asked_version(void)
             version[length++] = (char)*at++;
     }
     version[length] = '\0';
-    return length > 0 ? version : "1.0.0";
+    return length > 0 ? version : "1.1.0";
 }
 
 /* Appends text to a JSON string; what doesn't fit or isn't plain ASCII is left out. */

@@ -14,10 +14,17 @@ from typing import Any, Final
 import msgspec
 
 from vnetpods_agent.attachment import Attachment, AttachmentKey, Pod
-from vnetpods_agent.wire import Request, Verb
+from vnetpods_agent.wire import ANSWER_CAP, Request, Verb
 
 VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 GATEWAY: Final = "169.254.1.1"
+
+_QUOTED: Final = 100
+_MESSAGE: Final = 1000
+_DETAILS: Final = 8000
+"""Characters of what a caller sent, of a message and of its details: whatever came in, the answer can go out and the
+log line be read.
+"""
 
 
 class Code(IntEnum):
@@ -43,8 +50,19 @@ class CniError(Exception):
     def __init__(self, code: Code, message: str, details: str = "") -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
-        self.details = details
+        self.message = cut(message, _MESSAGE)
+        self.details = cut(details, _DETAILS)
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning and how long it was. Bytes that weren't UTF-8 are shown as such."""
+    shown = text[:most].encode(errors="backslashreplace").decode()
+    return shown if len(text) <= most else f"{shown}… ({len(text)} characters)"
+
+
+def quoted(text: str) -> str:
+    """What a caller sent, for a message."""
+    return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}… ({len(text)} characters)"
 
 
 class ValidAttachment(msgspec.Struct, rename={"container_id": "containerID"}, frozen=True):
@@ -53,67 +71,94 @@ class ValidAttachment(msgspec.Struct, rename={"container_id": "containerID"}, fr
 
 
 class NetConf(msgspec.Struct, rename={"cni_version": "cniVersion", "prev_result": "prevResult"}, kw_only=True):
-    """The part of a network configuration that concerns us. The rest, runtimeConfig included, is somebody else's."""
+    """The part of a network configuration that concerns us. The rest, runtimeConfig included, is somebody else's.
+
+    What is raw is decoded only for the verbs that need it: a DEL fails neither for a prevResult nor for a list.
+    """
 
     cni_version: str = "0.1.0"  # what libcni takes a missing one for
     name: str = ""
-    prev_result: msgspec.Raw = msgspec.Raw(b"null")  # not decoded with the rest: a DEL must not fail for it
-    valid_attachments: list[ValidAttachment] | None = msgspec.field(name="cni.dev/valid-attachments", default=None)
+    prev_result: msgspec.Raw = msgspec.Raw(b"null")
+    valid_attachments: msgspec.Raw = msgspec.field(name="cni.dev/valid-attachments", default=msgspec.Raw(b"null"))
+
+
+class _Asked(msgspec.Struct, rename={"cni_version": "cniVersion"}):
+    cni_version: str = ""
+
+
+_NOTHING: Final = AttachmentKey("", "", "")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that was understood."""
+    """A call that was understood. Empty is what the verb has no use for."""
 
     verb: Verb
     version: str
-    network: str
-    key: AttachmentKey
-    netns: str
-    pod: Pod | None
-    previous: dict[str, Any] | None
-    valid: frozenset[tuple[str, str]] | None
+    network: str = ""
+    key: AttachmentKey = _NOTHING
+    netns: str = ""
+    pod: Pod | None = None
+    previous: dict[str, Any] | None = None
+    valid: frozenset[tuple[str, str]] | None = None
 
 
-_NEEDED: Final = {
-    # section 2, "Parameters" of each operation; DEL may come without a namespace, GC and STATUS without a container
-    Verb.ADD: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-    Verb.CHECK: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-    Verb.DEL: ("CNI_CONTAINERID", "CNI_IFNAME"),
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a verb can't do without. What it doesn't need is not looked at, so it may be missing or malformed."""
+
+    environment: tuple[str, ...] = ()
+    configuration: bool = True  # with cniVersion and name, on standard input
+    previous: bool = False  # prevResult in it
+    since: str = VERSIONS[0]
+
+
+NEEDS: Final = {
+    # Section 2, "CNI operations". GC comes with CNI_PATH, too, for plugins that start others.
+    Verb.ADD: Needs(("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")),
+    Verb.DEL: Needs(("CNI_CONTAINERID", "CNI_IFNAME")),
+    Verb.CHECK: Needs(("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), previous=True, since="0.4.0"),
+    Verb.GC: Needs(since="1.1.0"),
+    Verb.STATUS: Needs(since="1.1.0"),
+    Verb.VERSION: Needs(configuration=False),
 }
-_SINCE: Final = {Verb.CHECK: "0.4.0", Verb.GC: "1.1.0", Verb.STATUS: "1.1.0"}
 _IDENTIFIER: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+_VERSION: Final = re.compile(r"[0-9A-Za-z.+\-]{1,64}")
 _IFNAME_MAX: Final = 15  # IFNAMSIZ - 1
+_PATH_MAX: Final = 4095
+_POD_NAME_MAX: Final = 253  # what Kubernetes takes for the name of any object
+_OURS_MAX: Final = 32 * 1024  # what `result` adds to prevResult at most; a path's bytes take six characters in JSON
 
 
 def understand(request: Request) -> Call:
     """Raises CniError."""
-    verb = request.verb
-    if verb is Verb.OTHER:
-        raise CniError(Code.ENVIRONMENT, f"CNI_COMMAND: {request.env.get('CNI_COMMAND')!r} is no verb of CNI")
+    verb, env = request.verb, request.env
+    needs = NEEDS.get(verb)
+    if needs is None:
+        raise CniError(Code.ENVIRONMENT, f"CNI_COMMAND: {quoted(env.get('CNI_COMMAND', ''))} is no verb of CNI")
+    if not needs.configuration:
+        return Call(verb, asked_version(request.stdin))
     conf = configuration(request.stdin)
-    if verb is not Verb.VERSION:
-        _check_version(verb, conf.cni_version)
-        if not _IDENTIFIER.fullmatch(conf.name):
-            raise CniError(
-                Code.CONFIG, f"name: {conf.name!r} is no network name", "it must match " + _IDENTIFIER.pattern
-            )
-    env = request.env
-    if missing := [name for name in _NEEDED.get(verb, ()) if not env.get(name)]:
+    _check_version(verb, conf.cni_version)
+    if not _IDENTIFIER.fullmatch(conf.name):
+        rule = f"it must match {_IDENTIFIER.pattern}"
+        raise CniError(Code.CONFIG, f"name: {quoted(conf.name)} is no network name", rule)
+    if missing := [name for name in needs.environment if not env.get(name)]:
         raise CniError(Code.ENVIRONMENT, f"{verb.name} needs {', '.join(missing)}", "set by the container runtime")
-    if verb in _NEEDED:
-        _check_environment(env)
+    if not needs.environment:
+        return Call(verb, conf.cni_version, conf.name, valid=_valid(conf) if verb is Verb.GC else None)
+    _check_environment(env)
+    previous = _previous(verb, conf) if verb in (Verb.ADD, Verb.CHECK) else None
+    if needs.previous and previous is None:
+        raise CniError(Code.CONFIG, f"{verb.name} needs prevResult")
     return Call(
-        verb=verb,
-        version=conf.cni_version,
-        network=conf.name,
-        key=AttachmentKey(conf.name, env.get("CNI_CONTAINERID", ""), env.get("CNI_IFNAME", "")),
-        netns=_text("CNI_NETNS", env.get("CNI_NETNS", "")) if verb is not Verb.DEL else "",
+        verb,
+        conf.cni_version,
+        conf.name,
+        AttachmentKey(conf.name, env["CNI_CONTAINERID"], env["CNI_IFNAME"]),
+        netns=_path(env["CNI_NETNS"]) if "CNI_NETNS" in needs.environment else "",
         pod=_pod(verb, env.get("CNI_ARGS", "")),
-        previous=_previous(conf) if verb in (Verb.ADD, Verb.CHECK) else None,
-        valid=None
-        if conf.valid_attachments is None
-        else frozenset((valid.container_id, valid.ifname) for valid in conf.valid_attachments),
+        previous=previous,
     )
 
 
@@ -128,19 +173,22 @@ def configuration(stdin: bytes) -> NetConf:
 
 def _check_version(verb: Verb, version: str) -> None:
     if version not in VERSIONS:
-        raise CniError(Code.VERSION, f"cniVersion {version!r} is not supported", f"supported are {', '.join(VERSIONS)}")
-    if (since := _SINCE.get(verb)) and VERSIONS.index(version) < VERSIONS.index(since):
+        raise CniError(
+            Code.VERSION, f"cniVersion {quoted(version)} is not supported", f"supported are {', '.join(VERSIONS)}"
+        )
+    if VERSIONS.index(version) < VERSIONS.index(since := NEEDS[verb].since):
         raise CniError(Code.VERSION, f"{verb.name} exists since CNI {since}, the configuration says {version}")
 
 
 def _check_environment(env: dict[str, str]) -> None:
     if not _IDENTIFIER.fullmatch(container_id := env["CNI_CONTAINERID"]):
-        raise CniError(Code.ENVIRONMENT, f"CNI_CONTAINERID: {container_id!r} must match {_IDENTIFIER.pattern}")
+        raise CniError(Code.ENVIRONMENT, f"CNI_CONTAINERID: {quoted(container_id)} must match {_IDENTIFIER.pattern}")
     ifname = env["CNI_IFNAME"]
     size = len(ifname.encode(errors="surrogateescape"))
-    if size > _IFNAME_MAX or ifname in {".", ".."} or not ifname.isprintable() or re.search(r"[/:\s]", ifname):
-        rule = f"at most {_IFNAME_MAX} bytes, none of them '/', ':' or white space"
-        raise CniError(Code.ENVIRONMENT, f"CNI_IFNAME: {ifname!r} is no interface name", rule)
+    # the kernel takes "eth%d" for a pattern, and makes a name of its own of it
+    if size > _IFNAME_MAX or ifname in {".", ".."} or not ifname.isprintable() or re.search(r"[/:%\s]", ifname):
+        rule = f"at most {_IFNAME_MAX} bytes, none of them '/', ':', '%' or white space"
+        raise CniError(Code.ENVIRONMENT, f"CNI_IFNAME: {quoted(ifname)} is no interface name", rule)
 
 
 def _text(name: str, value: str) -> str:
@@ -148,36 +196,58 @@ def _text(name: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise CniError(Code.ENVIRONMENT, f"{name}: {value!r} is not UTF-8") from None
+        raise CniError(Code.ENVIRONMENT, f"{name}: {quoted(value)} is not UTF-8") from None
     return value
+
+
+def _path(netns: str) -> str:
+    if len(_text("CNI_NETNS", netns).encode()) > _PATH_MAX:
+        raise CniError(Code.ENVIRONMENT, f"CNI_NETNS: {quoted(netns)} is longer than a path can be")
+    return netns
+
+
+def arguments(args: str) -> dict[str, str]:
+    """The pairs in CNI_ARGS; a value may hold further '='."""
+    return dict(pair.split("=", 1) for pair in args.split(";") if "=" in pair)
 
 
 def _pod(verb: Verb, args: str) -> Pod | None:
     """The pod that the kubelet's runtime names; unknown keys and pairs without '=' are nobody's harm (as with
-    IgnoreUnknown).
+    IgnoreUnknown), and what Kubernetes couldn't have named is no pod of its.
     """
-    pairs = dict(pair.split("=", 1) for pair in args.split(";") if "=" in pair)
-    namespace, name = pairs.get("K8S_POD_NAMESPACE", ""), pairs.get("K8S_POD_NAME", "")
-    if not namespace or not name:
+    pairs = arguments(args)
+    namespace, name, uid = (pairs.get(f"K8S_POD_{key}", "") for key in ("NAMESPACE", "NAME", "UID"))
+    if not namespace or not name or max(map(len, (namespace, name, uid))) > _POD_NAME_MAX:
         return None
     try:
-        return Pod(
-            _text("CNI_ARGS", namespace), _text("CNI_ARGS", name), _text("CNI_ARGS", pairs.get("K8S_POD_UID", ""))
-        )
+        return Pod(*(_text("CNI_ARGS", value) for value in (namespace, name, uid)))
     except CniError:
         if verb is Verb.ADD:
             raise
         return None  # a deletion is not held up by a name
 
 
-def _previous(conf: NetConf) -> dict[str, Any] | None:
+def _previous(verb: Verb, conf: NetConf) -> dict[str, Any] | None:
+    """An ADD passes it on, so what can't be is refused before anything is done."""
     try:
         previous: dict[str, Any] | None = msgspec.json.decode(conf.prev_result, type=dict[str, Any] | None)
         for part in ("interfaces", "ips", "routes"):
             msgspec.convert((previous or {}).get(part), list[dict[str, Any]] | None)
+        size = len(msgspec.json.encode(previous)) if verb is Verb.ADD else 0
     except (msgspec.MsgspecError, RecursionError) as error:
         raise CniError(Code.CONFIG, f"prevResult: {error}") from error
+    if size > ANSWER_CAP - _OURS_MAX:
+        raise CniError(Code.CONFIG, f"prevResult: {size} bytes are more than can be passed on")
     return previous
+
+
+def _valid(conf: NetConf) -> frozenset[tuple[str, str]] | None:
+    """None without a list, which is not an empty list."""
+    try:
+        listed = msgspec.json.decode(conf.valid_attachments, type=list[ValidAttachment] | None)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise CniError(Code.CONFIG, f"cni.dev/valid-attachments: {error}") from error
+    return None if listed is None else frozenset((valid.container_id, valid.ifname) for valid in listed)
 
 
 # answers
@@ -225,8 +295,9 @@ def error_body(error: CniError, version: str) -> bytes:
 
 
 def asked_version(stdin: bytes) -> str:
-    """The version to answer an error in, from a configuration that may be anything."""
+    """The version to answer in, from standard input that may be anything; ours when it says none."""
     try:
-        return configuration(stdin).cni_version
-    except CniError:
-        return VERSIONS[-1]
+        version = msgspec.json.decode(stdin, type=_Asked).cni_version
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        version = ""
+    return version if _VERSION.fullmatch(version) else VERSIONS[-1]

@@ -31,6 +31,9 @@ from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import LedgerError
 from vnetpods_agent.wire import Request, Response, Verb
 
+_SHOWN = 300
+"""Characters of each of a call's identifiers in its log line."""
+
 log = structlog.get_logger(component="cni")
 
 Observer = Callable[[str, str, float], None]
@@ -66,7 +69,7 @@ class Verbs:
             return Response(0, stdout)
         except CniError as error:
             outcome = str(int(error.code))
-            about |= {"error": error.message, "details": error.details}
+            about |= {"error": error.message} | ({"details": error.details} if error.details else {})
             return Response(1, cni.error_body(error, cni.asked_version(request.stdin)))
         finally:
             seconds = time.perf_counter() - began
@@ -99,7 +102,7 @@ class Verbs:
 
     async def _add(self, ask: _Ask) -> bytes:
         if ask.request.doors is None:
-            raise CniError(Code.NETNS, f"CNI_NETNS: {ask.call.netns!r} could not be opened")
+            raise CniError(Code.NETNS, f"CNI_NETNS: {cni.quoted(ask.call.netns)} could not be opened")
         attachment = await self.custody.attach(
             Wanted(ask.call.key, ask.call.netns, ask.call.pod), ask.request.doors, ask.request.deadline
         )
@@ -113,17 +116,15 @@ class Verbs:
         return b""
 
     async def _check(self, ask: _Ask) -> bytes:
-        if ask.call.previous is None:
-            raise CniError(Code.CONFIG, "CHECK needs prevResult")
         if ask.request.doors is None:
-            raise CniError(Code.NETNS, f"CNI_NETNS: {ask.call.netns!r} could not be opened")
+            raise CniError(Code.NETNS, f"CNI_NETNS: {cni.quoted(ask.call.netns)} could not be opened")
         attachment = self.custody.attachments.get(ask.call.key)
         if attachment is None:
             raise CniError(
                 Code.UNKNOWN_ATTACHMENT, f"{ask.call.key} has no address", "it was never added, or deleted since"
             )
         found = list(await self.kernel.submit(self.plane.check, attachment, ask.request.doors))
-        if attachment.address not in cni.claims(ask.call.previous):
+        if attachment.address not in cni.claims(ask.call.previous or {}):
             found.insert(0, f"prevResult lacks {attachment.address}, which the ledger has for it")
         if found:
             raise CniError(
@@ -171,7 +172,7 @@ _TABLE: dict[Verb, Callable[[Verbs, _Ask], Awaitable[bytes]]] = {
 def _about(request: Request) -> dict[str, str]:
     """What identifies a call in the log, from whatever it brought."""
     env = request.env
-    pairs = dict(pair.split("=", 1) for pair in env.get("CNI_ARGS", "").split(";") if "=" in pair)
+    pairs = cni.arguments(env.get("CNI_ARGS", ""))
     about = {
         "container": env.get("CNI_CONTAINERID", ""),
         "ifname": env.get("CNI_IFNAME", ""),
@@ -179,7 +180,7 @@ def _about(request: Request) -> dict[str, str]:
         "pod": pairs.get("K8S_POD_NAME", ""),
         "replayed": "spool" if request.replayed else "",
     }
-    return {name: value[:300].encode(errors="backslashreplace").decode() for name, value in about.items() if value}
+    return {name: cni.cut(value, _SHOWN) for name, value in about.items() if value}
 
 
 def _whose(request: Request) -> str:

@@ -7,17 +7,112 @@ import json
 import pytest
 
 from vnetpods_agent import cni
-from vnetpods_agent.cni import CniError
+from vnetpods_agent.cni import CniError, Code
 from vnetpods_agent.wire import Request, Verb
 
 ENVIRONMENT = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/run/netns/n1"}
 RESULT = {"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.5/32", "later": 1}], "interfaces": [], "newer": {"x": 1}}
 
 
-def call(verb: Verb, **conf: object) -> cni.Call:
-    stdin = json.dumps({"cniVersion": "1.1.0", "name": "vnetpods", "type": "vnetpods", **conf}).encode()
-    env = ENVIRONMENT | {"CNI_COMMAND": verb.name}
+ALL = ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")
+NEEDED = {
+    # CNI spec section 2, "CNI operations": environment, and what must be in the configuration
+    Verb.ADD: (ALL, {"cniVersion", "name"}),
+    Verb.DEL: (("CNI_CONTAINERID", "CNI_IFNAME"), {"cniVersion", "name"}),
+    Verb.CHECK: (ALL, {"cniVersion", "name", "prevResult"}),
+    Verb.GC: ((), {"cniVersion", "name"}),
+    Verb.STATUS: ((), {"cniVersion", "name"}),
+    Verb.VERSION: ((), set[str]()),
+}
+CONF = {"cniVersion": "1.1.0", "name": "vnetpods", "type": "vnetpods", "prevResult": RESULT}
+
+
+def understand(verb: Verb, env: dict[str, str], stdin: bytes) -> cni.Call:
+    env = env | {"CNI_COMMAND": verb.name}
     return cni.understand(Request(verb=verb, env=env, stdin=stdin, doors=None, deadline=0.0))
+
+
+def call(verb: Verb, **conf: object) -> cni.Call:
+    return understand(verb, ENVIRONMENT, json.dumps(CONF | conf).encode())
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("verb", NEEDED)
+def test_a_variable_is_looked_at_where_it_is_needed(verb: Verb, name: str) -> None:
+    needed, _ = NEEDED[verb]
+    stdin = json.dumps(CONF).encode()
+    others = {key: value for key, value in ENVIRONMENT.items() if key != name}
+    for env in (others, others | {name: ""}, others | {name: "\udcff" * 5000}):
+        if name in needed:
+            with pytest.raises(CniError, match=name) as caught:
+                understand(verb, env, stdin)
+            assert caught.value.code == Code.ENVIRONMENT
+        else:
+            assert understand(verb, env, stdin).verb is verb
+
+
+@pytest.mark.parametrize("verb", NEEDED)
+def test_nothing_else_is_needed(verb: Verb) -> None:
+    env, keys = NEEDED[verb]
+    least = json.dumps({key: value for key, value in CONF.items() if key in keys}).encode()
+    assert understand(verb, {name: ENVIRONMENT[name] for name in env}, least).verb is verb
+
+
+@pytest.mark.parametrize("key", ["cniVersion", "name", "prevResult"])
+@pytest.mark.parametrize("verb", NEEDED)
+def test_a_key_is_missed_where_it_is_needed(verb: Verb, key: str) -> None:
+    stdin = json.dumps({name: value for name, value in CONF.items() if name != key}).encode()
+    if key in NEEDED[verb][1]:
+        with pytest.raises(CniError, match=key) as caught:
+            understand(verb, ENVIRONMENT, stdin)
+        assert caught.value.code == (Code.VERSION if key == "cniVersion" else Code.CONFIG)
+    else:
+        assert understand(verb, ENVIRONMENT, stdin).verb is verb
+
+
+@pytest.mark.parametrize("listed", [1, "x", [1], [{"containerID": "c1"}], {}])
+@pytest.mark.parametrize("verb", NEEDED)
+def test_a_broken_list_of_attachments_is_gcs_alone(verb: Verb, listed: object) -> None:
+    conf = {"cni.dev/valid-attachments": listed, "cni.dev/later": listed}
+    if verb is Verb.GC:
+        with pytest.raises(CniError, match=r"cni\.dev/valid-attachments") as caught:
+            call(verb, **conf)
+        assert caught.value.code == Code.CONFIG
+    else:
+        assert call(verb, **conf).valid is None
+
+
+@pytest.mark.parametrize("name", ["eth%d", "%", "a%b"])
+def test_a_name_that_the_kernel_would_make_another_of_is_refused(name: str) -> None:
+    with pytest.raises(CniError, match="CNI_IFNAME") as caught:
+        understand(Verb.ADD, ENVIRONMENT | {"CNI_IFNAME": name}, json.dumps(CONF).encode())
+    assert caught.value.code == Code.ENVIRONMENT
+
+
+@pytest.mark.parametrize("key", ["NAMESPACE", "NAME", "UID"])
+def test_what_kubernetes_could_not_have_named_is_no_pod(key: str) -> None:
+    pairs = {"NAMESPACE": "default", "NAME": "web-0", "UID": "u1"}
+    for size, known in ((253, True), (254, False)):
+        args = ";".join(f"K8S_POD_{k}={'x' * size if k == key else v}" for k, v in pairs.items())
+        found = understand(Verb.ADD, ENVIRONMENT | {"CNI_ARGS": args}, json.dumps(CONF).encode())
+        assert (found.pod is not None) is known
+
+
+@pytest.mark.parametrize(
+    ("stdin", "version"),
+    [
+        pytest.param(b'{"cniVersion": "0.4.0", "name": ["x"]}', "0.4.0", id="the-rest-is-broken"),
+        pytest.param(b'{"cniVersion": "9.9.9"}', "9.9.9", id="unknown"),
+        pytest.param(b'{"cniVersion": 1}', "1.1.0", id="a-number"),
+        pytest.param(b'{"cniVersion": "' + b"9" * 300_000 + b'"}', "1.1.0", id="endless"),
+        pytest.param(b'{"cniVersion": "\xff"}', "1.1.0", id="not-utf-8"),
+        pytest.param(b"[" * 100_000, "1.1.0", id="deep"),
+        pytest.param(b"", "1.1.0", id="empty"),
+    ],
+)
+def test_the_version_to_answer_in(stdin: bytes, version: str) -> None:
+    assert cni.asked_version(stdin) == version
+    assert understand(Verb.VERSION, {}, stdin).version == version
 
 
 @pytest.mark.parametrize(

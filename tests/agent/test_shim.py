@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.agent.plugin import plugin
 from tests.agent.shim import QUICK, Runtime, named_netns, program
 from vnetpods_agent.server import Server
 from vnetpods_agent.wire import ANSWER_CAP, STDIN_CAP, Request, RequestDecoder, RequestFrame, Response, Verb
@@ -218,12 +220,12 @@ async def test_without_command_it_says_what_it_is(runtime: Runtime) -> None:
     [
         pytest.param(CONFIG, "0.4.0", id="asked"),
         pytest.param(b'{"x":1,"cniVersion" :\n\t"1.1.0"}', "1.1.0", id="spaces"),
-        pytest.param(b"", "1.0.0", id="empty"),
-        pytest.param(b"{", "1.0.0", id="cut"),
-        pytest.param(b'{"cniVersion":"', "1.0.0", id="cut in the value"),
+        pytest.param(b"", "1.1.0", id="empty"),
+        pytest.param(b"{", "1.1.0", id="cut"),
+        pytest.param(b'{"cniVersion":"', "1.1.0", id="cut in the value"),
         pytest.param(b'{"cniVersion":"1\\"2"}', "1", id="quotes"),
         pytest.param(b'{"cniVersion":"' + b"9" * 100, "9" * 15, id="long"),
-        pytest.param(b'{"cniVersion"\0:"1.1.0"}', "1.0.0", id="NUL"),
+        pytest.param(b'{"cniVersion"\0:"1.1.0"}', "1.1.0", id="NUL"),
     ],
 )
 async def test_errors_are_in_the_version_asked_for(runtime: Runtime, config: bytes, version: str) -> None:
@@ -232,10 +234,28 @@ async def test_errors_are_in_the_version_asked_for(runtime: Runtime, config: byt
     assert outcome.json["cniVersion"] == version
 
 
-async def test_version_needs_no_agent(runtime: Runtime) -> None:
-    outcome = await runtime.call("VERSION", b'{"cniVersion":"1.0.0"}')
+@pytest.mark.parametrize("served", [False, True], ids=["alone", "with-agent"])
+@pytest.mark.parametrize(
+    ("stdin", "version"),
+    [
+        pytest.param(b'{"cniVersion":"1.0.0"}', "1.0.0", id="asked"),
+        pytest.param(b'{"cniVersion":"9.9.9"}', "9.9.9", id="unknown"),
+        pytest.param(b"", "1.1.0", id="empty"),
+        pytest.param(b"{}", "1.1.0", id="none"),
+        pytest.param(b"garbage", "1.1.0", id="garbage"),
+    ],
+)
+async def test_version_needs_nothing_but_the_command(
+    runtime: Runtime, stdin: bytes, version: str, served: bool
+) -> None:
+    """CNI spec section 2, VERSION. Callers before 0.3.0 leave stdin empty; the agent and the shim alone say the same."""
+    async with plugin(runtime.folder) as cni, contextlib.AsyncExitStack() as stack:
+        if served:
+            await stack.enter_async_context(agent(runtime, cni.verbs.handle))
+        outcome = await runtime.call("VERSION", stdin)
+        assert [verb for verb, _ in cni.outcomes] == ["VERSION"] * served
     assert outcome.exit_code == 0
-    expected = {"cniVersion": "1.0.0", "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]}
+    expected = {"cniVersion": version, "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]}
     assert outcome.json == expected
 
 

@@ -96,7 +96,6 @@ class TestInput:
             pytest.param(b'{"cniVersion": "1.1.0", "name": ""}', 7, id="empty-name"),
             pytest.param(b'{"cniVersion": "1.1.0", "name": "-x"}', 7, id="name-with-a-dash-first"),
             pytest.param(b'{"cniVersion": "1.1.0", "name": "../x"}', 7, id="name-a-path"),
-            pytest.param(b'{"cniVersion": "1.1.0", "name": "n", "cni.dev/valid-attachments": 1}', 7, id="attachments"),
         ],
     )
     @pytest.mark.parametrize("verb", [Verb.ADD, Verb.DEL])
