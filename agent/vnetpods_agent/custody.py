@@ -27,7 +27,7 @@ from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface, I
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
 from vnetpods_agent.pool import Pool
-from vnetpods_agent.records import Adopt, Assign, Release
+from vnetpods_agent.records import Adopt, Assign, Content, Release
 
 LONG_WAIT = 5.0
 """Seconds after which a waiting pod is told by an Event."""
@@ -93,6 +93,7 @@ class Surroundings:
     cause: Callable[[], str]  # why there are no more addresses
     changed: Callable[[], None]  # counts have changed
     waits_long: Callable[[Wanted, str], None]
+    barred: Callable[[], str] = str  # why no address may be given out at present, whatever there is
 
 
 class Custody:
@@ -149,6 +150,19 @@ class Custody:
                 return None
             await self._through(self._give_back(attachment))
             return attachment
+
+    def remember(self, content: Content) -> None:
+        """What the ledger holds, before any address is given out. What has been recognised meanwhile stays; but of it
+        the ledger knows more.
+        """
+        for key, attachment in content.attachments.items():
+            known = self.attachments.get(key)
+            if known is None and self._pool.holder(attachment.address) is None:
+                self.attachments[key] = attachment
+                self._pool.adopt(attachment.address, key)
+            elif known and known.address == attachment.address and not self.busy(key):
+                self.attachments[key] = attachment
+        self._pool.restore({}, content.rests, content.withdrawn)
 
     async def void(self, attachment: Attachment, since: float) -> None:
         """The attachment has come to an end without us, at `since`; nothing of it is in the kernel."""
@@ -276,6 +290,8 @@ class Custody:
         )
 
     async def _address(self, wanted: Wanted, deadline: float, errand: _Errand) -> Address:
+        if why := self._around.barred():
+            raise NoAddress(why)
         address = self._pool.take(wanted.key, self._around.clock())
         if address is not None:
             return address

@@ -5,9 +5,11 @@ access happens in the ledger's own thread; whatever was submitted while a commit
 fifty ADDs cost two or three disk syncs. The file is read when the agent starts and never again: the thread keeps a
 mirror.
 
-Damage: a file that can't be used is set aside as `ledger.db.damaged-<time>`, and the caller rebuilds the content from
-the kernel. A disk that can't be written fails ADDs, but a release always succeeds: the mirror drops the row, and the
-first transaction that gets through again writes the whole mirror, before anything new.
+Damage: a file that can't be used is set aside as `ledger.db.damaged-<time>`. At start the caller then rebuilds the
+content from the kernel; later the mirror has it. A disk that can't be written fails ADDs, but a release always
+succeeds: the mirror drops the row, and the first transaction that gets through again writes the whole mirror, before
+anything new. A file that can't even be read (`unread`) isn't touched until it can: `load` then puts together what it
+holds and what has happened since, and until that is known no address may be given out.
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ from vnetpods_agent.records import (
     bring_up_to_date,
     create,
     enter,
+    overtake,
     read,
     rewrite,
     statements,
 )
 
+REBUILT = "LedgerRebuilt"
+UNAVAILABLE = "LedgerUnavailable"
 _DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 _IDLE = 0.5  # seconds without work after which the log is moved into the file
 _CHECKPOINT_BYTES = 256 * 1024
@@ -61,22 +66,30 @@ class AddressTaken(LedgerError): ...  # noqa: N818
 class Ledger(Lane):
     """The thread and its file."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, clock: Callable[[], float] = time.time, notify: Callable[[str, str], None] = lambda *_: None
+    ) -> None:
+        """`notify(reason, message)` is called in the loop, once for every trouble that comes after the start."""
         super().__init__("ledger")
         self._path = path
         self._clock = clock
+        self._notify = notify
         self._connection: sqlite3.Connection | None = None
         self._mirror = Content()
         self._behind = False  # the file lacks something that the mirror has
+        self._since: list[Operation] | None = []  # what has happened while the file couldn't be read; None: it was
         self.trouble = ""  # why nothing can be written at present
+        self.unread = True  # the caller doesn't know yet what the file holds
 
     # from the loop
 
-    def load(self) -> Outcome[tuple[Content, str]]:
-        """Once, at start: what the file holds, and why that is less than it should be ("" when all is well, "new" when
-        there was none).
+    async def load(self) -> tuple[Content, str]:
+        """At start, and then as long as it is `unread`: what the file holds, and why that is less than it should be (""
+        when all is well, "new" when there was none).
         """
-        return self.submit(self._load)
+        content, trouble = await self.submit(self._load)
+        self.unread = content is None
+        return content or Content(), trouble
 
     def commit(self, *operations: Operation) -> Outcome[None]:
         """All of them or none, durable when the outcome is there. Raises AddressTaken, LedgerUnavailable (a Release
@@ -116,6 +129,9 @@ class Ledger(Lane):
 
     def _transact(self, jobs: Sequence[Job]) -> None:
         """One durable transaction for all; each job fails alone when its own operations are refused."""
+        if self._since is not None:
+            self._refuse(jobs)
+            return
         try:
             try:
                 self._write(jobs)
@@ -123,20 +139,38 @@ class Ledger(Lane):
                 if not _is_damage(error):
                     raise
                 self._disconnect()
-                log.exception("the ledger was damaged while in use", aside=str(self._set_aside()))
+                aside = self._set_aside()
+                log.exception("the ledger was damaged while in use", aside=str(aside))
+                said = (
+                    f"{self._path} was damaged while in use ({error}); it was set aside as {aside}, memory has it all"
+                )
+                self._say(REBUILT, said)
                 self._write(jobs)
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
             self._behind = True
-            self.trouble = f"{self._path} can't be written ({error}); is the disk full or read-only?"
-            for job in jobs:
-                job.error = LedgerUnavailable(self.trouble)
-                enter(self._mirror, [operation for operation in job.args[0] if isinstance(operation, FACTS)])
+            said = f"{self._path} can't be written ({error}); is the disk full or read-only?"
+            if not self.trouble:
+                self._say(UNAVAILABLE, said)
+            self.trouble = said
+            self._refuse(jobs)
         else:
             self.trouble = ""
             for job in jobs:
                 if job.error is None:
                     enter(self._mirror, job.args[0])
+
+    def _refuse(self, jobs: Sequence[Job]) -> None:
+        """What has happened is remembered all the same."""
+        for job in jobs:
+            job.error = LedgerUnavailable(self.trouble)
+            facts = [operation for operation in job.args[0] if isinstance(operation, FACTS)]
+            enter(self._mirror, facts)
+            if self._since is not None:
+                self._since += facts
+
+    def _say(self, reason: str, said: str) -> None:
+        self._loop.call_soon_threadsafe(self._notify, reason, said)
 
     def _write(self, jobs: Sequence[Job]) -> None:
         connection = self._connected()
@@ -206,7 +240,7 @@ class Ledger(Lane):
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _load(self) -> tuple[Content, str]:
+    def _load(self) -> tuple[Content | None, str]:
         trouble = "" if self._path.exists() else "new"
         try:
             try:
@@ -217,13 +251,16 @@ class Ledger(Lane):
                 trouble = f"{self._path} is unusable ({error}); it was set aside as {self._set_aside()}"
                 self._look_into_file(self._remember)
         except (sqlite3.Error, OSError) as error:
-            self._behind = True
-            self.trouble = trouble = f"{self._path} can't be opened ({error}); is the disk full or read-only?"
+            self._mirror = overtake(Content(), self._since or ())
+            self.trouble = f"{self._path} can't be opened ({error}); is the disk full or read-only?"
+            return None, self.trouble
+        self._behind = self._behind or bool(self.trouble)
+        self._since = None
         return self._mirror.copy(), trouble
 
     def _remember(self, connection: sqlite3.Connection) -> None:
         bring_up_to_date(connection)
-        self._mirror = read(connection)
+        self._mirror = overtake(read(connection), self._since or ())
 
     def _set_aside(self) -> Path:
         aside = self._path.with_name(f"{self._path.name}.damaged-{int(self._clock())}")

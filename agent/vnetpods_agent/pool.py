@@ -62,10 +62,10 @@ class Pool:
     def restore(
         self, held: Mapping[Address, AttachmentKey], since: Mapping[Address, float], withdrawn: Iterable[str]
     ) -> None:
-        """Takes over what the ledger remembers, before anything else."""
-        self._held = dict(held)
-        self._since = dict(since)
-        self._withdrawn = dict.fromkeys(withdrawn)
+        """Takes over what the ledger remembers, before any address is given out."""
+        self._held.update(held)
+        self._since.update(since)
+        self._withdrawn.update(dict.fromkeys(withdrawn))
         self._arrange()
 
     def supply(self, interfaces: Iterable[Interface]) -> None:
@@ -171,6 +171,9 @@ class Pool:
     def kept(self) -> tuple[str, ...]:
         """Units asked back that can't be given: pods hold them, and may for months."""
         return tuple(unit for unit in self._releasing if self.holds(unit))
+
+    def withdrawn(self) -> tuple[str, ...]:
+        return tuple(self._withdrawn)
 
     def is_withdrawn(self, unit: str) -> bool:
         return unit in self._withdrawn

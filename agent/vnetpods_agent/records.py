@@ -132,6 +132,23 @@ def enter(content: Content, operations: Sequence[Operation]) -> None:
                     content.rests.pop(address, None)
 
 
+def overtake(content: Content, facts: Sequence[Operation]) -> Content:
+    """What has happened while the file couldn't be read, entered into what it holds.
+
+    Pods were recognised by their interfaces then, of which the file may know more; and an address that such a pod has
+    is no longer that of whom the file names.
+    """
+    for fact in facts:
+        if isinstance(fact, Adopt):
+            found = fact.attachment
+            if found.key in content.attachments and content.attachments[found.key].address == found.address:
+                continue
+            for former in [a for a in content.attachments.values() if a.address == found.address]:
+                del content.attachments[former.key]
+        enter(content, [fact])
+    return content
+
+
 def statements(operation: Operation) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
     match operation:
         case Assign(attachment) | Adopt(attachment):

@@ -33,10 +33,11 @@ from vnetpods_agent.events import Event, Events
 from vnetpods_agent.filesource import FileSource
 from vnetpods_agent.kubeapi import KubeApi, from_kubeconfig, in_cluster
 from vnetpods_agent.lane import Lane
-from vnetpods_agent.ledger import Ledger
+from vnetpods_agent.ledger import REBUILT, UNAVAILABLE, Ledger, LedgerUnavailable
 from vnetpods_agent.listening import Listener, NicLimits, Parts
 from vnetpods_agent.nodeippool import NodeIPPoolSource
 from vnetpods_agent.pool import Pool
+from vnetpods_agent.records import Withdraw
 from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.server import Server
 from vnetpods_agent.source import AddressSource
@@ -69,7 +70,9 @@ class Agent:
         )
         self.events = Events(api, config.node)
         self.pool = Pool(config.cooldown, self._elsewhere)
-        self.ledger = Ledger(config.paths.ledger)
+        self.ledger = Ledger(
+            config.paths.ledger, notify=lambda reason, message: self.events.say(Event(reason, message))
+        )
         self.kernel = Lane("kernel")
         self.reaper = Reaper()
         self.plane = Transparent(self.reaper)
@@ -85,6 +88,7 @@ class Agent:
             cause=self.cause,
             changed=self.reporter.changed,
             waits_long=self._waits_long,
+            barred=self.barred,
         )
         self.custody = self.reporter.custody = Custody(self.pool, self.ledger, self.kernel, self.plane, surroundings)
         parts = Parts(
@@ -116,6 +120,10 @@ class Agent:
         if not self.pool.listed():
             return f"no address for pods is known: {self.cause()}"
         return ""
+
+    def barred(self) -> str:
+        """Why no address may be given out, whatever the pool lists: somebody may have it, or it may be promised."""
+        return self.ledger.trouble if self.ledger.unread else ""
 
     def cause(self) -> str:
         """Why there are not (more) addresses."""
@@ -177,6 +185,8 @@ class Agent:
         )
         self.watchdog.start()
         trouble = await self._recall()
+        if trouble:
+            log.warning("ledger", trouble=trouble)
         await asyncio.to_thread(self.reaper.start)
         self.host.start()
         await self.listener.recall(trouble)
@@ -186,7 +196,7 @@ class Agent:
         if found.adopted or trouble not in ("", "new"):
             missing = "the ledger is gone" if trouble == "new" else trouble or "the ledger lacked pods"
             said = f"{missing}; {found.adopted} pods were recognised by their interfaces"
-            self.events.say(Event("LedgerRebuilt", said))
+            self.events.say(Event(UNAVAILABLE if self.ledger.unread else REBUILT, said))
         self.metrics.replayed.inc(await self.spool.replay())
         await self.server.start()
         await self._serve_metrics()
@@ -254,11 +264,7 @@ class Agent:
     async def _recall(self) -> str:
         """Memory from the ledger; what of it is of an earlier boot is over. Says what was wrong with it."""
         content, trouble = await self.ledger.load()
-        if trouble:
-            log.warning("ledger", trouble=trouble)
-        held = {attachment.address: key for key, attachment in content.attachments.items()}
-        self.pool.restore(held, content.rests, content.withdrawn)
-        self.custody.attachments = content.attachments
+        self.custody.remember(content)  # in one breath: from now on addresses are given out
         old = [a for a in content.attachments.values() if a.boot_id != self._boot_id]
         # no pod of an earlier boot has outlived the moment at which this one began
         booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -269,10 +275,27 @@ class Agent:
         return trouble
 
     async def _tick(self) -> None:
-        """What nobody tells us of: addresses that the host no longer holds, a disk that can be written again."""
+        """What nobody tells us of: addresses that the host no longer holds, a ledger that can be read after all."""
         while True:
             await asyncio.sleep(_TICK)
+            if self.ledger.unread and not await self._late():
+                continue
+            if not self.unfit():
+                self.listener.fit.set()
             self.custody.serve()
+
+    async def _late(self) -> bool:
+        """Whether the ledger, which couldn't be read at the start, now has been."""
+        trouble = await self._recall()
+        if self.ledger.unread:
+            return False
+        log.info("the ledger has been read at last", attachments=len(self.custody.attachments))
+        if trouble not in ("", "new"):
+            self.events.say(Event(REBUILT, trouble))
+        if units := self.pool.withdrawn():  # what the source told us we had promised
+            with contextlib.suppress(LedgerUnavailable):
+                await self.ledger.commit(Withdraw(units))
+        return True
 
     async def _report(self) -> None:
         await self.reporter.run(time.time)

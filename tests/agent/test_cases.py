@@ -22,7 +22,7 @@ from tests.agent import truths
 from tests.agent.machine import NIC_MAC, PRIMARY, Machine, machine, until
 from tests.agent.mounts import small_disk
 from tests.agent.test_ledger_disk import fill, remount
-from vnetpods_api import Condition, Interface, Status
+from vnetpods_api import Condition, Interface, Status, Usage
 
 ADDRESSES = [f"10.240.0.{number}" for number in range(5, 35)]
 POD = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID="
@@ -217,6 +217,42 @@ async def test_acn_763_a_disk_that_is_read_only(tmp_path: Path) -> None:
             remount(disk, "rw")
             await until(lambda: truths.read(node).ledger == {"c2/eth0": held["c2"]})
             assert await node.add("d2", node.sandbox()) != held["c2"]
+
+
+async def test_acn_763_a_disk_that_is_read_only_forgets_nothing(tmp_path: Path) -> None:
+    """C16: what the ledger held when it couldn't be read (cool-downs, promises, pods' names) is in force, and in the
+    file, as soon as it can.
+    """
+    with small_disk(tmp_path / "state", kilobytes=2048) as disk:
+        async with machine(tmp_path, cooldown=60) as node:
+            node.pool(ADDRESSES[:3], releasing=ADDRESSES[2:3])
+            await node.start()
+            await node.add("c1", node.sandbox("p-c1"), args=POD + "1")
+            await node.add("c2", node.sandbox("p-c2"), args=POD + "2")
+            await node.delete("c1", "/run/netns/p-c1")
+            await until(lambda: node.report().released == (ADDRESSES[2],))
+            before = all_rows(node.state / "ledger.db")
+            await node.stop()
+            conflist = tmp_path / "net.d" / "05-vnetpods.conflist"
+            conflist.unlink()
+            remount(disk, "ro")
+            await node.start()
+            assert (await node.call("ADD", "d1", node.sandbox())).code == 11
+            remount(disk, "rw")
+            await until(conflist.exists)
+            assert (await node.call("STATUS", "")).exit_code == 0
+            await until(lambda: node.report().usage == Usage(assigned=1, cooling=1))
+            assert node.report().released == (ADDRESSES[2],)
+            assert all_rows(node.state / "ledger.db") == before
+            assert [event["reason"] for event in node.events("event")] == ["LedgerUnavailable"]
+
+
+def all_rows(ledger: Path) -> list[list[Any]]:
+    with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        return [
+            connection.execute(f"SELECT * FROM {table}").fetchall()
+            for table in ("attachment", "rest", "withdrawn")
+        ]
 
 
 async def test_acn_2022_withdrawn_stays_withdrawn(tmp_path: Path) -> None:

@@ -45,8 +45,10 @@ def attachment(number: int, address: int | None = None, container: str = "") -> 
 
 
 @asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[tuple[Ledger, Content, str]]:
-    ledger = Ledger(path, clock=lambda: 1_700_000_000.0)
+async def opened(
+    path: Path, notify: Callable[[str, str], None] = lambda *_: None
+) -> AsyncIterator[tuple[Ledger, Content, str]]:
+    ledger = Ledger(path, clock=lambda: 1_700_000_000.0, notify=notify)
     ledger.start()
     try:
         content, trouble = await ledger.load()
@@ -189,7 +191,8 @@ async def test_a_damaged_file_is_set_aside_and_a_new_one_takes_its_place(
 @pytest.mark.parametrize("damage", [_nuls, _scribbled, _cut], ids=lambda damage: damage.__name__.strip("_"))
 async def test_damage_under_way_costs_nothing(path: Path, damage: Callable[[Path], None]) -> None:
     """Memory knows all that the file should hold."""
-    async with opened(path) as (ledger, _, _):
+    told: list[str] = []
+    async with opened(path, lambda *said: told.append(": ".join(said))) as (ledger, _, _):
         await asyncio.gather(*(ledger.commit(Assign(attachment(n))) for n in range(1, 100)))
         checkpoint(path)
         damage(path)
@@ -197,6 +200,7 @@ async def test_damage_under_way_costs_nothing(path: Path, damage: Callable[[Path
             await ledger.commit(Release(attachment(number - 99).key, 1.0), Assign(attachment(number)))
     found = await content_of(path)
     assert set(found.attachments) == {attachment(n).key for n in range(41, 140)}
+    assert [line.partition(" (")[0] for line in told] == [f"LedgerRebuilt: {path} was damaged while in use"]
 
 
 def checkpoint(path: Path) -> None:

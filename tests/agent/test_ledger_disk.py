@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.agent.mounts import small_disk
 from tests.agent.test_ledger import attachment, clear, content_of, opened
-from vnetpods_agent.ledger import LedgerUnavailable
-from vnetpods_agent.records import Assign, Release
+from vnetpods_agent.attachment import Address
+from vnetpods_agent.ledger import UNAVAILABLE, Ledger, LedgerUnavailable
+from vnetpods_agent.records import Adopt, Assign, Content, Release, Withdraw
 
 
 @pytest.fixture
@@ -58,6 +60,60 @@ class TestDisk:
                 with pytest.raises(LedgerUnavailable):
                     await ledger.commit(Assign(attachment(6)))
                 remount(disk, "rw")
+
+    @pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+    async def test_what_a_file_holds_that_can_be_read_later_is_put_together_with_what_has_happened(
+        self, tmp_path: Path, damaged: bool
+    ) -> None:
+        with small_disk(tmp_path / "disk", kilobytes=1024) as disk:
+            path = disk / "ledger.db"
+            async with opened(path) as (ledger, _, _):
+                await ledger.commit(*(Assign(attachment(number)) for number in (5, 6, 7, 8)))
+                await ledger.commit(Release(attachment(8).key, 9.0), Withdraw(("10.240.0.9",)))
+            if damaged:
+                path.write_text("{}")
+            remount(disk, "ro")
+            async with opened(path) as (ledger, nothing, _):
+                assert (nothing, ledger.unread) == (Content(), True)
+                for fact in (
+                    Adopt(replace(attachment(5), pod=None, netns="")),
+                    Adopt(replace(attachment(6), pod=None, netns="")),
+                    Release(attachment(6).key, 11.0),
+                    Adopt(attachment(17, address=7)),
+                ):
+                    with pytest.raises(LedgerUnavailable):
+                        await ledger.commit(fact)
+                assert (await ledger.load())[0] == Content()  # still read-only
+                remount(disk, "rw")
+                await asyncio.sleep(0.7)  # nothing is written before it is asked for
+                content, trouble = await ledger.load()
+                assert ("set aside" in trouble, ledger.unread) == (damaged, False)
+                assert content.attachments[attachment(17).key].address == "10.240.0.7"
+                if not damaged:
+                    assert set(content.attachments) == {attachment(5).key, attachment(17).key}
+                    assert content.attachments[attachment(5).key] == attachment(5)
+                    assert content.rests == {Address("10.240.0.8"): 9.0, Address("10.240.0.6"): 11.0}
+                    assert content.withdrawn == {"10.240.0.9": None}
+                await until(lambda: not ledger.trouble)
+            assert await content_of(path) == content
+
+    async def test_each_trouble_is_told_once(self, tmp_path: Path) -> None:
+        told: list[str] = []
+        with small_disk(tmp_path / "disk", kilobytes=256) as disk:
+            ledger = Ledger(disk / "ledger.db", notify=lambda reason, _: told.append(reason))
+            ledger.start()
+            await ledger.load()
+            await ledger.commit(Assign(attachment(5)))
+            for _ in range(2):
+                ballast = fill(disk)
+                await asyncio.gather(
+                    *(ledger.commit(Assign(attachment(number))) for number in range(6, 200)), return_exceptions=True
+                )
+                await asyncio.sleep(1.2)
+                ballast.unlink()
+                await until(lambda: not ledger.trouble)
+            assert told == [UNAVAILABLE] * 2
+            await asyncio.to_thread(ledger.close)
 
 
 async def until(what: Callable[[], bool]) -> None:
