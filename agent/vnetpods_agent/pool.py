@@ -11,14 +11,14 @@ handshake speaks of units, pods get addresses. An address is
     cooling   idle, released less than `cooldown` ago: others may still send to its former pod;
     blocked   in a unit that is releasing or withdrawn: out of use, whatever else it is;
     withdrawn promised back: out of use until the source has confirmed that the promise is taken back;
-    unusable  on one of the host's own interfaces, or on a former pod's that is not yet gone from the kernel;
+    unusable  on one of the host's own interfaces, or leaving: on a former pod's that is not yet gone from the kernel;
     missing   held, but no longer listed: the pod is left alone, and the operator asks Azure for it again.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 
 from vnetpods_agent.attachment import Address, AttachmentKey
@@ -42,10 +42,16 @@ def expand(unit: str) -> tuple[Address, ...]:
 class Pool:
     """See the module's docstring. Every method is a decision without waiting in between."""
 
-    def __init__(self, cooldown: float, elsewhere: Callable[[], frozenset[Address]] = frozenset) -> None:
-        """`elsewhere` is asked at every decision for the unusable addresses."""
+    def __init__(
+        self,
+        cooldown: float,
+        elsewhere: Callable[[], frozenset[Address]] = frozenset,
+        leaving: Callable[[], Collection[Address]] = frozenset,
+    ) -> None:
+        """`elsewhere`, those on the host's own interfaces, and `leaving` are asked at every decision."""
         self.cooldown = cooldown
         self._elsewhere = elsewhere
+        self._leaving = leaving
         self._mac: dict[Address, str] = {}  # every listed address and its NIC
         self._heard = False
         self._units: frozenset[str] = frozenset()
@@ -139,11 +145,15 @@ class Pool:
     # the release handshake
 
     def withdrawable(self, now: float) -> list[str]:
-        """Units asked back that no pod holds and that have cooled down; `withdraw` them once the ledger has it."""
+        """Units asked back that no pod holds, and whose former pods are gone and have cooled down; `withdraw` them once
+        the ledger has it.
+        """
+        leaving = self._leaving()
         return [
             unit
             for unit in self._releasing
-            if unit not in self._withdrawn and not any(a in self._held or self._cooling(a, now) for a in expand(unit))
+            if unit not in self._withdrawn
+            and not any(a in self._held or a in leaving or self._cooling(a, now) for a in expand(unit))
         ]
 
     def withdraw(self, units: Iterable[str]) -> None:
@@ -203,7 +213,7 @@ class Pool:
 
     def usage(self, now: float) -> Usage:
         cooling = free = 0
-        unusable = self._elsewhere()
+        unusable = self._elsewhere().union(self._leaving())
         for address in self._idle:
             if self._cooling(address, now):
                 cooling += 1
@@ -226,7 +236,7 @@ class Pool:
     # within
 
     def _first(self, now: float) -> Address | None:
-        unusable = self._elsewhere()
+        unusable = self._elsewhere().union(self._leaving())
         for address in self._idle:
             if address in self._blocked or address in unusable:
                 continue

@@ -21,7 +21,6 @@ import structlog
 from aiohttp import web
 
 from vnetpods_agent import installer, metrics
-from vnetpods_agent.attachment import Address
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
 from vnetpods_agent.dataplane.conversation import REFUSALS
@@ -69,7 +68,6 @@ class Agent:
             FileSource(config.source.file) if config.source.file else NodeIPPoolSource(api or _api(config), config.node)
         )
         self.events = Events(api, config.node)
-        self.pool = Pool(config.cooldown, self._elsewhere)
         self.ledger = Ledger(
             config.paths.ledger, notify=lambda reason, message: self.events.say(Event(reason, message))
         )
@@ -79,6 +77,7 @@ class Agent:
         self.host = HostReconciler(
             lambda kind, message: self._call_from_thread(self._host_event, kind, message), sysctl=config.paths.sysctl
         )
+        self.pool = Pool(config.cooldown, self.host.held_by_host, self.plane.leaving)
         self.reporter = Reporter(self.pool, self.ledger, self.source, self.unfit, config.report_interval)
         self.limits = NicLimits(self.kernel)
         surroundings = Surroundings(
@@ -133,10 +132,6 @@ class Agent:
         return (
             "all are in use, and more have been asked for" if self.pool.listed() else "the operator has listed none yet"
         )
-
-    def _elsewhere(self) -> frozenset[Address]:
-        """Addresses on the host's own interfaces or on a former pod's."""
-        return self.host.held_by_host().union(self.plane.leaving())
 
     def _waits_long(self, wanted: Wanted, cause: str) -> None:
         if wanted.pod is not None:

@@ -94,7 +94,7 @@ async def loaded(path: Path) -> tuple[Content, str]:
 @asynccontextmanager
 async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
     plane, now, told = DictPlane(), [1_000_000.0], list[str]()
-    pool = Pool(COOLDOWN, lambda: frozenset(plane.leaving()))
+    pool = Pool(COOLDOWN, leaving=plane.leaving)
     ledger, kernel = RefusingLedger(tmp_path / "ledger.db"), Lane("kernel")
     ledger.start()
     kernel.start()

@@ -170,6 +170,15 @@ class TestRelease:
         assert made.withdrawable(NOW + COOLDOWN - 1) == []
         assert made.withdrawable(NOW + COOLDOWN) == ["10.0.0.16/28"]
 
+    def test_a_unit_goes_only_when_its_former_pods_have_left_the_kernel(self) -> None:
+        """Also without any cool-down. What the host itself holds may go."""
+        leaving = {Address("10.0.0.20")}
+        made = Pool(0.0, lambda: frozenset({Address("10.0.0.21")}), lambda: leaving)
+        made.supply([interface("10.0.0.16/28", releasing=("10.0.0.16/28",))])
+        assert made.withdrawable(NOW) == []
+        leaving.clear()
+        assert made.withdrawable(NOW) == ["10.0.0.16/28"]
+
     def test_once_withdrawn_it_is_reported_until_it_is_gone_and_then_forgotten(self) -> None:
         made = pool()
         made.supply([interface("10.0.0.5", "10.0.0.6", releasing=("10.0.0.5",))])

@@ -57,7 +57,7 @@ class Clock:
 
 
 async def attached(folder: Path, plane: Plane, clock: Clock) -> Attachment:
-    pool = Pool(COOLDOWN, plane.leaving)
+    pool = Pool(COOLDOWN, leaving=plane.leaving)
     pool.restore({}, {ADDRESS: RELEASED}, ())
     pool.supply([NIC])
     ledger, kernel = Ledger(folder / "ledger.db"), Lane("kernel")
