@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from vnetpods_agent import faults
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Limits, Pod
-from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface, InterfaceExists
+from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface, Refused
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
 from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Adopt, Assign, Content, Release
+from vnetpods_agent.turns import Turns
 
 LONG_WAIT = 5.0
 """Seconds after which a waiting pod is told by an Event."""
@@ -78,12 +79,6 @@ class _Errand:
 
 
 @dataclass(slots=True)
-class _Turn:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
-
-
-@dataclass(slots=True)
 class Surroundings:
     """What custody needs to know of the rest of the agent."""
 
@@ -107,7 +102,7 @@ class Custody:
         self._plane = plane
         self._around = surroundings
         self._loop = asyncio.get_running_loop()
-        self._turns: dict[AttachmentKey, _Turn] = {}
+        self._turns = Turns()
         self._errands: dict[AttachmentKey, _Errand] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -117,7 +112,7 @@ class Custody:
 
     def busy(self, key: AttachmentKey) -> bool:
         """Whether a call for it is under way."""
-        return key in self._turns
+        return self._turns.busy(key)
 
     async def attach(self, wanted: Wanted, doors: Doors, deadline: float) -> Attachment:
         """The attachment, durable and working. For one that exists already everything is made sure of again.
@@ -125,7 +120,7 @@ class Custody:
         Waits for an address until `deadline` (loop time). Raises CustodyError, LedgerError, DataPlaneError.
         """
         key = wanted.key
-        async with self._turn(key):
+        async with self._turns.of(key):
             if (found := self.attachments.get(key)) is not None:
                 found = await self._updated(found, wanted)
                 await self._kernel.submit(self._plane.attach, found, doors)
@@ -144,7 +139,7 @@ class Custody:
         errand = self._errands.get(key)
         if errand is not None and (before is None or errand.began <= before):
             errand.abandon("the pod was deleted while its address was being set up")
-        async with self._turn(key):
+        async with self._turns.of(key):
             attachment = self.attachments.get(key)
             if attachment is None or (before is not None and attachment.created > before):
                 return None
@@ -166,7 +161,7 @@ class Custody:
 
     async def void(self, attachment: Attachment, since: float) -> None:
         """The attachment has come to an end without us, at `since`; nothing of it is in the kernel."""
-        async with self._turn(attachment.key):
+        async with self._turns.of(attachment.key):
             if self.attachments.get(attachment.key) is attachment:
                 await self._through(self._record_release(attachment, since))
 
@@ -179,7 +174,7 @@ class Custody:
         key, address = interface.key, interface.address
         if key is None or address is None:
             return ""
-        async with self._turn(key):
+        async with self._turns.of(key):
             if key in self.attachments or interface not in await self._kernel.submit(self._plane.interfaces):
                 return ""
             if self._pool.holder(address) is not None:
@@ -202,7 +197,7 @@ class Custody:
     async def name_nics(self) -> None:
         """Adopted pods whose NIC wasn't known then."""
         for attachment in [a for a in self.attachments.values() if not a.nic_mac and self._pool.mac(a.address)]:
-            async with self._turn(attachment.key):
+            async with self._turns.of(attachment.key):
                 if self.attachments.get(attachment.key) is attachment:
                     mac = self._pool.mac(attachment.address)
                     limits = self._around.limits(mac)
@@ -265,7 +260,7 @@ class Custody:
             await self._kernel.submit(self._plane.attach, attachment, doors)
             faults.reach("add.attached")
             errand.check()
-        except InterfaceExists:  # before anything was changed
+        except Refused:  # before anything was made
             await self._through(self._unused(attachment))
             raise
         except BaseException:
@@ -393,15 +388,3 @@ class Custody:
             return _LEAVING[waiting]
         change = self._pool.next_change(now) if waiting else None
         return None if change is None else max(change - now, 0.001)
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, key: AttachmentKey) -> AsyncIterator[None]:
-        turn = self._turns.setdefault(key, _Turn())
-        turn.users += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.users -= 1
-            if not turn.users:
-                del self._turns[key]

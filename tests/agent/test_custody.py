@@ -14,7 +14,7 @@ from tests.agent.desk import COOLDOWN, DOORS, MAC, desk, loaded, wanted
 from tests.agent.planes import DictPlane
 from vnetpods_agent.attachment import Address, Pod
 from vnetpods_agent.custody import Abandoned, NoAddress, Wanted
-from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists
+from vnetpods_agent.dataplane import DataPlaneError, HostInterface, Refused
 from vnetpods_agent.ledger import LedgerUnavailable
 from vnetpods_agent.sweeper import Sweep, Sweeper
 
@@ -202,11 +202,13 @@ class TestFailing:
             assert (await add).address == "10.0.0.5"
             assert await made.agree() == {"y": "10.0.0.5"}
 
-    async def test_a_foreign_interface_costs_not_even_a_cool_down(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("why", ["taken", "impossible"])
+    async def test_what_can_not_be_made_costs_not_even_a_cool_down(self, tmp_path: Path, why: str) -> None:
+        """The pod, or the host, has an interface of that name; a container id too long to be told."""
         async with desk(tmp_path, "10.0.0.5") as made:
-            made.plane.taken = {"/run/netns/x"}
+            getattr(made.plane, why).add("/run/netns/x")
             for _ in range(3):
-                with pytest.raises(InterfaceExists):
+                with pytest.raises(Refused):
                     await made.add("x")
             assert (await made.add("y")).address == "10.0.0.5"
             assert await made.agree() == {"y": "10.0.0.5"}
