@@ -7,6 +7,7 @@ Pure: environment and standard input to a Call, an Attachment to a result, an er
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -38,6 +39,7 @@ class Code(IntEnum):
     NETNS = 8  # by convention: the network namespace can't be used
     LATER = 11  # nothing is wrong with the call, try again
     UNAVAILABLE = 50  # STATUS: ADD can't be served
+    LIMITED = 51  # STATUS: nor do the pods that run have all of their connectivity
     UNKNOWN_ATTACHMENT = 100
     DEVIATION = 101
     INTERFACE_EXISTS = 102
@@ -275,9 +277,41 @@ def result(call: Call, attachment: Attachment) -> bytes:
     return msgspec.json.encode(made)
 
 
-def claims(previous: dict[str, Any]) -> set[str]:
-    """The addresses, without prefix length, that a result says the pod has."""
-    return {str(ip.get("address", "")).partition("/")[0] for ip in previous.get("ips") or []}
+def contradictions(previous: dict[str, Any], netns: str, attachment: Attachment) -> Iterator[str]:
+    """What `result` has said and prevResult lacks or has otherwise, as sentences (section 2, CHECK).
+
+    What other plugins of the chain have added is theirs, and so are routes that they took out; values that they left
+    out are not missed. Whether the kernel has what is listed is the data plane's to say.
+    """
+    interfaces: list[dict[str, Any]] = previous.get("interfaces") or []
+    name, host_name = attachment.key.ifname, attachment.host_ifname
+    inside = [at for at, found in enumerate(interfaces) if found.get("sandbox") and found.get("name") == name]
+    if not inside:
+        yield f"prevResult lacks the pod's {name}"
+    for found in (interfaces[at] for at in inside):
+        yield from _unlike(f"the pod's {name}", found, {"sandbox": netns, "mac": attachment.pod_mac}, attachment.mtu)
+    outside = [found for found in interfaces if not found.get("sandbox") and found.get("name") == host_name]
+    if not outside:
+        yield f"prevResult lacks the host's {host_name}"
+    for found in outside:
+        yield from _unlike(f"the host's {host_name}", found, {"mac": attachment.host_mac}, attachment.mtu)
+    ours = [ip for ip in previous.get("ips") or [] if str(ip.get("address")).split("/")[0] == attachment.address]
+    if not ours:
+        yield f"prevResult lacks {attachment.address}, which the ledger has for it"
+    for found in ours:
+        expected = {"address": f"{attachment.address}/32", "gateway": GATEWAY}
+        yield from _unlike(attachment.address, found, expected)
+        if (at := found.get("interface")) is not None and inside and at not in inside:
+            yield f"prevResult has {attachment.address} on interface {quoted(str(at))} instead of {inside[0]}"
+
+
+def _unlike(what: str, found: dict[str, Any], expected: dict[str, str], mtu: int = 0) -> Iterator[str]:
+    for key, value in expected.items():
+        if (said := str(found.get(key) or value)).lower() != value.lower():
+            yield f"prevResult has {what} with {key} {quoted(said)} instead of {value}"
+    size = found.get("mtu")
+    if mtu and isinstance(size, int) and size > mtu:  # a smaller one may be another plugin's wish
+        yield f"prevResult has {what} with mtu {size} instead of {mtu}"
 
 
 def versions(asked: str) -> bytes:

@@ -42,7 +42,7 @@ from vnetpods_agent.server import Server
 from vnetpods_agent.source import AddressSource
 from vnetpods_agent.spool import Spool
 from vnetpods_agent.sweeper import Sweeper
-from vnetpods_agent.verbs import Verbs
+from vnetpods_agent.verbs import Lasting, Verbs
 from vnetpods_agent.watchdog import Watchdog
 
 _SWITCH_INTERVAL = 0.0005
@@ -104,7 +104,8 @@ class Agent:
         self.listener = Listener(config, self.source, parts)
         self.sweeper = Sweeper(self.custody, self.kernel, self.plane, time.time)
         self.metrics = metrics.Metrics(lambda: self.pool.usage(time.time()), self._gauges(), REFUSALS.counts)
-        self.verbs = Verbs(self.custody, self.kernel, self.plane, self.unfit, self.metrics.observe)
+        self.limited = Lasting(lambda: self.host.failing)
+        self.verbs = Verbs(self.custody, self.kernel, self.plane, self.unfit, self.limited, self.metrics.observe)
         self.server = Server(config.paths.socket, self.verbs.handle)
         self.spool = Spool(config.paths.spool, self.verbs.handle)
         self.reporter.observe = lambda outcome: self.metrics.reports.labels(outcome).inc()
@@ -273,6 +274,7 @@ class Agent:
         """What nobody tells us of: addresses that the host no longer holds, a ledger that can be read after all."""
         while True:
             await asyncio.sleep(_TICK)
+            self.limited()  # how long it lasts is seen by asking often, and STATUS may come rarely
             if self.ledger.unread and not await self._late():
                 continue
             if not self.unfit():

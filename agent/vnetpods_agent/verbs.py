@@ -7,23 +7,28 @@ answered with code 999 and logged with its trace. One log line per finished call
     ADD      the address is in the ledger and the interface works. Repeated: the same answer, all made sure of again.
              Waits for an address until the deadline that came with the call, then says why there is none (code 11).
     DEL      nobody holds the address. Succeeds without namespace, for unknown containers, and again and again.
-    CHECK    compares kernel and ledger with prevResult.
+    CHECK    compares kernel and ledger with each other and with prevResult.
     GC       gives back what is not in cni.dev/valid-attachments; without that list it does nothing.
     STATUS   50 when no ADD could be served. A pool that is empty while more is on its way can serve: ADD waits.
+             51 when the host's part of the pods' connectivity can't be kept up, for pods that run lack it, too.
     VERSION  needs nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import structlog
 
 from vnetpods_agent import cni
+from vnetpods_agent.attachment import Doors
 from vnetpods_agent.cni import Call, CniError, Code
 from vnetpods_agent.custody import Abandoned, Custody, NoAddress, Wanted
 from vnetpods_agent.dataplane import DataPlane, DataPlaneError, InterfaceExists
@@ -34,10 +39,33 @@ from vnetpods_agent.wire import Request, Response, Verb
 _SHOWN = 300
 """Characters of each of a call's identifiers in its log line."""
 
+_OWN = Path("/proc/self/ns/net")
+
 log = structlog.get_logger(component="cni")
+
+LASTING = 10.0
+"""Seconds after which a failure counts that may be over with the next look: containerd makes the node NotReady for it.
+"""
 
 Observer = Callable[[str, str, float], None]
 """Told of every finished call: verb, outcome ("ok" or the code) and seconds."""
+
+
+@dataclass(slots=True)
+class Lasting:
+    """What `trouble` says, once it has said something for LASTING seconds on end. To be asked every few seconds."""
+
+    trouble: Callable[[], str]
+    clock: Callable[[], float] = time.monotonic
+    _since: float | None = None
+
+    def __call__(self) -> str:
+        if not (said := self.trouble()):
+            self._since = None
+            return ""
+        now = self.clock()
+        self._since = now if self._since is None else self._since
+        return said if now - self._since >= LASTING else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +79,15 @@ class _Ask:
 
 @dataclass(slots=True)
 class Verbs:
-    """`unfit` says why no ADD could be served at present; empty when it could."""
+    """`unfit` says why no ADD could be served at present, `limited` what running pods lack on the host; empty when
+    there is nothing to say.
+    """
 
     custody: Custody
     kernel: Lane
     plane: DataPlane
     unfit: Callable[[], str]
+    limited: Callable[[], str]
     observe: Observer
 
     async def handle(self, request: Request) -> Response:
@@ -101,10 +132,8 @@ class Verbs:
             ) from error
 
     async def _add(self, ask: _Ask) -> bytes:
-        if ask.request.doors is None:
-            raise CniError(Code.NETNS, f"CNI_NETNS: {cni.quoted(ask.call.netns)} could not be opened")
         attachment = await self.custody.attach(
-            Wanted(ask.call.key, ask.call.netns, ask.call.pod), ask.request.doors, ask.request.deadline
+            Wanted(ask.call.key, ask.call.netns, ask.call.pod), _doors(ask), ask.request.deadline
         )
         ask.about["address"] = attachment.address
         return cni.result(ask.call, attachment)
@@ -116,16 +145,16 @@ class Verbs:
         return b""
 
     async def _check(self, ask: _Ask) -> bytes:
-        if ask.request.doors is None:
-            raise CniError(Code.NETNS, f"CNI_NETNS: {cni.quoted(ask.call.netns)} could not be opened")
+        doors = _doors(ask)
         attachment = self.custody.attachments.get(ask.call.key)
         if attachment is None:
             raise CniError(
                 Code.UNKNOWN_ATTACHMENT, f"{ask.call.key} has no address", "it was never added, or deleted since"
             )
-        found = list(await self.kernel.submit(self.plane.check, attachment, ask.request.doors))
-        if attachment.address not in cni.claims(ask.call.previous or {}):
-            found.insert(0, f"prevResult lacks {attachment.address}, which the ledger has for it")
+        found = [
+            *cni.contradictions(ask.call.previous or {}, ask.call.netns, attachment),
+            *await self.kernel.submit(self.plane.check, attachment, doors),
+        ]
         if found:
             raise CniError(
                 Code.DEVIATION, f"{ask.call.key} ({attachment.address}) is not as it was made", "; ".join(found)
@@ -151,8 +180,13 @@ class Verbs:
         return b""
 
     async def _status(self, _: _Ask) -> bytes:
-        if why := self.unfit():
-            raise CniError(Code.UNAVAILABLE, "no pod can be added", why)
+        unfit, limited = self.unfit(), self.limited()
+        if limited:
+            raise CniError(
+                Code.LIMITED, "the pods of this node are not fully connected", f"{limited}; {unfit}".rstrip("; ")
+            )
+        if unfit:
+            raise CniError(Code.UNAVAILABLE, "no pod can be added", unfit)
         return b""
 
     async def _version(self, ask: _Ask) -> bytes:
@@ -167,6 +201,17 @@ _TABLE: dict[Verb, Callable[[Verbs, _Ask], Awaitable[bytes]]] = {
     Verb.STATUS: Verbs._status,  # noqa: SLF001
     Verb.VERSION: Verbs._version,  # noqa: SLF001
 }
+
+
+def _doors(ask: _Ask) -> Doors:
+    """Those of a pod. Inside the host's own namespace the pod's default route would take the node off the network."""
+    doors, netns = ask.request.doors, cni.quoted(ask.call.netns)
+    if doors is None:
+        raise CniError(Code.NETNS, f"CNI_NETNS: {netns} could not be opened")
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(doors.netns_fd), _OWN.stat()):
+            raise CniError(Code.NETNS, f"CNI_NETNS: {netns} is the host's own network namespace")
+    return doors
 
 
 def _about(request: Request) -> dict[str, str]:

@@ -146,10 +146,12 @@ class Machine:
 
     # the agent
 
-    async def start(self, fault: str = "", serving: bool = True) -> None:
-        """Starts the agent and waits until it listens. With `fault` it kills itself there."""
+    async def start(self, fault: str = "", serving: bool = True, path: str = "") -> None:
+        """Starts the agent and waits until it listens. With `fault` it kills itself there; `path`: its PATH."""
         seen = len(self.events("serving"))
-        environment = {**os.environ, "VNETPODS_FAULT": fault, "NODE_NAME": "worker-1"}
+        environment = {**os.environ, "VNETPODS_FAULT": fault, "NODE_NAME": "worker-1"} | (
+            {"PATH": path} if path else {}
+        )
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 "nsenter",
@@ -256,6 +258,10 @@ class Machine:
     def routes(self) -> set[str]:
         """Addresses that are routed to pods."""
         return {route["dst"] for route in self._show("route show proto 118") if "/" not in route["dst"]}
+
+    def shown(self) -> tuple[list[dict[str, Any]], set[str]]:
+        """All routes, and the names of all links."""
+        return self._show("route show"), {link["ifname"] for link in self._show("link show")}
 
     def host_ends(self) -> set[str]:
         return {link["ifname"] for link in self._show("link show") if link["ifname"].startswith("azv")}

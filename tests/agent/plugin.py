@@ -26,6 +26,7 @@ class Plugin:
     desk: Desk
     verbs: Verbs
     unfit: str = ""
+    limited: str = ""
     outcomes: list[tuple[str, str]] = field(default_factory=list)
 
     async def call(self, verb: Verb, **more: Any) -> Response:
@@ -71,6 +72,7 @@ async def plugin(tmp_path: Path, *addresses: str) -> AsyncIterator[Plugin]:
             kernel=made.kernel,
             plane=made.plane,
             unfit=lambda: found.unfit,
+            limited=lambda: found.limited,
             observe=lambda verb, outcome, _: found.outcomes.append((verb, outcome)),
         )
         found = Plugin(made, verbs)

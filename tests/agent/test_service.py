@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.agent.machine import machine, until
 from vnetpods_api import Usage
 
@@ -48,3 +50,17 @@ async def test_need_is_told_at_once_and_once(tmp_path: Path) -> None:
         node.pool([f"10.240.0.{n}" for n in range(5, 40)])
         assert {outcome.exit_code for outcome in await asyncio.gather(*pods)} == {0}
         await until(lambda: node.report().usage == Usage(assigned=21, free=14), within=5)
+
+
+@pytest.mark.parametrize("verb", ["ADD", "CHECK"])
+async def test_the_hosts_own_namespace_is_no_pods(tmp_path: Path, verb: str) -> None:
+    """A pod's default route there would take the node off the network."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5"])
+        await node.start()
+        before = node.shown()
+        outcome = await node.call(verb, "c1", f"/run/netns/{node.name}", ifname="net1", conf={"prevResult": {}})
+        assert outcome.code == 8
+        assert "is the host's own network namespace" in outcome.json["msg"]
+        assert node.shown() == before
+        assert await node.add("c1", node.sandbox()) == "10.240.0.5"

@@ -248,7 +248,7 @@ async def test_errors_are_in_the_version_asked_for(runtime: Runtime, config: byt
 async def test_version_needs_nothing_but_the_command(
     runtime: Runtime, stdin: bytes, version: str, served: bool
 ) -> None:
-    """CNI spec section 2, VERSION. Callers before 0.3.0 leave stdin empty; the agent and the shim alone say the same."""
+    """CNI spec section 2, VERSION. Old callers leave stdin empty; the shim alone says the same."""
     async with plugin(runtime.folder) as cni, contextlib.AsyncExitStack() as stack:
         if served:
             await stack.enter_async_context(agent(runtime, cni.verbs.handle))

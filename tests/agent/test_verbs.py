@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.agent.plugin import plugin
+from vnetpods_agent.verbs import Lasting
 from vnetpods_agent.wire import Verb
 
 NESTED: list[Any] = []
@@ -134,6 +136,72 @@ class TestCheck:
             assert "prevResult lacks 10.0.0.5" in said
             assert "there is no interface" in said
 
+    @pytest.mark.parametrize(
+        ("change", "sentence"),
+        [
+            pytest.param(lambda r: r["interfaces"].pop(1), "prevResult lacks the pod's eth0", id="no-pod-end"),
+            pytest.param(lambda r: r["interfaces"].pop(0), "prevResult lacks the host's azv", id="no-host-end"),
+            pytest.param(lambda r: r.pop("interfaces"), "prevResult lacks the pod's eth0", id="no-interfaces"),
+            pytest.param(
+                lambda r: r["interfaces"][1].update(name="eth1"), "prevResult lacks the pod's eth0", id="other-name"
+            ),
+            pytest.param(
+                lambda r: r["interfaces"][1].update(sandbox="/run/netns/n2"),
+                "the pod's eth0 with sandbox '/run/netns/n2' instead of /run/netns/n1",
+                id="sandbox",
+            ),
+            pytest.param(
+                lambda r: r["interfaces"][1].update(mac="02:00:00:00:00:01"),
+                "the pod's eth0 with mac '02:00:00:00:00:01' instead of",
+                id="pod-mac",
+            ),
+            pytest.param(lambda r: r["interfaces"][0].update(mac=5), "with mac '5' instead of", id="host-mac-a-number"),
+            pytest.param(lambda r: r["interfaces"][1].update(mtu=9000), "mtu 9000 instead of 1500", id="mtu"),
+            pytest.param(lambda r: r.pop("ips"), "prevResult lacks 10.0.0.5", id="no-ips"),
+            pytest.param(
+                lambda r: r["ips"][0].update(address="10.0.0.5/24"),
+                "10.0.0.5 with address '10.0.0.5/24' instead of 10.0.0.5/32",
+                id="prefix",
+            ),
+            pytest.param(
+                lambda r: r["ips"][0].update(gateway="10.0.0.1"), "with gateway '10.0.0.1' instead of", id="gateway"
+            ),
+            pytest.param(lambda r: r["ips"][0].update(interface=0), "on interface '0' instead of 1", id="interface"),
+            pytest.param(lambda r: r["ips"][0].update(interface=7), "on interface '7' instead of 1", id="no-interface"),
+        ],
+    )
+    async def test_compares_what_prev_result_says_of_ours(
+        self, tmp_path: Path, change: Callable[[Any], object], sentence: str
+    ) -> None:
+        """CNI spec section 2, CHECK: the expected interfaces and addresses are those of prevResult."""
+        async with plugin(tmp_path, "10.0.0.5") as cni:
+            result = await cni.ok(Verb.ADD)
+            change(result)
+            code, said = await cni.refused(Verb.CHECK, conf={"prevResult": result})
+            assert (code, sentence in said) == (101, True), said
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda r: r["interfaces"].insert(0, {"name": "ifb0", "mac": "02:00:00:00:00:02"}), id="first"),
+            pytest.param(lambda r: r["interfaces"].append({"name": "net1", "sandbox": "/run/netns/n1"}), id="more"),
+            pytest.param(lambda r: r["interfaces"][1].update(mac=r["interfaces"][1]["mac"].upper()), id="upper-case"),
+            pytest.param(lambda r: r["interfaces"][1].update(mtu=1400), id="smaller-mtu"),
+            pytest.param(lambda r: r["interfaces"][1].pop("mtu"), id="without-mtu"),
+            pytest.param(lambda r: r["routes"].append({"dst": "192.0.2.0/24", "gw": "192.0.2.1"}), id="routes-added"),
+            pytest.param(lambda r: r.pop("routes"), id="routes-taken-out"),
+            pytest.param(lambda r: r["ips"][0].pop("interface"), id="index-left-out"),
+        ],
+    )
+    async def test_tolerates_what_chained_plugins_change(self, tmp_path: Path, change: Callable[[Any], object]) -> None:
+        async with plugin(tmp_path, "10.0.0.5") as cni:
+            result = await cni.ok(Verb.ADD)
+            change(result)
+            for ip in result["ips"]:  # who inserts an interface moves the indexes
+                if "interface" in ip:
+                    ip["interface"] = next(at for at, i in enumerate(result["interfaces"]) if i["name"] == "eth0")
+            assert await cni.ok(Verb.CHECK, conf={"prevResult": result}) is None
+
     async def test_of_the_unknown(self, tmp_path: Path) -> None:
         async with plugin(tmp_path) as cni:
             assert (await cni.refused(Verb.CHECK, conf={"prevResult": {}}))[0] == 100
@@ -188,6 +256,23 @@ class TestStatus:
                 50,
                 "no pod can be added: no address for pods is known: SubnetFull",
             )
+
+    async def test_says_what_running_pods_lack(self, tmp_path: Path) -> None:
+        """CNI spec section "Error": 51 when pods that run are concerned as well."""
+        async with plugin(tmp_path) as cni:
+            cni.limited = "cannot put right the ruleset: nft is not installed"
+            said = "the pods of this node are not fully connected: cannot put right the ruleset: nft is not installed"
+            assert await cni.refused(Verb.STATUS) == (51, said)
+            cni.unfit = "no address for pods is known"
+            assert await cni.refused(Verb.STATUS) == (51, f"{said}; no address for pods is known")
+
+    def test_a_failure_counts_once_it_lasts(self) -> None:
+        now, said = [0.0], ["nft failed"]
+        lasting = Lasting(lambda: said[0], lambda: now[0])
+        expected = [(0.0, "nft failed", ""), (9.9, "nft hung", ""), (10.0, "nft hung", "nft hung"), (11.0, "", "")]
+        expected += [(12.0, "nft failed", ""), (21.9, "nft failed", ""), (22.0, "nft failed", "nft failed")]
+        for now[0], said[0], counts in expected:
+            assert lasting() == counts, now
 
     async def test_is_fine_otherwise(self, tmp_path: Path) -> None:
         async with plugin(tmp_path) as cni:
