@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import sys
 import time
@@ -23,8 +24,9 @@ from aiohttp import web
 from vnetpods_agent import installer, metrics
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
+from vnetpods_agent.dataplane import DataPlaneError
 from vnetpods_agent.dataplane.conversation import REFUSALS
-from vnetpods_agent.dataplane.hoststate import HostReconciler
+from vnetpods_agent.dataplane.hoststate import FAILED, HostReconciler
 from vnetpods_agent.dataplane.reaper import Reaper
 from vnetpods_agent.dataplane.transparent import Transparent
 from vnetpods_agent.dataplane.upkeep import RESTORED
@@ -110,20 +112,24 @@ class Agent:
         self.spool = Spool(config.paths.spool, self.verbs.handle)
         self.reporter.observe = lambda outcome: self.metrics.reports.labels(outcome).inc()
         self._boot_id = surroundings.boot_id
+        self._lacking = ""  # what was wrong with the ledger at the start
+        self._unmet = "the interfaces of running pods have not been looked at yet"  # empty once they were
 
     # what the parts ask each other
 
     def unfit(self) -> str:
         """Why no ADD could be served; empty when it could. An empty pool that may grow is fit: ADDs wait."""
-        if self.ledger.trouble:
-            return self.ledger.trouble
+        if why := self.ledger.trouble or self.barred():
+            return why
         if not self.pool.listed():
             return f"no address for pods is known: {self.cause()}"
         return ""
 
     def barred(self) -> str:
         """Why no address may be given out, whatever the pool lists: somebody may have it, or it may be promised."""
-        return self.ledger.trouble if self.ledger.unread else ""
+        if self.ledger.unread:
+            return self.ledger.trouble
+        return self._unmet if self._lacking else ""
 
     def cause(self) -> str:
         """Why there are not (more) addresses."""
@@ -180,19 +186,12 @@ class Agent:
             [self.ledger, self.kernel], self.config.stuck_after, [self.reaper.thread, self.host.thread]
         )
         self.watchdog.start()
-        trouble = await self._recall()
-        if trouble:
-            log.warning("ledger", trouble=trouble)
-        await asyncio.to_thread(self.reaper.start)
+        self._lacking = await self._recall()
+        if self._lacking:
+            log.warning("ledger", trouble=self._lacking)
         self.host.start()
-        await self.listener.recall(trouble)
-        found = await self.sweeper.sweep()
-        log.info("known", attachments=len(self.custody.attachments), listed=self.pool.listed(), sweep=str(found))
-        self.metrics.sweep(found)
-        if found.adopted or trouble not in ("", "new"):
-            missing = "the ledger is gone" if trouble == "new" else trouble or "the ledger lacked pods"
-            said = f"{missing}; {found.adopted} pods were recognised by their interfaces"
-            self.events.say(Event(UNAVAILABLE if self.ledger.unread else REBUILT, said))
+        await self.listener.recall(self._lacking)
+        await self._meet()
         self.metrics.replayed.inc(await self.spool.replay())
         await self.server.start()
         await self._serve_metrics()
@@ -270,6 +269,35 @@ class Agent:
             log.info("attachments of an earlier boot are void", attachments=len(old))
         return trouble
 
+    async def _meet(self) -> None:
+        """The first look at the pods that run. A kernel that refuses it is asked again later: with a whole ledger pods
+        are served meanwhile, without one nobody knows which addresses are free.
+        """
+        try:
+            if self.reaper.thread.ident is None:
+                await asyncio.to_thread(self.reaper.start)
+            found = await self.sweeper.sweep()
+            if self._lacking:
+                await self._all_known()
+        except DataPlaneError as error:
+            self._unmet = f"the interfaces of running pods can't be looked at: {error}"
+            log.warning("pods are not known yet, tried again", error=str(error))
+            self.events.say(Event(FAILED, self._unmet))
+            return
+        self._unmet = ""
+        log.info("known", attachments=len(self.custody.attachments), listed=self.pool.listed(), sweep=str(found))
+        self.metrics.sweep(found)
+        if found.adopted or self._lacking not in ("", "new"):
+            missing = "the ledger is gone" if self._lacking == "new" else self._lacking or "the ledger lacked pods"
+            said = f"{missing}; {found.adopted} pods were recognised by their interfaces"
+            self.events.say(Event(UNAVAILABLE if self.ledger.unread else REBUILT, said))
+
+    async def _all_known(self) -> None:
+        """The sweep leaves for later what it can't do; raises DataPlaneError then."""
+        for interface in await self.kernel.submit(self.plane.interfaces):
+            if interface.key is not None and interface.key not in self.custody.attachments:
+                raise DataPlaneError("recognise the pod of", interface.name, errno.EAGAIN)
+
     async def _tick(self) -> None:
         """What nobody tells us of: addresses that the host no longer holds, a ledger that can be read after all."""
         while True:
@@ -298,6 +326,9 @@ class Agent:
         await self.reporter.run(time.time)
 
     async def _sweep(self) -> None:
+        while self._unmet:
+            await asyncio.sleep(_PAUSE)
+            await self._meet()
         await self.sweeper.run(self.config.sweep_interval, self.metrics.sweep)
 
     async def _follow_limits(self) -> None:
