@@ -36,6 +36,8 @@ from vnetpods_api import Status
 
 _HOST_STATE = 1.5
 """Seconds that a start waits for the host state; later pods find it in place anyway."""
+_BREATH = 0.5
+"""Seconds between two looks at the NICs, however much happens to the host's interfaces."""
 _AGAIN = 1.0
 """Seconds until a kernel that refused is asked again."""
 
@@ -48,6 +50,7 @@ class NicLimits:
     def __init__(self, kernel: Lane) -> None:
         self._kernel = kernel
         self._known: dict[str, Limits] = {}
+        self._wake = asyncio.Event()
 
     def of(self, mac: str) -> Limits:
         return self._known.get(mac, Limits())
@@ -56,11 +59,20 @@ class NicLimits:
         if mac not in self._known:
             await self._look(mac)
 
+    def changed(self) -> None:
+        """One of the host's own interfaces may have."""
+        self._wake.set()
+
     async def follow(self, period: float) -> None:
+        """Looks when something may have changed, and once in a `period`, since not every change is told."""
         while True:
-            await asyncio.sleep(period)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(period):
+                    await self._wake.wait()
+            self._wake.clear()
             for mac in list(self._known):
                 await self._look(mac)
+            await asyncio.sleep(_BREATH)
 
     async def _look(self, mac: str) -> None:
         try:

@@ -77,7 +77,9 @@ class Agent:
         self.reaper = Reaper()
         self.plane = Transparent(self.reaper)
         self.host = HostReconciler(
-            lambda kind, message: self._call_from_thread(self._host_event, kind, message), sysctl=config.paths.sysctl
+            lambda kind, message: self._call_from_thread(self._host_event, kind, message),
+            sysctl=config.paths.sysctl,
+            on_links=lambda: self._call_from_thread(self.limits.changed),
         )
         self.pool = Pool(config.cooldown, self.host.held_by_host, self.plane.leaving)
         self.reporter = Reporter(self.pool, self.ledger, self.source, self.unfit, config.report_interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -87,6 +88,28 @@ except urllib.error.HTTPError as error:
     answer = error
 sys.stdout.write(answer.read().decode())
 """
+
+
+async def test_new_pods_get_what_the_nic_takes_by_now(tmp_path: Path) -> None:
+    """Those that are there keep what they have: their other end can't be changed any more."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5", "10.240.0.6"])
+        await node.start()
+        first, second = node.sandbox(), node.sandbox()
+        await node.add("c1", first)
+        shrink(node)
+        await asyncio.sleep(1)
+        await node.add("c2", second)
+        assert (mtu(first), mtu(second)) == (1500, 1400)
+
+
+def shrink(node: Machine) -> None:
+    subprocess.run(["ip", "-n", node.name, "link", "set", "eth0", "mtu", "1400"], check=True)
+
+
+def mtu(netns: str) -> int:
+    shown = subprocess.check_output(["ip", "-n", Path(netns).name, "-j", "link", "show", "eth0"])
+    return int(json.loads(shown)[0]["mtu"])
 
 
 async def test_memory_with_250_pods(tmp_path: Path) -> None:

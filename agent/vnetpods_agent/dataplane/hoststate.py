@@ -4,7 +4,7 @@ it.
 systemd-networkd, NetworkManager, cloud agents, firewalls and people flush rules and routes that they don't know. A
 thread of its own listens to the kernel's news, looks at the areas concerned and puts right what differs (see
 `upkeep`). Nothing is durable: a new process declares again. `declare`, `glance`, `held_by_host` and `wait` may be
-called from any thread, `on_event` is called from the reconciler's.
+called from any thread, `on_event` and `on_links` are called from the reconciler's.
 
 An area is looked at at most once per `PAUSE` however much happens, and every `PERIOD` even if nothing is heard; one
 that failed again after `PAUSE`. The longest way back is thus some three seconds; five are promised.
@@ -54,12 +54,20 @@ log = structlog.get_logger()
 class HostReconciler:
     """One thread, from `start` to `close`. `on_event(kind, message)` hears of what was put right or can't be.
 
-    `pace` multiplies all pauses and periods: tests are in a hurry. `sysctl`: where /proc/sys/net can be written.
+    `on_links()` is told that one of the host's own interfaces may have changed. `pace` multiplies all pauses and
+    periods: tests are in a hurry. `sysctl`: where /proc/sys/net can be written.
     """
 
-    def __init__(self, on_event: OnEvent, pace: float = 1.0, sysctl: Path = SYSCTL) -> None:
+    def __init__(
+        self,
+        on_event: OnEvent,
+        pace: float = 1.0,
+        sysctl: Path = SYSCTL,
+        on_links: Callable[[], None] = lambda: None,
+    ) -> None:
         self._pace = pace
         self._on_event = on_event
+        self._on_links = on_links
         self._changed = threading.Condition()
         self._declared: HostState | None = None
         self._state: HostState | None = None
@@ -144,6 +152,8 @@ class HostReconciler:
                 if self._closing:
                     return
                 state = self._state
+            if Area.SETTINGS in news:
+                self._on_links()
             if state is None:
                 continue
             now = time.monotonic()
