@@ -12,6 +12,7 @@ that failed again after `PAUSE`. The longest way back is thus some three seconds
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -174,10 +175,11 @@ class HostReconciler:
             happenings = self._upkeep.look(area, state)
         except Exception as error:
             said = str(error) or repr(error)
+            restless = isinstance(error, DataPlaneError) and error.errno == errno.EAGAIN  # pods come and go; soon again
             with self._changed:
                 known = self._failing.get(area) == said
                 self._failing[area] = said
-            if not known:  # once, not every second
+            if not known and not restless:  # once, not every second
                 ours = isinstance(error, (DataPlaneError, OSError))
                 log.warning("cannot keep the host's state", area=area.value, error=said, exc_info=not ours)
                 self._on_event(FAILED, f"cannot put right {area.value}: {said}")

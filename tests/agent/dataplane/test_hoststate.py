@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -30,7 +32,7 @@ from tests.agent.dataplane.world import (
     run_in,
 )
 from vnetpods_agent.attachment import Limits
-from vnetpods_agent.dataplane import HostState, Nic
+from vnetpods_agent.dataplane import DataPlaneError, HostState, Nic
 from vnetpods_agent.dataplane.hoststate import FAILED, REFUSED, HostReconciler
 from vnetpods_agent.dataplane.kernel import uplink_limits
 from vnetpods_agent.dataplane.ruleset import TABLE
@@ -264,6 +266,23 @@ def test_a_defect_in_one_area_does_not_cost_the_others(keeper: Keeper, monkeypat
     eventually(lambda: keeper.reconciler.wait(0))
     assert keeper.reconciler.failing == ""
     assert [kind for kind, _ in keeper.events].count(FAILED) == 1
+
+
+def test_pods_that_come_too_fast_to_be_counted_are_no_event(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Upkeep, "_pods", raising(DataPlaneError("list links of", "the host", errno.EAGAIN)))
+        keeper.reconciler.declare(STATE)
+        eventually(lambda: keeper.reconciler.failing)
+        assert not keeper.reconciler.wait(0)
+    eventually(lambda: keeper.reconciler.wait(0))
+    assert FAILED not in keeper.kinds()
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def refuse(*_: object) -> NoReturn:
+        raise error
+
+    return refuse
 
 
 @pytest.mark.parametrize(
