@@ -60,8 +60,9 @@ def _pod_side(
     routes = pod.dump(Step("list routes of", name, rt.routes_dump(index=link.index)), rt.read_route)
     if not any((route.destination, route.prefix) == (GATEWAY, 32) for route in routes):
         yield f"the pod has no route to {GATEWAY}"
-    if not any((route.prefix, route.gateway) == (0, GATEWAY) for route in routes):
-        yield f"the pod has no default route via {GATEWAY}"
+    everywhere = pod.dump(Step("list routes of", "the pod", rt.routes_dump()), rt.read_route)
+    if not any(route.prefix == 0 for route in everywhere):
+        yield "the pod has no default route"
     yield from _neighbour(pod, link, GATEWAY, attachment.host_mac, f"the pod's {name}")
 
 

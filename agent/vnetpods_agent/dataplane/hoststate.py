@@ -78,7 +78,7 @@ class HostReconciler:
         self._glimpsed: frozenset[Address] = frozenset()
         self._looked: HostState | None = None  # the state for which the host's addresses were looked at last
         self._seen: HostState | None = None  # the same, as far as it has been announced
-        self._failing: dict[Area, str] = {}
+        self._failing: dict[Area, Exception] = {}
         self._last: dict[Area, list[Happening]] = {}
         self._news = News()
         self._upkeep = Upkeep(sysctl)
@@ -119,10 +119,18 @@ class HostReconciler:
 
     @property
     def failing(self) -> str:
-        """What can't be put right although it was tried, and why; empty when all is well."""
+        """What running pods live from and what can't be put right although it was tried, and why; else empty.
+
+        Addresses on the node's own interfaces are not among it: they concern the pods to come. Nor is a table that
+        wouldn't stand still.
+        """
         with self._changed:
             failing = dict(self._failing)
-        return "; ".join(f"cannot put right {area.value}: {said}" for area, said in failing.items())
+        return "; ".join(
+            f"cannot put right {area.value}: {_said(error)}"
+            for area, error in failing.items()
+            if area is not Area.ADDRESSES and not _restless(error)
+        )
 
     def glance(self) -> frozenset[Address]:
         """What the host holds just now, before it is declared whose that is. It counts as held until the reconciler has
@@ -174,15 +182,13 @@ class HostReconciler:
         try:
             happenings = self._upkeep.look(area, state)
         except Exception as error:
-            said = str(error) or repr(error)
-            restless = isinstance(error, DataPlaneError) and error.errno == errno.EAGAIN  # pods come and go; soon again
             with self._changed:
-                known = self._failing.get(area) == said
-                self._failing[area] = said
-            if not known and not restless:  # once, not every second
+                earlier, self._failing[area] = self._failing.get(area), error
+            known = earlier is not None and _said(earlier) == _said(error)
+            if not known and not _restless(error):  # once, not every second
                 ours = isinstance(error, (DataPlaneError, OSError))
-                log.warning("cannot keep the host's state", area=area.value, error=said, exc_info=not ours)
-                self._on_event(FAILED, f"cannot put right {area.value}: {said}")
+                log.warning("cannot keep the host's state", area=area.value, error=_said(error), exc_info=not ours)
+                self._on_event(FAILED, f"cannot put right {area.value}: {_said(error)}")
             return False
         with self._changed:
             self._failing.pop(area, None)
@@ -201,3 +207,12 @@ class HostReconciler:
             if state == self._state and not self._failing and not self._settled:
                 self._settled = True
                 self._changed.notify_all()
+
+
+def _said(error: Exception) -> str:
+    return str(error) or repr(error)
+
+
+def _restless(error: Exception) -> bool:
+    """Pods come and go too fast to count them; soon again."""
+    return isinstance(error, DataPlaneError) and error.errno == errno.EAGAIN

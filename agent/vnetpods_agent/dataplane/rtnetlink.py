@@ -30,7 +30,7 @@ U32 = struct.Struct("=I")
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 NLM_F_DUMP = 0x300
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 16, 17, 18, 20, 21, 22
@@ -195,6 +195,16 @@ class Route:
 def route_add(route: Route) -> bytes:
     """`ip route replace …`."""
     return request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route(route))
+
+
+def route_append(route: Route) -> bytes:
+    """`ip route append …`: beside one to the same destination by another interface; the same again gives EEXIST."""
+    return request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, _route(route))
+
+
+def route_add_first(route: Route) -> bytes:
+    """`ip route add …`: EEXIST when there is one to that destination, by whatever interface."""
+    return request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _route(route))
 
 
 def route_delete(route: Route) -> bytes:

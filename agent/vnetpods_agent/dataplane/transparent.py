@@ -32,6 +32,7 @@ from vnetpods_agent.dataplane.reaper import Reaper
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT})  # a kernel without IPv6, or an MTU below 1280
 _NO_ROUTE = frozenset({errno.ESRCH, errno.ENODEV})
 _NO_NEIGHBOUR = frozenset({errno.ENOENT, errno.ENODEV})
+_THERE = frozenset({errno.EEXIST})
 _NO_LINK = frozenset({errno.ENODEV})
 _TAKEN = {errno.EEXIST, errno.EBUSY}
 
@@ -70,6 +71,7 @@ def host_steps(attachment: Attachment, index: int) -> list[Step]:
 
 
 def pod_steps(attachment: Attachment, index: int) -> list[Step]:
+    """A default route that another interface has brought stays: it is that one's (a pod may be in several networks)."""
     name, address, subject = attachment.key.ifname, attachment.address, str(attachment.key)
     return [
         # ip link set lo up (the runtime leaves it down)
@@ -82,10 +84,10 @@ def pod_steps(attachment: Attachment, index: int) -> list[Step]:
         Step(f"add {address} to", subject, rt.address_add(address, 32, index)),
         # ip neigh replace 169.254.1.1 lladdr <host end> dev eth0 nud permanent
         Step(f"add the neighbour {GATEWAY} of", subject, rt.neighbour_add(GATEWAY, attachment.host_mac, index)),
-        # ip route replace 169.254.1.1/32 dev eth0 scope link
-        Step(f"add the route to {GATEWAY} of", subject, rt.route_add(rt.Route(GATEWAY, 32, index))),
-        # ip route replace default via 169.254.1.1 dev eth0
-        Step("add the default route of", subject, rt.route_add(rt.Route(rt.ANY, 0, index, GATEWAY))),
+        # ip route append 169.254.1.1/32 dev eth0 scope link
+        Step(f"add the route to {GATEWAY} of", subject, rt.route_append(rt.Route(GATEWAY, 32, index)), _THERE),
+        # ip route add default via 169.254.1.1 dev eth0
+        Step("add the default route of", subject, rt.route_add_first(rt.Route(rt.ANY, 0, index, GATEWAY)), _THERE),
     ]
 
 

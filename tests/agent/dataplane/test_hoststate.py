@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
@@ -272,8 +272,9 @@ def test_pods_that_come_too_fast_to_be_counted_are_no_event(keeper: Keeper, monk
     with monkeypatch.context() as patch:
         patch.setattr(Upkeep, "_pods", raising(DataPlaneError("list links of", "the host", errno.EAGAIN)))
         keeper.reconciler.declare(STATE)
-        eventually(lambda: keeper.reconciler.failing)
-        assert not keeper.reconciler.wait(0)
+        eventually(lambda: TABLE in list_tables())
+        assert not keeper.reconciler.wait(0.3)
+        assert keeper.reconciler.failing == ""
     eventually(lambda: keeper.reconciler.wait(0))
     assert FAILED not in keeper.kinds()
 

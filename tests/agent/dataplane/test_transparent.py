@@ -342,6 +342,24 @@ def test_a_new_process_finishes_what_an_older_one_left_dying(world: World, plane
     assert pod.host_ifname not in run("ip link")
 
 
+def test_a_second_interface_leaves_the_first_its_default_route(world: World, plane: Transparent) -> None:
+    first = world.pod("10.240.0.5")
+    plane.attach(first.attachment, first.doors)
+    before = run_in(first.namespace, "ip route show default")
+    key = replace(first.attachment.key, ifname="net1")
+    second = replace(first.attachment, key=key, address=Address("10.240.0.6"))
+    for _ in range(2):  # once more: nothing changes
+        plane.attach(second, first.doors)
+        assert run_in(first.namespace, "ip route show default") == before
+        assert plane.check(first.attachment, first.doors) == plane.check(second, first.doors) == []
+    assert caller_seen(world.outside, first.namespace, Address("10.240.0.6")) is not None
+    plane.detach(second)
+    eventually(lambda: "net1" not in run_in(first.namespace, "ip link"))
+    assert run_in(first.namespace, "ip route show default") == before
+    assert plane.check(first.attachment, first.doors) == []
+    assert works(world, first)
+
+
 def test_descriptors_stay_their_owners(world: World, plane: Transparent) -> None:
     pod = world.pod("10.240.0.5")
     before = len(list(Path("/proc/self/fd").iterdir()))
