@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
+import random
 import signal
 import subprocess
 import sys
@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.agent.mounts import small_disk
+from tests.agent.powercut import Disk, Files, traced
 from tests.agent.test_ledger import attachment, clear, content_of, opened
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.ledger import UNAVAILABLE, Ledger, LedgerUnavailable
-from vnetpods_agent.records import Adopt, Assign, Content, Release, Withdraw
+from vnetpods_agent.records import Adopt, Assign, Content, Operation, Release, Withdraw, enter
 
 
 @pytest.fixture
@@ -189,25 +190,78 @@ async def test_kill_at_any_moment_loses_nothing_that_was_confirmed(path: Path) -
         assert not released & there
 
 
+def steps() -> list[Operation]:
+    """Pods that come and go, one address after the other used again."""
+    found: list[Operation] = []
+    for number in range(1, 60):
+        if number % 6:
+            found += [Assign(attachment(number, address=number // 2)), Release(attachment(number).key, float(number))]
+        else:
+            found += [Assign(attachment(number, address=100 + number)), Withdraw((f"10.240.0.{number}",))]
+    return found
+
+
+PAUSES = (45, 90)
+"""Before these steps the writer rests until the log has been moved into the file."""
+POWERED = """
+import asyncio, os, sys
+from pathlib import Path
+from tests.agent.test_ledger_disk import PAUSES, steps
+from vnetpods_agent.ledger import Ledger
+
+async def main():
+    ledger = Ledger(Path(sys.argv[1])); ledger.start(); await ledger.load()
+    for number, step in enumerate(steps()):
+        if number in PAUSES:
+            await asyncio.sleep(1.2)
+        await ledger.commit(step)
+        os.write(1, b"done")
+    await asyncio.to_thread(ledger.close)
+
+asyncio.run(main())
+"""
+
+
+def states() -> list[Content]:
+    """What the ledger holds after so many steps."""
+    content = Content()
+    found = [content.copy()]
+    for step in steps():
+        enter(content, [step])
+        found.append(content.copy())
+    return found
+
+
 async def test_power_cut_at_any_moment_loses_nothing_that_was_confirmed(path: Path, tmp_path: Path) -> None:
-    """What a disk would hold if the power went now: copies of the files, taken while they are written."""
-    writer = writing(path)
-    assert writer.stdout
-    checked = 0
-    lines: list[str] = []
-    while line := writer.stdout.readline():
-        lines.append(line)
-        if len(lines) % 25:
-            continue
-        cut = tmp_path / f"cut-{len(lines)}"
-        cut.mkdir()
-        for name in ("ledger.db", "ledger.db-wal"):  # the index (-shm) lives in memory and is built anew
-            shutil.copy(path.with_name(name), cut / name)
-        assigned, released = promised(lines)
-        there = {int(key.container_id[1:]) for key in (await content_of(cut / "ledger.db")).attachments}
-        assert assigned - released - {max(assigned)} <= there
-        assert not {number for number in released if number < max(assigned)} & there
-        checked += 1
-    writer.wait()
-    writer.stdout.close()
-    assert checked > 5
+    """At every confirmation what is there for certain has it; before every sync whatever arrived of the rest does no
+    harm.
+    """
+    state = tmp_path / "state"
+    state.mkdir()
+    calls = await asyncio.to_thread(traced, [sys.executable, "-c", POWERED, str(state / "ledger.db")], tmp_path)
+    disk, chance, known, confirmed = Disk(state), random.Random(4), states(), 0
+    for number, call in enumerate(calls):
+        if call.syncs:
+            after = await powered_again(tmp_path / f"more-{number}", disk.more(chance), confirmed)
+            assert after in known[confirmed : confirmed + 2]
+        disk.sees(call)
+        if call.name == "write" and call.texts == (b"done",):
+            confirmed += 1
+            assert await powered_again(tmp_path / f"least-{number}", disk.least(), confirmed) == known[confirmed]
+    assert confirmed == len(steps())
+    assert sum(call.name == "ftruncate" for call in calls) >= len(PAUSES)
+
+
+async def powered_again(folder: Path, files: Files, confirmed: int) -> Content:
+    """What the next agent finds, and that it can go on from there."""
+    write(folder, files)
+    async with opened(folder / "ledger.db") as (ledger, content, trouble):
+        assert trouble == "" or not confirmed
+        await ledger.commit(Assign(attachment(250)))
+    return content
+
+
+def write(folder: Path, files: Files) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
