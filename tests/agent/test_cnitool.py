@@ -23,7 +23,7 @@ from tests.kube import binaries
 
 pytestmark = pytest.mark.timeout(120)
 NOTHING = truths.Truths({}, {}, frozenset())
-PROGRAMS = ("cnitool", "portmap", "bandwidth")
+PROGRAMS = ("cnitool", "cnitool-oldest", "portmap", "bandwidth")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,22 @@ async def test_life_of_an_attachment(tmp_path: Path, programs: dict[str, Path], 
             deleted = await cnitool("del", netns)
             assert deleted.exit_code == 0, deleted
         await until(lambda: truths.read(node) == NOTHING)
+
+
+@pytest.mark.parametrize(("tool", "spoken"), [("cnitool", "1.1.0"), ("cnitool-oldest", "1.0.0")])
+async def test_every_libcni_can_use_the_conflist_as_it_is(
+    tmp_path: Path, programs: dict[str, Path], tool: str, spoken: str
+) -> None:
+    """The older one refuses a list whose cniVersion is 1.1.0, and with it every pod."""
+    async with machine(tmp_path) as node:
+        await serving(node, "10.240.0.5")
+        cnitool = CniTool(node, programs[tool])
+        netns = node.sandbox()
+        for command in ("add", "check", "del"):
+            outcome = await cnitool(command, netns)
+            assert outcome.exit_code == 0, outcome
+            if command == "add":
+                assert outcome.json["cniVersion"] == spoken
 
 
 async def test_delete_and_add_in_the_same_namespace(tmp_path: Path, programs: dict[str, Path]) -> None:

@@ -148,6 +148,8 @@ SOURCES = (
             "bandwidth": f"{_PLUGINS}/meta/bandwidth",
         },
     ),
+    # libcni as containerd 1.6 and 1.7 have it: it knows neither cniVersions nor 1.1.0
+    Source("cni-oldest", "1.1.2", {"cnitool-oldest": "github.com/containernetworking/cni/cnitool"}),
     *(
         Source(
             name.removeprefix("kube-"),
