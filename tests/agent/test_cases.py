@@ -193,6 +193,7 @@ async def test_acn_763_a_disk_that_is_full(tmp_path: Path) -> None:
             assert (await node.call("STATUS", "")).code == 50
             await node.delete("c1", "/run/netns/p-c1")
             assert node.routes() == {held["c2"]}
+            assert [event["reason"] for event in node.events("event")] == ["LedgerUnavailable"]
             ballast.unlink()
             await until(lambda: truths.read(node).ledger == {"c2/eth0": held["c2"]})
             assert (await node.call("STATUS", "")).exit_code == 0
