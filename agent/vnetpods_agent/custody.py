@@ -23,7 +23,7 @@ import structlog
 
 from vnetpods_agent import faults
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Limits, Pod
-from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface, Refused
+from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
 from vnetpods_agent.pool import Pool
@@ -260,9 +260,6 @@ class Custody:
             await self._kernel.submit(self._plane.attach, attachment, doors)
             faults.reach("add.attached")
             errand.check()
-        except Refused:  # before anything was made
-            await self._through(self._unused(attachment))
-            raise
         except BaseException:
             await self._undo(attachment)
             raise
@@ -317,16 +314,23 @@ class Custody:
         self.serve()
 
     async def _undo(self, attachment: Attachment) -> None:
-        faults.reach("add.rolling-back")
         try:
-            await self._through(self._give_back(attachment))
+            await self._through(self._take_back(attachment))
         except DataPlaneError as error:
             log.warning(
                 "an ADD can't be undone now, left to the sweeper", attachment=str(attachment.key), error=str(error)
             )
 
+    async def _take_back(self, attachment: Attachment) -> None:
+        """What the kernel refused to make needs no undoing, and costs nobody a cool-down."""
+        if await self._kernel.submit(self._plane.present, attachment):
+            faults.reach("add.rolling-back")
+            await self._give_back(attachment)
+        else:
+            await self._unused(attachment)
+
     async def _unused(self, attachment: Attachment) -> None:
-        """The kernel never heard of it: nothing to undo there, and nothing to cool down."""
+        """The kernel has nothing of it: nothing to undo there, and nothing to cool down."""
         faults.reach("add.rolling-back")
         await self._release_row(attachment, _LONG_AGO)
         self._pool.untake(attachment.address)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Collection, Sequence
 
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors
-from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists, Refused
+from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists
 
 
 class DictPlane:
@@ -21,7 +21,6 @@ class DictPlane:
         self.gone: list[HostInterface] = []
         self.on_their_way: set[Address] = set()
         self.taken: set[str] = set()  # namespaces with an eth0 of their own
-        self.impossible: set[str] = set()  # namespaces whose pods' host ends can't be made
         self.overlooked: set[AttachmentKey] = set()  # missing in every list, although there
         self.refuses: set[str] = set()  # steps that the kernel refuses
         self.refuses_once = ""
@@ -47,14 +46,13 @@ class DictPlane:
         self._step("attach", attachment.key)
         if attachment.netns in self.taken:
             raise InterfaceExists("create", str(attachment.key), errno.EEXIST)
-        if attachment.netns in self.impossible:
-            raise Refused("create", str(attachment.key), errno.EEXIST)
         assert attachment.address not in {i.address for key, i in self.there.items() if key != attachment.key}
         index = len(self.there) + 10
         name, uid = attachment.host_ifname, attachment.pod.uid if attachment.pod else ""
         self.there[attachment.key] = HostInterface(
             name, index, attachment.key, attachment.address, attachment.created, uid
         )
+        self._step("half an attach", attachment.key)
 
     def detach(self, attachment: Attachment) -> None:
         self._step("detach", attachment.key)

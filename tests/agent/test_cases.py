@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import sqlite3
@@ -251,8 +252,7 @@ async def test_acn_763_a_disk_that_is_read_only_forgets_nothing(tmp_path: Path) 
 def all_rows(ledger: Path) -> list[list[Any]]:
     with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
         return [
-            connection.execute(f"SELECT * FROM {table}").fetchall()
-            for table in ("attachment", "rest", "withdrawn")
+            connection.execute(f"SELECT * FROM {table}").fetchall() for table in ("attachment", "rest", "withdrawn")
         ]
 
 
@@ -315,6 +315,24 @@ async def test_spiderpool_1747_names_of_any_length(tmp_path: Path) -> None:
         assert (bad.code, "CNI_ARGS" in bad.json["msg"]) == (4, True)
         await node.delete("f" * 64, netns, args=args)
         assert node.routes() == set()
+
+
+async def test_what_can_not_be_made_costs_no_address(tmp_path: Path) -> None:
+    """Not even for the time of a cool-down: somebody else's interface on the host, a container id that is too long
+    to be told.
+    """
+    async with machine(tmp_path, cooldown=3600) as node:
+        node.pool(["10.240.0.5"])
+        await node.start()
+        netns = node.sandbox()
+        foreign(node, hashlib.sha1(b"default.web-0", usedforsecurity=False).hexdigest()[:11])
+        for container, args in (("c1", POD + "1"), ("c" * 230, "")):
+            assert (await node.call("ADD", container, netns, args=args)).code == 5
+        assert await node.add("c2", netns) == "10.240.0.5"
+
+
+def foreign(node: Machine, name: str) -> None:
+    subprocess.run(["ip", "-n", node.name, "link", "add", f"azv{name}", "type", "bridge"], check=True)
 
 
 async def test_a_reboot_voids_what_was(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.agent.desk import COOLDOWN, DOORS, MAC, desk, loaded, wanted
 from tests.agent.planes import DictPlane
 from vnetpods_agent.attachment import Address, Pod
 from vnetpods_agent.custody import Abandoned, NoAddress, Wanted
-from vnetpods_agent.dataplane import DataPlaneError, HostInterface, Refused
+from vnetpods_agent.dataplane import DataPlaneError, HostInterface
 from vnetpods_agent.ledger import LedgerUnavailable
 from vnetpods_agent.sweeper import Sweep, Sweeper
 
@@ -193,23 +193,27 @@ class TestWaiting:
 class TestFailing:
     async def test_a_kernel_that_refuses_costs_no_address_for_good(self, tmp_path: Path) -> None:
         async with desk(tmp_path, "10.0.0.5") as made:
-            made.plane.refuses = {"attach"}
+            made.plane.refuses = {"half an attach"}
             with pytest.raises(DataPlaneError):
                 await made.add("x")
-            made.plane.refuses.clear()
+            assert made.plane.there == {}
             add = started(made.add("y"))
-            await made.passes(COOLDOWN)
+            await made.passes(COOLDOWN - 1)
+            assert not add.done()  # x may have spoken
+            await made.passes(1)
+            made.plane.refuses.clear()
             assert (await add).address == "10.0.0.5"
             assert await made.agree() == {"y": "10.0.0.5"}
 
-    @pytest.mark.parametrize("why", ["taken", "impossible"])
-    async def test_what_can_not_be_made_costs_not_even_a_cool_down(self, tmp_path: Path, why: str) -> None:
-        """The pod, or the host, has an interface of that name; a container id too long to be told."""
+    @pytest.mark.parametrize("why", ["taken", "refused"])
+    async def test_what_was_not_made_costs_not_even_a_cool_down(self, tmp_path: Path, why: str) -> None:
         async with desk(tmp_path, "10.0.0.5") as made:
-            getattr(made.plane, why).add("/run/netns/x")
+            made.plane.taken = {"/run/netns/x"} if why == "taken" else set()
+            made.plane.refuses = {"attach"} if why == "refused" else set()
             for _ in range(3):
-                with pytest.raises(Refused):
+                with pytest.raises(DataPlaneError):
                     await made.add("x")
+            made.plane.refuses.clear()
             assert (await made.add("y")).address == "10.0.0.5"
             assert await made.agree() == {"y": "10.0.0.5"}
 

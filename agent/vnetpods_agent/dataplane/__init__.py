@@ -18,8 +18,7 @@ from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors
 class DataPlaneError(Exception):
     """The kernel refused a step.
 
-    ├── Refused             what was asked for can't be made; nothing was
-    │   └── InterfaceExists     the pod's namespace has an interface of that name which isn't ours
+    ├── InterfaceExists     the pod's namespace has an interface of that name which isn't ours
     └── ProgramFailed       nft or iptables failed or is missing (see `programs`)
     """
 
@@ -31,12 +30,10 @@ class DataPlaneError(Exception):
         self.errno = errno
 
 
-class Refused(DataPlaneError):  # noqa: N818 - its name is the finding
-    """An interface can't be made, be it asked for again and again. No pod has seen its address."""
-
-
-class InterfaceExists(Refused):
-    """The namespace already has an interface of the name asked for, and it isn't this attachment's."""
+class InterfaceExists(DataPlaneError):  # noqa: N818 - the contract's name
+    """The namespace already has an interface of the name asked for, and it isn't this attachment's. Nothing was
+    changed.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +56,8 @@ class DataPlane(Protocol):
     def attach(self, attachment: Attachment, doors: Doors) -> None:
         """Makes the pod's interface exist and carry traffic. Repeating it for the same attachment changes nothing.
 
-        Raises Refused when nothing was made, InterfaceExists when that is because the namespace has an interface of
-        that name which isn't ours.
+        Raises InterfaceExists when the namespace has an interface of that name which isn't ours (nothing was changed
+        then).
         """
         ...
 

@@ -14,7 +14,7 @@ import errno
 import hashlib
 
 from vnetpods_agent.attachment import HOST_PREFIX, Address, Attachment, AttachmentKey
-from vnetpods_agent.dataplane import HostInterface, Refused
+from vnetpods_agent.dataplane import DataPlaneError, HostInterface
 from vnetpods_agent.dataplane.rtnetlink import Link
 
 GATEWAY = "169.254.1.1"
@@ -27,7 +27,7 @@ _ALIAS_MAX = 255  # IFALIASZ - 1, include/uapi/linux/if.h
 
 
 def alias(attachment: Attachment) -> str:
-    """Raises Refused when the identifiers are too long: an end that doesn't name its owner could not be given
+    """Raises DataPlaneError when the identifiers are too long: an end that doesn't name its owner could not be given
     back.
     """
     text = f"{_ALIAS_MARK} {attachment.address} {attachment.key.network} {attachment.key}"
@@ -36,7 +36,7 @@ def alias(attachment: Attachment) -> str:
         return more
     if len(text.encode()) > _ALIAS_MAX:
         said = f"network name and container id are too long together: at most {_ALIAS_MAX} bytes fit into an alias"
-        raise Refused("name the owner of", str(attachment.key), errno.ENAMETOOLONG, said)
+        raise DataPlaneError("name the owner of", str(attachment.key), errno.ENAMETOOLONG, said)
     return text
 
 

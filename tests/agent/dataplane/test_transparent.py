@@ -27,7 +27,7 @@ from tests.agent.dataplane.world import (
     works,
 )
 from vnetpods_agent.attachment import Address, AttachmentKey, Doors, Pod
-from vnetpods_agent.dataplane import DataPlaneError, InterfaceExists, Refused, hostend
+from vnetpods_agent.dataplane import DataPlaneError, InterfaceExists, hostend
 from vnetpods_agent.dataplane import rtnetlink as rt
 from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.reaper import Reaper
@@ -259,7 +259,7 @@ def test_an_owner_that_does_not_fit_into_the_alias_is_refused_before_anything_is
 ) -> None:
     pod = world.pod("10.240.0.5")
     key = AttachmentKey("vnetpods", "c" * 230, "eth0")
-    with pytest.raises(Refused, match="too long together"):
+    with pytest.raises(DataPlaneError, match="too long together"):
         plane.attach(replace(pod.attachment, key=key), pod.doors)
     assert "azv" not in run("ip link")
 
