@@ -227,7 +227,7 @@ async def test_acn_763_a_disk_that_is_read_only_forgets_nothing(tmp_path: Path) 
     """
     with small_disk(tmp_path / "state", kilobytes=2048) as disk:
         async with machine(tmp_path, cooldown=60) as node:
-            node.pool(ADDRESSES[:3], releasing=ADDRESSES[2:3])
+            node.pool(ADDRESSES[:4], releasing=ADDRESSES[2:3])
             await node.start()
             await node.add("c1", node.sandbox("p-c1"), args=POD + "1")
             await node.add("c2", node.sandbox("p-c2"), args=POD + "2")
@@ -238,14 +238,17 @@ async def test_acn_763_a_disk_that_is_read_only_forgets_nothing(tmp_path: Path) 
             conflist = tmp_path / "net.d" / "05-vnetpods.conflist"
             conflist.unlink()
             remount(disk, "ro")
+            # a promise of which the operator knows, and the ledger doesn't (any more)
+            node.pool(ADDRESSES[:4], releasing=ADDRESSES[2:4], released=ADDRESSES[3:4])
             await node.start()
             assert (await node.call("ADD", "d1", node.sandbox())).code == 11
             remount(disk, "rw")
             await until(conflist.exists)
             assert (await node.call("STATUS", "")).exit_code == 0
             await until(lambda: node.report().usage == Usage(assigned=1, cooling=1))
-            assert node.report().released == (ADDRESSES[2],)
-            assert all_rows(node.state / "ledger.db") == before
+            assert node.report().released == tuple(ADDRESSES[2:4])
+            promised = [(unit,) for unit in ADDRESSES[2:4]]
+            await until(lambda: all_rows(node.state / "ledger.db") == [*before[:2], promised])
             assert [event["reason"] for event in node.events("event")] == ["LedgerUnavailable"]
 
 
