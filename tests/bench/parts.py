@@ -28,7 +28,7 @@ PROCESS, ROUND_TRIP, LEDGER, KERNEL, REST = (
     "process: start, read, write, end",
     "to the agent and back",
     "ledger: one durable write",
-    "kernel: 14 netlink messages",
+    "kernel: 15 netlink messages",
     "the rest: JSON, custody, threads",
 )
 

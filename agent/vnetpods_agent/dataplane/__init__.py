@@ -39,7 +39,7 @@ class InterfaceExists(DataPlaneError):  # noqa: N818 - the contract's name
 @dataclass(frozen=True, slots=True)
 class HostInterface:
     """A pod's host end as found in the kernel; `key` and `address` are read from its alias, None when it has none of
-    ours. `created` and `uid` (the pod's) are too, since the alias has them.
+    ours. `created` and the pod's `uid` are from its alternative name, which those of earlier versions don't have.
     """
 
     name: str

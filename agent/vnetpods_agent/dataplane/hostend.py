@@ -1,7 +1,8 @@
 """Whose is a host end: the names, indexes, groups and aliases by which we recognise what we made.
 
-Pure. A host end says itself who owns it, in its alias: `vnetpods ADDRESS NETWORK CONTAINER/IFNAME CREATED UID`; the
-last two, of the attachment and of its pod, are there for a ledger that is lost, and may be missing. The name alone
+Pure. A host end says itself who owns it, in its alias: `vnetpods ADDRESS NETWORK CONTAINER/IFNAME`. That form never
+changes: an older agent, after a downgrade, takes an end with any other for nobody's. What a lost ledger would leave
+unknown besides, when the attachment was made and for which pod, is in an alternative name. The name alone
 proves nothing: it follows from the pod's name (policy engines look for that), which a newer sandbox of the same pod
 shares with the older one. So what is found under a name or an index counts as an attachment's only when the alias
 says so, or, in the instants between the link's birth and its alias, when it has the MAC that follows from the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 
 from vnetpods_agent.attachment import HOST_PREFIX, Address, Attachment, AttachmentKey
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface
@@ -24,6 +26,7 @@ DYING = 0x766E7064
 INDEX_ATTEMPTS = 3
 _ALIAS_MARK = "vnetpods"
 _ALIAS_MAX = 255  # IFALIASZ - 1, include/uapi/linux/if.h
+_ALTNAME = re.compile(r"vnetpods-(?P<created>[0-9]+[.][0-9]{3})-(?P<uid>[0-9A-Za-z-]{0,64})-[^-]+")
 
 
 def alias(attachment: Attachment) -> str:
@@ -31,19 +34,23 @@ def alias(attachment: Attachment) -> str:
     back.
     """
     text = f"{_ALIAS_MARK} {attachment.address} {attachment.key.network} {attachment.key}"
-    more = f"{text} {attachment.created:.3f} {attachment.pod.uid if attachment.pod else ''}".rstrip()
-    if len(more.encode()) <= _ALIAS_MAX:
-        return more
     if len(text.encode()) > _ALIAS_MAX:
         said = f"network name and container id are too long together: at most {_ALIAS_MAX} bytes fit into an alias"
         raise DataPlaneError("name the owner of", str(attachment.key), errno.ENAMETOOLONG, said)
     return text
 
 
+def altname(attachment: Attachment) -> str:
+    """`vnetpods-CREATED-UID-IFNAME`, unique on a node; empty when the uid isn't one of Kubernetes."""
+    uid = attachment.pod.uid if attachment.pod else ""
+    name = f"{_ALIAS_MARK}-{attachment.created:.3f}-{uid}-{attachment.key.ifname}"
+    return name if _ALTNAME.fullmatch(name) else ""
+
+
 def owner(link: Link) -> tuple[AttachmentKey, Address] | None:
     """Key and address from the alias; None when it isn't one of ours."""
     words = link.alias.split(" ")
-    if len(words) < 4 or words[0] != _ALIAS_MARK or "/" not in words[3]:
+    if len(words) != 4 or words[0] != _ALIAS_MARK or "/" not in words[3]:
         return None
     container_id, _, ifname = words[3].partition("/")
     return AttachmentKey(words[2], container_id, ifname), Address(words[1])
@@ -82,12 +89,6 @@ def described(link: Link) -> HostInterface:
     owned = owner(link)
     if owned is None:
         return HostInterface(link.name, link.index, None, None)
-    created, uid = (*link.alias.split(" ", 5)[4:], "", "")[:2]
-    return HostInterface(link.name, link.index, *owned, _seconds(created), uid)
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    found = next(filter(None, map(_ALTNAME.fullmatch, link.altnames)), None)
+    more = (float(found["created"]), found["uid"]) if found else ()
+    return HostInterface(link.name, link.index, *owned, *more)

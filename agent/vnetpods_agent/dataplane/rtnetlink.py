@@ -36,10 +36,12 @@ NLM_F_DUMP = 0x300
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 16, 17, 18, 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 24, 25, 26, 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWLINKPROP = 108
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 18, 20, 26, 27
 IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_GSO_MAX_SIZE = 28, 29, 31, 32, 41
+IFLA_PROP_LIST, IFLA_ALT_IFNAME, NLA_F_NESTED = 52, 53, 0x8000
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 RTEXT_FILTER_SKIP_STATS = 8
@@ -126,6 +128,12 @@ def link_set(index: int, *attributes: bytes, up: bool | None = None) -> bytes:
 def link_alias(alias: str) -> bytes:
     """`… alias TEXT`."""
     return _text(IFLA_IFALIAS, alias)
+
+
+def link_altname_add(index: int, name: str) -> bytes:
+    """`ip link property add dev INDEX altname NAME`; one that exists gives EEXIST."""
+    properties = attribute(IFLA_PROP_LIST | NLA_F_NESTED, _text(IFLA_ALT_IFNAME, name))
+    return request(RTM_NEWLINKPROP, NLM_F_CREATE | NLM_F_EXCL, IFINFOMSG.pack(0, 0, index, 0, 0) + properties)
 
 
 def link_name(name: str) -> bytes:
@@ -325,6 +333,7 @@ class Link:
     group: int
     master: int
     peer: int
+    altnames: tuple[str, ...] = ()
 
 
 def read_link(payload: bytes) -> Link:
@@ -343,6 +352,7 @@ def read_link(payload: bytes) -> Link:
         group=_value(found.get(IFLA_GROUP)),
         master=_value(found.get(IFLA_MASTER)),
         peer=_value(found.get(IFLA_LINK)),
+        altnames=tuple(_string(name) for _, name in attributes(found.get(IFLA_PROP_LIST, b""))),
     )
 
 

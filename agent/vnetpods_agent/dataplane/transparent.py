@@ -56,6 +56,7 @@ def host_steps(attachment: Attachment, index: int) -> list[Step]:
     that is just being made for one that somebody has damaged.
     """
     name, address = attachment.host_ifname, attachment.address
+    known_as = hostend.altname(attachment)
     return [
         # ip link set azv… addrgenmode none (before it goes up; nobody speaks IPv6 here)
         Step("keep IPv6 off", name, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6),
@@ -65,6 +66,8 @@ def host_steps(attachment: Attachment, index: int) -> list[Step]:
         Step("add the neighbour of", address, rt.neighbour_add(address, attachment.pod_mac, index)),
         # ip route replace 10.0.0.5/32 dev azv… proto 118 scope link
         Step("add the route to", address, rt.route_add(rt.Route(address, 32, index))),
+        # ip link property add dev azv… altname vnetpods-… (before the alias: with it the end is known whole)
+        *([Step("name", name, rt.link_altname_add(index, known_as), _THERE)] if known_as else []),
         # ip link set azv… alias "vnetpods 10.0.0.5 …" (not taken at birth)
         Step("name the owner of", name, rt.link_set(index, rt.link_alias(hostend.alias(attachment)))),
     ]

@@ -15,7 +15,7 @@ from vnetpods_agent.dataplane.conversation import REFUSALS, Conversation, Step
 from vnetpods_agent.dataplane.reaper import Reaper
 from vnetpods_agent.dataplane.transparent import Transparent, host_steps, opening, pod_steps
 
-STEPS_OF_ATTACH = 14
+STEPS_OF_ATTACH = 15
 STEPS_OF_DETACH = 3
 
 

@@ -187,6 +187,12 @@ def test_a_veth_is_born_with_everything() -> None:
     assert peer["IFLA_NET_NS_FD"] == 42
 
 
+def test_an_alternative_name_is_added() -> None:
+    found = decoded(rt.link_altname_add(7, "vnetpods-1"), ifinfmsg)
+    assert (found["nl_type"], found["index"]) == (rt.RTM_NEWLINKPROP, 7)
+    assert found["IFLA_PROP_LIST"]["IFLA_ALT_IFNAME"] == "vnetpods-1"
+
+
 def packed(kind: type[Any], **fields: Any) -> bytes:
     """What pyroute2 packs, without the message header."""
     message = kind()
@@ -206,10 +212,11 @@ def test_a_link_is_read() -> None:
         ("IFLA_IFALIAS", "mine"),
         ("IFLA_LINK", 5),
         ("IFLA_GROUP", 9),
+        ("IFLA_PROP_LIST", {"attrs": [("IFLA_ALT_IFNAME", "one"), ("IFLA_ALT_IFNAME", "two")]}),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth")]}),
     ]
     link = rt.read_link(packed(ifinfmsg, index=4, flags=1, attrs=attrs))
-    assert link == rt.Link(4, "azv1", True, MAC, 1400, 62780, "mine", "veth", 9, 0, 5)
+    assert link == rt.Link(4, "azv1", True, MAC, 1400, 62780, "mine", "veth", 9, 0, 5, ("one", "two"))
 
 
 def test_addresses_routes_neighbours_and_rules_are_read() -> None:

@@ -287,28 +287,31 @@ def test_interfaces_are_what_a_lost_ledger_is_rebuilt_from(world: World, plane: 
 
 
 @pytest.mark.parametrize(
-    ("alias", "created", "uid"),
+    ("altnames", "created", "uid"),
     [
-        pytest.param("vnetpods 10.240.0.5 net c1/eth0", None, "", id="older"),
-        pytest.param("vnetpods 10.240.0.5 net c1/eth0 12.5", 12.5, "", id="no-pod"),
-        pytest.param("vnetpods 10.240.0.5 net c1/eth0 12.500 u-1", 12.5, "u-1", id="pod"),
-        pytest.param("vnetpods 10.240.0.5 net c1/eth0 12.500 an odd uid", 12.5, "an odd uid", id="spaces"),
-        pytest.param("vnetpods 10.240.0.5 net c1/eth0 later", None, "", id="later"),
+        pytest.param([], None, "", id="older"),
+        pytest.param(["vnetpods-12.500--eth0"], 12.5, "", id="no-pod"),
+        pytest.param(["vnetpods-12.500-u-1-eth0"], 12.5, "u-1", id="pod"),
+        pytest.param(["enp0s9", "vnetpods-12.500-u-1-eth0", "veth9"], 12.5, "u-1", id="others"),
+        pytest.param(["vnetpods-later"], None, "", id="later"),
     ],
 )
-def test_an_alias_tells_what_it_has(
-    world: World, plane: Transparent, alias: str, created: float | None, uid: str
+def test_an_alternative_name_tells_when_and_for_whom(
+    world: World, plane: Transparent, altnames: list[str], created: float | None, uid: str
 ) -> None:
     run("ip link add azv1 type veth peer name azv2")
-    subprocess.run(["ip", "link", "set", "azv1", "alias", alias], check=True)
+    subprocess.run(["ip", "link", "set", "azv1", "alias", "vnetpods 10.240.0.5 net c1/eth0"], check=True)
+    for altname in altnames:
+        run(f"ip link property add dev azv1 altname {altname}")
     [end] = [end for end in plane.interfaces() if end.key]
     assert (end.key, end.address) == (AttachmentKey("net", "c1", "eth0"), "10.240.0.5")
     assert (end.created, end.uid) == (created, uid)
 
 
-def test_a_uid_that_does_not_fit_into_the_alias_is_left_out(world: World, plane: Transparent) -> None:
+@pytest.mark.parametrize("uid", ["u" * 250, "an odd/uid"])
+def test_a_uid_that_is_none_of_kubernetes_is_left_out(world: World, plane: Transparent, uid: str) -> None:
     pod = world.pod("10.240.0.5")
-    attachment = replace(pod.attachment, pod=Pod("default", "web-0", "u" * 250))
+    attachment = replace(pod.attachment, pod=Pod("default", "web-0", uid))
     plane.attach(attachment, pod.doors)
     assert plane.check(attachment, pod.doors) == []
     [end] = plane.interfaces()
