@@ -45,11 +45,17 @@ log = structlog.get_logger(component="listening")
 
 
 class NicLimits:
-    """What pods of each NIC get when they start, followed at run time; pods that are there already keep theirs."""
+    """What pods of each NIC get when they start, followed at run time; pods that are there already keep theirs.
+
+    `absent` are the MACs of NICs that this machine doesn't have: what is listed for them isn't this machine's. A VM
+    that was made again under its name has other NICs, and until the operator has seen it the pool lists addresses that
+    by now may be anybody's.
+    """
 
     def __init__(self, kernel: Lane) -> None:
         self._kernel = kernel
         self._known: dict[str, Limits] = {}
+        self.absent: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
 
     def of(self, mac: str) -> Limits:
@@ -81,6 +87,7 @@ class NicLimits:
             log.warning("NIC unknown", mac=mac, error=str(error))
             return
         self._known[mac] = limits or Limits()
+        self.absent = self.absent - {mac} if limits else self.absent | {mac}
 
 
 @dataclass(frozen=True, slots=True)

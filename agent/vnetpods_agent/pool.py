@@ -11,7 +11,8 @@ handshake speaks of units, pods get addresses. An address is
     cooling   idle, released less than `cooldown` ago: others may still send to its former pod;
     blocked   in a unit that is releasing or withdrawn: out of use, whatever else it is;
     withdrawn promised back: out of use until the source has confirmed that the promise is taken back;
-    unusable  on one of the host's own interfaces, or leaving: on a former pod's that is not yet gone from the kernel;
+    unusable  on one of the host's own interfaces, of a NIC that the machine doesn't have, or leaving: on a former
+              pod's that is not yet gone from the kernel;
     missing   held, but no longer listed: the pod is left alone, and the operator asks Azure for it again.
 """
 
@@ -48,7 +49,7 @@ class Pool:
         elsewhere: Callable[[], frozenset[Address]] = frozenset,
         leaving: Callable[[], Collection[Address]] = frozenset,
     ) -> None:
-        """`elsewhere`, those on the host's own interfaces, and `leaving` are asked at every decision."""
+        """`elsewhere`, what isn't this node's to give out, and `leaving` are asked at every decision."""
         self.cooldown = cooldown
         self._elsewhere = elsewhere
         self._leaving = leaving
@@ -203,6 +204,10 @@ class Pool:
     def mac(self, address: Address) -> str:
         """The NIC of a listed address; empty for one that isn't listed."""
         return self._mac.get(address, "")
+
+    def of(self, macs: Collection[str]) -> frozenset[Address]:
+        """The listed addresses of these NICs."""
+        return frozenset(address for address, mac in self._mac.items() if mac in macs) if macs else frozenset()
 
     def listed(self) -> int:
         """Addresses that are ours to use, now or later: none means that no ADD can be served."""

@@ -22,6 +22,7 @@ import structlog
 from aiohttp import web
 
 from vnetpods_agent import installer, metrics
+from vnetpods_agent.attachment import Address
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
 from vnetpods_agent.dataplane import DataPlaneError
@@ -81,7 +82,7 @@ class Agent:
             sysctl=config.paths.sysctl,
             on_links=lambda: self._call_from_thread(self.limits.changed),
         )
-        self.pool = Pool(config.cooldown, self.host.held_by_host, self.plane.leaving)
+        self.pool = Pool(config.cooldown, self._elsewhere, self.plane.leaving)
         self.reporter = Reporter(self.pool, self.ledger, self.source, self.unfit, config.report_interval)
         self.limits = NicLimits(self.kernel)
         surroundings = Surroundings(
@@ -125,6 +126,8 @@ class Agent:
             return why
         if not self.pool.listed():
             return f"no address for pods is known: {self.cause()}"
+        if (absent := self._absent()) and self.pool.listed() <= len(self.pool.of(self.limits.absent)):
+            return absent
         return ""
 
     def barred(self) -> str:
@@ -135,12 +138,21 @@ class Agent:
 
     def cause(self) -> str:
         """Why there are not (more) addresses."""
-        said = "; ".join(filter(None, (self.source.trouble, self.listener.cause)))
+        said = "; ".join(filter(None, (self.source.trouble, self._absent(), self.listener.cause)))
         if said:
             return said
         return (
             "all are in use, and more have been asked for" if self.pool.listed() else "the operator has listed none yet"
         )
+
+    def _absent(self) -> str:
+        """Why what is listed for some NICs is of no use here."""
+        listed = sorted(mac for mac in self.limits.absent if self.pool.of((mac,)))
+        return f"the pool is another machine's: none here has the MAC {', '.join(listed)} of its NIC" if listed else ""
+
+    def _elsewhere(self) -> frozenset[Address]:
+        """Addresses on the host's own interfaces, and those of NICs that this machine doesn't have."""
+        return self.host.held_by_host() | self.pool.of(self.limits.absent)
 
     def _waits_long(self, wanted: Wanted, cause: str) -> None:
         if wanted.pod is not None:

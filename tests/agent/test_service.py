@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.agent.machine import machine, until
+from tests.agent.machine import NIC_MAC, machine, until
 from vnetpods_api import Usage
 
 
@@ -37,6 +38,23 @@ async def test_a_pod_that_waits_is_told_why(tmp_path: Path) -> None:
         assert "all are in use" in event["message"]
         node.pool(["10.240.0.5", "10.240.0.6"])
         assert await waiting == "10.240.0.6"
+
+
+async def test_what_is_listed_for_another_machines_nic_is_no_pods(tmp_path: Path) -> None:
+    """A VM made again under its name has a new NIC; the old one's addresses are somebody else's by now."""
+    async with machine(tmp_path) as node:
+        subprocess.run(f"ip -n {node.name} link set eth0 address 00:0d:3a:ff:ff:ff".split(), check=True)  # noqa: ASYNC221
+        node.pool(["10.240.0.5"])
+        await node.start()
+        status = await node.call("STATUS", "")
+        assert (status.code, NIC_MAC in str(status.json)) == (50, True)
+        pod = asyncio.create_task(node.add("c1", node.sandbox(), args="K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-1"))
+        event = await until(lambda: next((e for e in node.events("event") if e["reason"] == "WaitingForAddress"), None))
+        assert f"the pool is another machine's: none here has the MAC {NIC_MAC}" in event["message"]
+        assert node.report().usage == Usage(waiting=1)
+        subprocess.run(f"ip -n {node.name} link set eth0 address {NIC_MAC}".split(), check=True)  # noqa: ASYNC221
+        assert await pod == "10.240.0.5"
+        assert (await node.call("STATUS", "")).exit_code == 0
 
 
 async def test_need_is_told_at_once_and_once(tmp_path: Path) -> None:
