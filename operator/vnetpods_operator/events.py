@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import structlog
 
 from vnetpods_api.names import GROUP
-from vnetpods_operator.kube import MERGE, Kube, KubeError
+from vnetpods_operator.kube import MERGE, Kube, KubeError, NotFound
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.roster import Problem
 
@@ -23,6 +23,8 @@ QUIET_SECONDS = 300.0
 """The same matter is written again after this at the earliest."""
 MOST = 2000
 """Matters that are remembered; beyond that the oldest are forgotten."""
+NOTE_BYTES = 1024
+"""What the API server allows."""
 NAMESPACE = "default"
 """Where Events about cluster-scoped objects live."""
 
@@ -80,11 +82,16 @@ class Recorder:
     async def _put(self, matter: _Matter) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         path = f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events"
+        note = matter.problem.message.encode()[:NOTE_BYTES].decode(errors="ignore")
         if matter.name:
             series = {"count": matter.count, "lastObservedTime": now}
-            body = {"series": series, "note": matter.problem.message[:1000]}
-            await self.kube.request("PATCH", f"{path}/{matter.name}", body=body, content_type=MERGE)
-            return
+            body = {"series": series, "note": note}
+            try:
+                await self.kube.request("PATCH", f"{path}/{matter.name}", body=body, content_type=MERGE)
+            except NotFound:
+                matter.name = ""  # its time to live is over (an hour by default), the matter's isn't
+            else:
+                return
         reason = matter.problem.reason.value
         digest = hashlib.sha256(f"{matter.node.uid} {reason} {now}".encode()).hexdigest()[:16]
         name = f"{matter.node.name[:200].rstrip('.-')}.{digest}"
@@ -99,7 +106,7 @@ class Recorder:
                 "type": "Warning",
                 "reason": reason,
                 "action": "Reconcile",
-                "note": matter.problem.message[:1000],
+                "note": note,
                 "reportingController": f"{GROUP}/operator",
                 "reportingInstance": self.instance[:128],
                 "regarding": {

@@ -40,6 +40,8 @@ class Subnets:
         before = self.limits(subnet)
         if most > 0 and left != 0:
             found = Limits(0.0, most, before.refusals, before.blocks_after)
+        elif now < before.grow_after:  # asked before the others heard of it: the same round
+            found = before
         else:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(before.refusals, 10))
             found = Limits(now + pause, 1, before.refusals + 1, before.blocks_after)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.operator.worlds import World
 from vnetpods_api import Reason
-from vnetpods_operator.events import MOST, Recorder
+from vnetpods_operator.events import MOST, NOTE_BYTES, Recorder
 from vnetpods_operator.nodes import Node, node_from
 from vnetpods_operator.roster import Problem
 
@@ -58,6 +58,19 @@ async def test_later_repeats_are_counted_in_it(world: World) -> None:
             recorder.tell(one, Problem(Reason.SUBNET_FULL, "no address left"))
             await asyncio.sleep(0.2)
         await world.until("the count", counted)
+
+
+async def test_an_event_whose_time_to_live_is_over_is_made_anew(world: World) -> None:
+    one, recorder = await node(world, "one"), Recorder(world.kube, "test", quiet=0.0)
+    async with writing(recorder):
+        recorder.tell(one, Problem(Reason.SUBNET_FULL, "no address left"))
+        await world.until("the Event", lambda: world.events(one.name))
+        (first,) = await world.events(one.name)
+        await asyncio.to_thread(world.api.kubectl, "delete", "event", first["metadata"]["name"])
+        recorder.tell(one, Problem(Reason.SUBNET_FULL, "é" * 1000))  # and a note has at most so many bytes
+        await world.until("another one", lambda: world.events(one.name))
+    (second,) = await world.events(one.name)
+    assert second["note"] == "é" * (NOTE_BYTES // 2)
 
 
 async def test_other_reasons_and_nodes_have_their_own(world: World) -> None:

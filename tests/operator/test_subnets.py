@@ -23,10 +23,19 @@ def test_azure_is_not_believed_when_it_contradicts_itself() -> None:
 
 def test_a_pause_when_nothing_is_left_longer_each_time() -> None:
     subnets = Subnets()
-    pauses = [subnets.refused(S, 1, None, 100.0).grow_after - 100.0 for _ in range(8)]
+    pauses, now = [], 100.0
+    for _ in range(8):
+        pauses.append(subnets.refused(S, 1, None, now).grow_after - now)
+        now += pauses[-1]
     assert pauses[:3] == [FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4]
     assert pauses[-1] == LONGEST_PAUSE
     assert subnets.refused(S, 16, 0, 0.0).grow_after > 0
+
+
+def test_what_was_asked_at_the_same_time_is_one_round() -> None:
+    subnets = Subnets()
+    assert {subnets.refused(S, 1, 0, 100.0 + number).grow_after for number in range(10)} == {100.0 + FIRST_PAUSE}
+    assert subnets.refused(S, 1, 0, 200.0).grow_after == 200.0 + 2 * FIRST_PAUSE
 
 
 def test_success_makes_bolder() -> None:
