@@ -185,6 +185,15 @@ class Budget(_Section, frozen=True):
     writes: Allowance = Allowance(per_second=2, burst=40)
 
 
+def _positive(section: msgspec.Struct, *names: str) -> None:
+    """Raises ValueError for what would be done without a pause."""
+    for name in names:
+        if getattr(section, name) <= 0:
+            raise ValueError(
+                f"Expected `{section.__struct_encode_fields__[section.__struct_fields__.index(name)]}` > 0"
+            )
+
+
 class Azure(_Section, frozen=True):
     """Where ARM is and how it is used. Credentials: azure-identity's default chain."""
 
@@ -202,6 +211,9 @@ class Azure(_Section, frozen=True):
     compute_api_version: str | None = None
     """Other than the SDK's own, for clouds that lag behind."""
 
+    def __post_init__(self) -> None:
+        _positive(self, "poll", "request_timeout", "operation_timeout", "networks")
+
 
 class Election(_Section, frozen=True):
     """The Lease that makes one of several operators the leader."""
@@ -214,6 +226,7 @@ class Election(_Section, frozen=True):
     retry: Duration = Duration(2)
 
     def __post_init__(self) -> None:
+        _positive(self, "retry")
         if not self.retry < self.renew < self.duration:
             raise ValueError("Expected `retry` < `renew` < `duration`")
 
@@ -246,6 +259,9 @@ class Config(_Section, frozen=True):
     """Every Node and NodeIPPool is listed this often, to find what the watch missed."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 128
     """Nodes that are worked on at the same time."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "audit", "relist")
 
     def group_of(self, labels: Mapping[str, str]) -> Group:
         return next((group for group in self.groups if group.nodes.matches(labels)), Group())

@@ -189,6 +189,11 @@ def test_each_kind_of_credentials(credentials: dict[str, str], expected: dict[st
         pytest.param({"operator": {"config": {"release": {"batch": 0}}}}, "batch", id="out of bounds"),
         pytest.param({"operator": {"config": {"directCIDRs": ["10.0.0.0"]}}}, "directCIDRs", id="no CIDR"),
         pytest.param({"agent": {"config": {"cooldown": "soon"}}}, "cooldown", id="the agent's file"),
+        pytest.param(
+            {"operator": {"hostNetwork": False, "config": {"listen": "127.0.0.1:9461"}}},
+            "listen on 0.0.0.0",
+            id="probes that nobody answers",
+        ),
         pytest.param({"agent": {"hostPaths": {"cniBin": "opt/cni"}}}, "cniBin", id="no absolute path"),
         pytest.param({"image": {"digest": "sha256:1"}}, "digest", id="no digest"),
         pytest.param(
@@ -199,6 +204,34 @@ def test_each_kind_of_credentials(credentials: dict[str, str], expected: dict[st
 def test_what_cannot_work_is_refused_with_the_key(values: dict[str, Any], complaint: str) -> None:
     with pytest.raises(RenderError, match=complaint):
         render(values)
+
+
+def test_the_operators_probes_ask_where_it_listens() -> None:
+    def hosts(values: dict[str, Any]) -> set[str | None]:
+        (container,) = pod_of(render(values), "Deployment", "vnetpods-operator")["containers"]
+        return {container[probe]["httpGet"].get("host") for probe in ("livenessProbe", "readinessProbe")}
+
+    assert hosts({}) == hosts({"operator": {"config": {"listen": ":9461"}}}) == {None}
+    assert hosts({"operator": {"config": {"listen": "127.0.0.1:9461"}}}) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("config", "restart"),
+    [
+        ({"election": {"name": "other"}}, True),
+        ({"workers": 5}, True),
+        ({"listen": "0.0.0.0:9999"}, True),
+        ({"azure": {"endpoint": "https://arm.example.test"}}, True),
+        ({"azure": {"networks": "5m"}}, False),
+        ({"groups": [{"warm": 3}], "audit": "5m"}, False),
+    ],
+    ids=str,
+)
+def test_what_the_operator_reads_at_its_start_only_restarts_it(config: dict[str, Any], restart: bool) -> None:
+    def template(values: dict[str, Any]) -> Any:
+        return only(render(values), "Deployment", "vnetpods-operator")["spec"]["template"]
+
+    assert (template({"operator": {"config": config}}) != template({})) == restart
 
 
 def test_the_programs_get_what_the_user_wrote_over_what_the_chart_says() -> None:
@@ -214,13 +247,11 @@ def test_the_programs_get_what_the_user_wrote_over_what_the_chart_says() -> None
     assert agent == {"cooldown": 5, "paths": paths}
 
 
-def test_a_changed_configuration_rolls_the_agents_and_not_the_operator() -> None:
-    def annotations(values: dict[str, Any], kind: str, name: str) -> Any:
-        return only(render(values), kind, name)["spec"]["template"]["metadata"].get("annotations")
+def test_a_changed_configuration_rolls_the_agents() -> None:
+    def annotations(values: dict[str, Any]) -> Any:
+        return only(render(values), "DaemonSet", "vnetpods-agent")["spec"]["template"]["metadata"]["annotations"]
 
-    changed = {"agent": {"config": {"cooldown": 5}}, "operator": {"config": {"workers": 5}}}
-    assert annotations({}, "DaemonSet", "vnetpods-agent") != annotations(changed, "DaemonSet", "vnetpods-agent")
-    assert annotations({}, "Deployment", "vnetpods-operator") == annotations(changed, "Deployment", "vnetpods-operator")
+    assert annotations({}) != annotations({"agent": {"config": {"cooldown": 5}}})
 
 
 def test_the_api_servers_address_reaches_both_programs() -> None:

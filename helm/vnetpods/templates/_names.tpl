@@ -39,6 +39,24 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- mergeOverwrite $own (deepCopy .Values.operator.config) | toYaml -}}
 {{- end }}
 
+{{/* What the operator reads at its start only. */}}
+{{- define "vnetpods.operatorFixed" -}}
+{{- $config := .Values.operator.config -}}
+{{- $azure := omit ($config.azure | default dict) "budget" "networks" -}}
+{{- merge (dict "azure" $azure) (pick $config "listen" "election" "workers") | toJson -}}
+{{- end }}
+
+{{/* Where its probes ask: the pod's address, unless it listens on another one, which is the node's then. */}}
+{{- define "vnetpods.operatorProbeHost" -}}
+{{- $host := (.Values.operator.config.listen | default "0.0.0.0:9461") | splitList ":" | first -}}
+{{- if not (has $host (list "" "0.0.0.0")) -}}
+{{- if not .Values.operator.hostNetwork -}}
+{{- fail (printf "operator.config.listen: %s can't be probed without operator.hostNetwork; listen on 0.0.0.0" $host) -}}
+{{- end -}}
+, host: {{ $host | quote }}
+{{- end -}}
+{{- end }}
+
 {{- define "vnetpods.agentConfig" -}}
 {{- $own := dict "paths" (dict "shim" "/usr/libexec/vnetpods/shim" "sysctl" "/host/proc/sys/net") -}}
 {{- if .Values.podMonitor.enabled }}{{ $_ := set $own "http" (dict "address" "0.0.0.0") }}{{ end -}}
