@@ -133,8 +133,11 @@ def usable_by_pods(
 
     `published`: addresses that the pool lists or pods hold, which stay while Azure is at work on them; `prefixes`: of
     each subnet by lower-case id; `hopeful`: whether Failed entries are expected to recover, and so are on the way as
-    those are that Azure is still making.
+    those are that Azure is still making. A list that lacks something published is no ground for sweeping: an entry
+    without address may be the very one.
     """
+    listed = {entry.address for nic in nics for entry in nic.entries}
+    lagging = not listed.issuperset(published)
     free = max(0, ENTRIES_PER_NIC - sum(len(nic.entries) for nic in nics))
     views = []
     for nic in nics:
@@ -157,7 +160,7 @@ def usable_by_pods(
                     if e not in good and (e.state != "Failed" or (e.address is not None and hopeful))
                 ),
                 # whatever has an address may be held by a pod that nobody has told us of yet: repaired, not swept
-                broken=frozenset(e.name for e in ours if e.state == "Failed" and e.address is None),
+                broken=frozenset(e.name for e in ours if e.state == "Failed" and e.address is None and not lagging),
                 failed=nic.state == "Failed" or any(e.state == "Failed" for e in found),
                 busy=nic.state == "Updating",
             )

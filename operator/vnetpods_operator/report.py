@@ -42,7 +42,9 @@ _SENTENCES = {
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a look at a node gave. Without NICs the interfaces in the pool stay as they are."""
+    """What a look at a node gave. Without NICs the interfaces in the pool stay as they are, and no release begins: only
+    the NIC tells which addresses are ours to remove.
+    """
 
     plan: Plan | None = None
     nics: Sequence[Nic] = ()
@@ -105,7 +107,7 @@ def _interface(nic: Nic, view: planner.Nic, releasing: frozenset[str]) -> Interf
 
 
 def _released(interface: Interface, releasing: frozenset[str]) -> Interface:
-    wanted = tuple(address for address in interface.addresses if address in releasing)
+    wanted = tuple(address for address in interface.releasing if address in releasing)
     return msgspec.structs.replace(interface, releasing=wanted)
 
 

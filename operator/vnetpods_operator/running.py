@@ -164,6 +164,8 @@ class Operator:
                 await action()
             except KubeError as error:
                 log.warning("the API server did not do as asked", error=str(error))
+            except Exception:
+                log.exception("what is done again and again failed, and is done again")
 
     async def _refresh(self, networks: azure.Networks) -> None:
         """Reads VNets again; nodes in changed ones are told."""

@@ -60,7 +60,7 @@ async def test_the_second_waits_and_is_quick_when_the_first_gives_it_back(api: K
         assert not waiting.done()
         assert (await lease(api, election))["spec"]["holderIdentity"] == "first"
     await first.release()
-    async with asyncio.timeout(1.0):
+    async with asyncio.timeout(1.8):
         await waiting
     spec = (await lease(api, election))["spec"]
     assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("second", 1)

@@ -147,3 +147,13 @@ def test_every_error_has_a_reason_and_waits_longer_each_time() -> None:
 )
 def test_names_of_operations(method: str, path: str, name: str) -> None:
     assert operation_of(method, f"https://management.azure.com{path}") == name
+
+
+@pytest.mark.parametrize("odd", ["<html>", {"properties": None}, None, {"id": 1}], ids=str)
+def test_an_answer_that_nobody_understands_is_no_answer(odd: Any) -> None:
+    """Whatever it is: it must not end the operator, which would meet it again at its next start."""
+    with (
+        pytest.raises(cloud.Unavailable, match="reading it: an answer that can't be understood"),
+        translated("reading it"),
+    ):
+        odd["properties"]["addressSpace"]

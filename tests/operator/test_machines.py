@@ -9,6 +9,7 @@ import pytest
 from tests.azure.arm.builder import Builder
 from tests.operator.agents import Agent
 from tests.operator.worlds import World
+from vnetpods_operator.machine import Entry, Naming, Nic, usable_by_pods
 
 pytestmark = pytest.mark.apiserver
 
@@ -90,6 +91,22 @@ async def test_half_made_entries_of_a_failed_update_are_swept(world: World) -> N
     model = world.azure.build.get("Microsoft.Compute/virtualMachineScaleSets/virtualMachines", "set/1")
     (nic,) = model["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"]
     assert len(nic["properties"]["ipConfigurations"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("listed", "swept"), [(("10.0.0.5", "10.0.0.6"), {"half"}), (("10.0.0.5",), set())], ids=["whole", "lagging"]
+)
+def test_a_list_that_lacks_what_is_published_is_no_ground_for_sweeping(
+    listed: tuple[str, ...], swept: set[str]
+) -> None:
+    """What has no address there may be what a pod holds, and on a uniform scale set nothing brings it back."""
+    entries = (
+        *(Entry(f"vnetpods-{a}", a, "Succeeded", False) for a in listed),
+        Entry("vnetpods-half", None, "Failed", False),
+    )
+    nic = Nic("/nic", "nic", "00:0d:3a:00:00:01", "/s", "e", "Succeeded", primary=True, entries=entries)
+    (view,) = usable_by_pods([nic], {"10.0.0.5", "10.0.0.6"}, Naming(), {})
+    assert {name.removeprefix("vnetpods-") for name in view.broken} == swept
 
 
 async def test_a_uniform_instance_that_is_gone(world: World) -> None:

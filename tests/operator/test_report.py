@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -143,6 +144,19 @@ def test_what_is_not_known_stays() -> None:
     status = report.status(known, Findings(problem=problem), NOW)
     assert status.interfaces == (before,)
     assert status.direct_cidrs == ("10.0.0.0/8",)
+
+
+def test_without_a_look_at_the_nic_no_release_begins_but_one_may_end() -> None:
+    """The pool doesn't tell which addresses are adopted; a release of those could never be finished."""
+    listed = ("10.0.0.5", "10.0.0.6", "10.0.0.7")
+    before = pool(
+        interfaces=(
+            Interface(name="nic", mac="00:0d:3a:00:00:01", subnet=SUBNET, addresses=listed, releasing=listed[:2]),
+        )
+    )
+    made = plan(Observed(nics=(), usage=None), Wanted(minimum=4, warm=4, batch=4, maximum=250), 100.0)
+    blind = Findings(replace(made, releasing=frozenset(listed[1:])))
+    assert report.status(before, blind, NOW).interfaces[0].releasing == listed[1:2]
 
 
 def test_direct_cidrs_are_ordered_and_bounded() -> None:

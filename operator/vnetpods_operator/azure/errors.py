@@ -71,6 +71,13 @@ def translated(what: str) -> Iterator[None]:
     except (sdk.AzureError, TimeoutError) as error:
         text = _first_line(str(error)) or type(error).__name__
         raise Unavailable(f"{what}: no answer: {text}", type(error).__name__) from error
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # HTML from a proxy, null where a list belongs
+        raise Unavailable(f"{what}: an answer that can't be understood: {error!r}", "BadAnswer") from error
 
 
 def from_response(error: sdk.HttpResponseError, what: str) -> AzureError:

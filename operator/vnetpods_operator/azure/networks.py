@@ -129,12 +129,12 @@ class Networks:
             found: Any = await self._arm.network(subscription).virtual_networks.get(
                 group, name, cls=body, **self._arm.network_arguments()
             )
-        properties = found.get("properties", {})
-        return Network(
-            own=_ipv4(properties.get("addressSpace", {}).get("addressPrefixes", [])),
-            peers=_peers(properties.get("virtualNetworkPeerings") or []),
-            subnets=tuple((s["id"].lower(), _subnet_prefixes(s)) for s in properties.get("subnets") or []),
-        )
+            properties = found.get("properties") or {}
+            return Network(
+                own=_ipv4((properties.get("addressSpace") or {}).get("addressPrefixes") or []),
+                peers=_peers(properties.get("virtualNetworkPeerings") or []),
+                subnets=tuple((s["id"].lower(), _subnet_prefixes(s)) for s in properties.get("subnets") or []),
+            )
 
     async def _read_subnet(self, subnet: str) -> tuple[str, ...]:
         subscription, group, name = _parts(_vnet(subnet))
@@ -142,22 +142,22 @@ class Networks:
             found: Any = await self._arm.network(subscription).subnets.get(
                 group, name, subnet.rpartition("/")[2], cls=body, **self._arm.network_arguments()
             )
-        return _subnet_prefixes(found)
+            return _subnet_prefixes(found)
 
 
 def _peers(peerings: list[dict[str, Any]]) -> tuple[str, ...]:
     """Address space of connected peers; a peering that is not connected carries no traffic."""
     found: list[str] = []
     for peering in peerings:
-        properties = peering.get("properties", {})
+        properties = peering.get("properties") or {}
         if properties.get("peeringState") == "Connected":
             space = properties.get("remoteVirtualNetworkAddressSpace") or properties.get("remoteAddressSpace") or {}
-            found += space.get("addressPrefixes", [])
+            found += space.get("addressPrefixes") or []
     return _ipv4(found)
 
 
 def _subnet_prefixes(subnet: dict[str, Any]) -> tuple[str, ...]:
-    properties = subnet.get("properties", {})
+    properties = subnet.get("properties") or {}
     one = properties.get("addressPrefix")
     return _ipv4(properties.get("addressPrefixes") or ([one] if one else []))
 

@@ -100,7 +100,8 @@ def _with_model(nic: Nic, model: dict[str, Any], state: str) -> Nic:
     known = {one.name.lower() for one in nic.entries}
     configuration = _configuration(model, nic.name)
     beyond = [
-        Entry(one.name, None, "Updating" if state == "Updating" else "Failed", one.primary)
+        # a list that lags says nothing about what Azure calls finished
+        Entry(one.name, None, "Failed" if state == "Failed" else "Updating", one.primary)
         for one in map(entry, configuration.get("properties", {}).get("ipConfigurations", []))
         if one.name.lower() not in known
     ]
