@@ -102,7 +102,8 @@ class Observer:
         made, record, now = look.plan, look.record, self._clock()
         if made is None:
             return
-        asked = made.releasing - frozenset(look.pool.status.released)
+        # what was planned is not always what was written; what pods keep is not waited for
+        asked = releasing(look.pool) - {*look.pool.status.released, *look.pool.status.kept}
         record.surplus_since = (now if record.surplus_since is None else record.surplus_since) if made.surplus else None
         record.releasing_since = (now if record.releasing_since is None else record.releasing_since) if asked else None
         if made.overdue:

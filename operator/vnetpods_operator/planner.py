@@ -9,9 +9,9 @@ The rules are a chain, each adding its part to at most one write per NIC, in thi
 1. settle         a NIC that Azure is working on is left alone.
 2. repair         half-made entries of ours (without an address) go, a Failed NIC is written again as it is.
 3. restore        addresses that pods hold and that vanished from the NIC are asked for by value.
-4. finish release what the agent has acknowledged is removed, always.
+4. finish release what the agent has acknowledged is removed, always; what isn't ours is no longer asked for.
 5. cancel release what it has not acknowledged is kept when addresses are short, when a pod holds it, or when it is
-                  asked for too long.
+                  asked for too long; excluded addresses stay asked for until their pods end.
 6. grow           to `minimum`, and when free + on the way < warm or pods wait.
 7. start release  when more than 2 x warm was free long enough, down to 2 x warm, so that the next pod changes nothing.
 
@@ -284,6 +284,8 @@ def _restore(draft: _Draft) -> None:
 
 
 def _finish_release(draft: _Draft) -> None:
+    # nobody can be removing what isn't ours, so the agent may use it again even if it has acknowledged
+    draft.releasing -= {a for nic in draft.observed.nics for a in nic.addresses if a not in nic.removable}
     acknowledged = draft.releasing & draft.observed.released
     for nic in draft.writable:
         gone = frozenset(acknowledged & nic.removable)
@@ -294,27 +296,28 @@ def _finish_release(draft: _Draft) -> None:
 
 
 def _cancel_release(draft: _Draft) -> None:
-    """An acknowledged release is finished, never cancelled: the agent will not use the address before it was gone."""
-    waiting = draft.releasing - draft.observed.released
-    if not waiting:
-        return
-    due = (draft.observed.releasing_since or draft.now) + draft.wanted.release_patience
-    if draft.short > 0:
-        draft.releasing -= waiting
-        draft.free += count(waiting)
+    """An acknowledged release of ours is finished, never cancelled: the agent will not use the address before it was
+    gone.
+    """
+    observed, retired = draft.observed, _excluded(draft)
+    waiting = draft.releasing - observed.released
+    if draft.short > 0 and (back := waiting - observed.kept - retired):
+        draft.releasing -= back
+        draft.free += count(back)
         draft.needed = True
-        return
-    refused = waiting if draft.now >= due and draft.observed.agent_ready else waiting & draft.observed.kept
-    if refused:
-        draft.releasing -= refused
-        draft.overdue |= refused
+        waiting -= back
+    due = (observed.releasing_since or draft.now) + draft.wanted.release_patience
+    kept = waiting if draft.now >= due and observed.agent_ready else waiting & observed.kept
+    if kept - retired:
+        draft.releasing -= kept - retired
+        draft.overdue |= kept - retired
         draft.times.append(draft.now + SETTLE_SECONDS)
-    if waiting - refused:
+    if waiting - kept:
         draft.because(Reason.RELEASING)
         draft.times.append(due)
         if draft.now >= due:
             draft.blocked(
-                Reason.AGENT_SILENT, f"the node's agent has not acknowledged the release of {_some(waiting - refused)}"
+                Reason.AGENT_SILENT, f"the node's agent has not acknowledged the release of {_some(waiting - kept)}"
             )
 
 
@@ -359,7 +362,7 @@ def _grow_on(draft: _Draft, nic: Nic, need: int) -> int:
 
 def _start_release(draft: _Draft) -> None:
     wanted, usage = draft.wanted, draft.observed.usage
-    retired = {a for nic in draft.observed.nics for a in nic.excluded & nic.removable} - draft.observed.released
+    retired = _excluded(draft) - draft.observed.released
     if retired - draft.releasing:
         draft.releasing |= retired
         draft.because(Reason.RELEASING)
@@ -373,7 +376,7 @@ def _start_release(draft: _Draft) -> None:
     due = (draft.now if draft.observed.surplus_since is None else draft.observed.surplus_since) + wanted.release_after
     if draft.now < due:
         draft.times.append(due)
-    elif not draft.releasing and not draft.overdue and not draft.changes:
+    elif not draft.releasing - retired and not draft.overdue and not draft.changes:
         chosen = _surplus(draft, min(surplus, wanted.release_batch))
         draft.releasing |= chosen
         if chosen:
@@ -382,6 +385,11 @@ def _start_release(draft: _Draft) -> None:
             draft.times.append(draft.now + wanted.release_patience)
         elif draft.observed.refused:
             draft.times.append(min(draft.observed.refused.values()) + wanted.release_patience)
+
+
+def _excluded(draft: _Draft) -> set[str]:
+    """Addresses of ours that are excluded by now: never to be used again, whoever holds them."""
+    return {address for nic in draft.observed.nics for address in nic.excluded & nic.removable}
 
 
 def _surplus(draft: _Draft, most: int) -> set[str]:
@@ -395,7 +403,7 @@ def _surplus(draft: _Draft, most: int) -> set[str]:
         (refused.get(address, 0.0), -place, zlib.crc32(address.encode()), address)
         for place, nic in enumerate(draft.observed.nics)
         for address in nic.addresses
-        if address in nic.removable and address not in draft.observed.released
+        if address in nic.removable and address not in draft.observed.released and address not in draft.releasing
         if address not in refused or refused[address] <= lately
     ]
     chosen: set[str] = set()

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from random import Random
 
 import pytest
+import structlog
+from msgspec.structs import replace
 
 from tests.azure.arm.sdk import StaticCredential
 from tests.operator.agents import Agent
 from tests.operator.worlds import World
 from vnetpods_api import NodeIPPool, Reason
-from vnetpods_operator import azure
+from vnetpods_operator import azure, report
 from vnetpods_operator.budget import Budget, Kind
+from vnetpods_operator.configuration import Config
 from vnetpods_operator.machine import Machine, MachineId, Nic
 from vnetpods_operator.nodes import Node, node_from
 from vnetpods_operator.planner import Change
@@ -60,8 +63,13 @@ class Bench:
     node: str
     roster: Roster
     reconciler: Reconciler
+    config: list[Config]
     told: list[Reason] = field(default_factory=list)
     meanwhile: list[object] = field(default_factory=list)
+
+    def reconfigure(self) -> None:
+        """Takes over the world's settings."""
+        self.config[0] = self.world.config()
 
     async def look(self) -> Outcome:
         return await self.reconciler.reconcile(self.node)
@@ -75,7 +83,7 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def bench(world: World, agent: Agent) -> AsyncIterator[Bench]:
-    config, roster, told, meanwhile = world.config(), Roster(), list[Reason](), list[object]()
+    config, roster, told, meanwhile = [world.config()], Roster(), list[Reason](), list[object]()
     body = world.api.get("node", agent.node)
     roster.hold_node(node_from(body))
     budget = Budget(lambda _: (1000.0, 1000.0))
@@ -86,13 +94,13 @@ async def bench(world: World, agent: Agent) -> AsyncIterator[Bench]:
     async def no_host_pods(_: str) -> int:
         return 0
 
-    async with azure.opened(config.azure, budget, Nobody(), lambda: StaticCredential("operator")) as arm:
+    async with azure.opened(config[0].azure, budget, Nobody(), lambda: StaticCredential("operator")) as arm:
 
         def machine(id_: MachineId) -> Machine:
             return Interrupted(azure.machine(arm, id_), meanwhile)
 
         parts = Parts(
-            config=lambda: config,
+            config=lambda: config[0],
             roster=roster,
             pools=world.pools,
             host_pods=no_host_pods,
@@ -103,7 +111,7 @@ async def bench(world: World, agent: Agent) -> AsyncIterator[Bench]:
             tell=tell,
             wake=lambda _: None,
         )
-        yield Bench(world, agent.node, roster, Reconciler(parts), told, meanwhile)
+        yield Bench(world, agent.node, roster, Reconciler(parts), config, told, meanwhile)
 
 
 async def full(found: Bench, agent: Agent) -> None:
@@ -296,3 +304,76 @@ async def test_a_stale_read_does_not_bring_back_what_was_given_back(world: World
     assert world.azure.cloud.faults.rules[-1].hit == 1
     assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
     assert not gone & set(pool.status.interfaces[0].addresses)
+
+
+async def test_a_failure_as_a_release_falls_due_takes_no_adopted_address_out_of_use(world: World) -> None:
+    """Only the NIC tells which addresses are adopted, and an operator that has just started hasn't read it yet."""
+    world.settings["adopt"] = ["pods-*"]
+    world.settings["groups"] = [{"minimum": 2, "warm": 2, "batch": 2}]
+    _, agent = await world.worker("one")
+    for number in range(20):
+        world.azure.build.add_address("one-nic", f"pods-{number}")
+    async with bench(world, agent) as found:
+        await found.look()
+        await agent.sync()
+        await found.see()
+        found.roster.record(agent.node).audit_at = float("inf")
+        found.roster.record(agent.node).settled = None
+        found.roster.record(agent.node).surplus_since = 0.0
+        world.azure.build.fault("status", method="GET", resource="*one-nic", status=503, code="ServiceUnavailable")
+        outcome = await found.look()
+        await agent.sync()
+        pool = await found.see()
+        assert (found.told, outcome.again is not None) == ([Reason.AZURE_UNAVAILABLE], True)
+        assert (pool.status.interfaces[0].releasing, pool.status.released) == ((), ())
+        assert found.roster.record(agent.node).releasing_since is None
+
+
+async def test_an_acknowledged_release_of_adopted_addresses_is_undone(world: World) -> None:
+    world.settings["adopt"] = ["pods-*"]
+    _, agent = await world.worker("one")
+    for number in range(20):
+        world.azure.build.add_address("one-nic", f"pods-{number}")
+    async with bench(world, agent) as found:
+        await found.look()
+        pool = await found.see()
+        (interface,) = pool.status.interfaces
+        asked = replace(interface, releasing=interface.addresses[:16])
+        await world.pools.report(pool, report.owned(replace(pool.status, interfaces=(asked,))))
+        await agent.sync()
+        assert len((await found.see()).status.released) == 16
+        agent.start(20)
+        for _ in range(4):
+            await found.look()
+            await agent.sync()
+            await found.see()
+        assert len(agent.held) == 20
+        assert agent.held == set(interface.addresses)
+
+
+async def test_excluded_addresses_that_pods_hold_wake_nobody_and_feed_nobody(world: World) -> None:
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await found.look()
+        await agent.sync()
+        agent.start(2)
+        await agent.sync()
+        await found.see()
+        held = set(agent.held)
+        world.settings["exclude"] = sorted(held)
+        found.reconfigure()
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(5):
+                outcome = await found.look()
+                await agent.sync()
+                await found.see()
+        assert [line for line in logs if line["event"].startswith("release given up")] == []
+        assert outcome.again is not None
+        assert outcome.again - asyncio.get_running_loop().time() > 60
+        agent.start(20)
+        for _ in range(8):
+            await found.look()
+            await agent.sync()
+            await found.see()
+        assert agent.waiting == 0
+        assert held <= world.addresses("one-nic")
