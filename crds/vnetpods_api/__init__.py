@@ -3,6 +3,7 @@
 from vnetpods_api.conditions import Condition, ConditionStatus, ConditionType, Reason, condition, find, merge
 from vnetpods_api.nodeippool import (
     Interface,
+    ManagedFields,
     Metadata,
     NodeIPPool,
     OwnerReference,
@@ -20,6 +21,7 @@ __all__ = [
     "ConditionStatus",
     "ConditionType",
     "Interface",
+    "ManagedFields",
     "Metadata",
     "NodeIPPool",
     "OwnerReference",

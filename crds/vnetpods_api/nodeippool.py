@@ -84,6 +84,14 @@ class OwnerReference(_Object, kw_only=True, frozen=True):
     uid: str
 
 
+class ManagedFields(_Object, kw_only=True, frozen=True):
+    """Who has written an object, and when last; `time` in RFC 3339, UTC."""
+
+    manager: str = ""
+    subresource: str = ""
+    time: str = ""
+
+
 class Metadata(_Object, kw_only=True, frozen=True):
     """What we read of an object's metadata."""
 
@@ -96,6 +104,7 @@ class Metadata(_Object, kw_only=True, frozen=True):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     owner_references: tuple[OwnerReference, ...] = ()
+    managed_fields: tuple[ManagedFields, ...] = ()
 
 
 class NodeIPPool(_Object, kw_only=True, frozen=True):

@@ -9,7 +9,8 @@ from enum import StrEnum
 class Point(StrEnum):
     """Between two of these, one thing becomes true outside of the process."""
 
-    POOL_ADOPTED = "pool-adopted"  # the pool exists with its owner
+    POOL_EMPTIED = "pool-emptied"  # it lists nothing, for the Node has another machine now
+    POOL_ADOPTED = "pool-adopted"  # the pool exists with its owner and names the machine
     DECIDED = "decided"  # the NIC was read and the plan is made
     ANNOUNCED = "announced"  # Reconciling is written, the NIC not yet
     NIC_ACCEPTED = "nic-accepted"  # ARM has accepted the PUT and is at work

@@ -25,6 +25,15 @@ class Node:
     labels: Mapping[str, str]
     ready: bool = True
     """False when the Node says that it isn't, or nothing is heard of its kubelet: then its agent may be away too."""
+    boot: tuple[str, ...] = ()
+    """What the kubelet says of the system it runs on; differs after each start of it."""
+    since: str = ""
+    """When the Node was made or its readiness changed last: it has not registered later. RFC 3339, UTC."""
+
+    @property
+    def registration(self) -> tuple[str, ...]:
+        """Once it differs, another machine may have taken the Node's name, even under the same resource id."""
+        return self.uid, *self.boot
 
     @property
     def owner(self) -> OwnerReference:
@@ -37,9 +46,10 @@ class Node:
 
 def node_from(body: Mapping[str, Any]) -> Node:
     """Out of the API server's JSON."""
-    metadata = body["metadata"]
-    conditions = body.get("status", {}).get("conditions") or ()
-    pods = body.get("status", {}).get("allocatable", {}).get("pods", POD_LIMIT)
+    metadata, status = body["metadata"], body.get("status", {})
+    ready = [c for c in status.get("conditions") or () if c.get("type") == "Ready"]
+    system = status.get("nodeInfo") or {}
+    pods = status.get("allocatable", {}).get("pods", POD_LIMIT)
     try:
         pod_limit = int(pods)
     except ValueError:
@@ -50,5 +60,7 @@ def node_from(body: Mapping[str, Any]) -> Node:
         provider_id=body.get("spec", {}).get("providerID") or "",
         pod_limit=pod_limit,
         labels=dict(metadata.get("labels") or {}),
-        ready=all(c.get("status") == "True" for c in conditions if c.get("type") == "Ready"),
+        ready=all(c.get("status") == "True" for c in ready),
+        boot=tuple(system.get(key) or "" for key in ("bootID", "machineID", "systemUUID")),
+        since=max([metadata.get("creationTimestamp") or "", *(c.get("lastTransitionTime") or "" for c in ready)]),
     )

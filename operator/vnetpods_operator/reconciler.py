@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from random import Random
 
-import msgspec
 import structlog
 
 from vnetpods_api import NodeIPPool, Reason
 from vnetpods_operator import cloud, planner, report
+from vnetpods_operator.adopting import adopted
 from vnetpods_operator.budget import Urgency, ticket
 from vnetpods_operator.configuration import Config
 from vnetpods_operator.faults import Point, reached
@@ -110,7 +110,7 @@ class Reconciler:
         if node is None or not node.served(config.nodes):
             return Outcome()
         machine, problem = identify(node)
-        pool = await self._adopted(node, machine, record)
+        pool = await adopted(self._parts.pools, self._parts.roster, node, machine)
         if machine is None:
             assert problem is not None
             self._notice(node, record, problem)
@@ -133,25 +133,6 @@ class Reconciler:
             return await self._act(look)
         except cloud.AzureError as error:
             return await self._failed(look, error)
-
-    async def _adopted(self, node: Node, machine: MachineId | None, record: Record) -> NodeIPPool:
-        """The node's pool, made if it is missing, with the present Node as owner and the present machine."""
-        pool = self._parts.roster.pools.get(node.name)
-        said = machine.id if machine else None
-        moved = pool is not None and (pool.spec.machine or "").lower() != (said or "").lower()
-        if pool is not None and not moved:
-            owners = [owner for owner in pool.metadata.owner_references if owner.kind == "Node"]
-            if owners == [node.owner]:
-                return pool
-        found = await self._parts.pools.adopt(node.name, node.owner, said)
-        if moved and found.status.interfaces:
-            # what the pool lists is another machine's, and must not be handed out on this one
-            emptied = msgspec.structs.replace(found, status=msgspec.structs.replace(found.status, interfaces=()))
-            found = await self._parts.pools.report(found, report.status(emptied, report.Findings(), datetime.now(UTC)))
-            record.audit_at = 0.0
-        reached(Point.POOL_ADOPTED)
-        self._parts.roster.hold_pool(found)
-        return found
 
     def _due(self, look: Look) -> bool:
         """Whether Azure has to be asked, judged by the pool alone."""

@@ -2,7 +2,8 @@
 
 Fed by the watch, by the periodic list and by the answers to our own writes; read by the workers; all on one event loop.
 Lost at a restart without harm: Nodes and pools are listed again, and what `Record` holds only makes the operator wait
-longer (a surplus must last anew, a back-off starts short).
+longer (a surplus must last anew, a back-off starts short). For the same reason it is dropped when the Node is made or
+booted anew: what was learned of the former machine must not delay the first look at the present one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vnetpods_api import NodeIPPool, Reason
+from vnetpods_api.names import OPERATOR_MANAGER
 from vnetpods_operator.budget import Ticket, Urgency
 from vnetpods_operator.nodes import Node
 
@@ -68,10 +70,26 @@ class Roster:
 
     def hold_node(self, node: Node) -> bool:
         """Remembers it; whether that is news."""
-        if self.nodes.get(node.name) == node:
+        before = self.nodes.get(node.name)
+        if before == node:
             return False
+        if self._anew(before, node):
+            self._records.pop(node.name, None)
         self.nodes[node.name] = node
         return True
+
+    def _anew(self, before: Node | None, node: Node) -> bool:
+        """Whether the Node may stand for another machine than what is remembered: then its NICs are read at once.
+
+        At the operator's start nobody knows the former Node, but the API server knows when the pool was written last.
+        """
+        if before is None:
+            pool = self.pools.get(node.name)
+            return pool is not None and node.since >= _written(pool)
+        returned = node.ready and not before.ready
+        problem = self.record(node.name).problem
+        gone = problem is not None and problem.reason is Reason.MACHINE_NOT_FOUND
+        return node.registration != before.registration or (returned and gone)
 
     def hold_pool(self, pool: NodeIPPool) -> bool:
         """Remembers it unless something newer is known; whether that is news."""
@@ -100,6 +118,12 @@ class Roster:
         if not any(interface.addresses for interface in pool.status.interfaces):
             return Urgency.EMPTY
         return Urgency.AUDIT
+
+
+def _written(pool: NodeIPPool) -> str:
+    """When the operator's part of the status changed last."""
+    mine = [m for m in pool.metadata.managed_fields if m.manager == OPERATOR_MANAGER and m.subresource == "status"]
+    return max((m.time for m in mine), default="")
 
 
 def _version(pool: NodeIPPool) -> int:

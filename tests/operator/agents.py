@@ -18,6 +18,7 @@ from vnetpods_api import (
     Condition,
     ConditionStatus,
     ConditionType,
+    Interface,
     NodeIPPool,
     Reason,
     Status,
@@ -44,6 +45,8 @@ class Agent:
         """Agents before `status.kept` didn't."""
         self.known: dict[str, int] = {}
         """Addresses that may be handed out, and when each was given back last."""
+        self._interfaces: tuple[Interface, ...] = ()
+        """As listed last: a pool that lists no interface says nothing."""
         self._turns = itertools.count(1)
         self._names = itertools.count(1)
         self._last: Any = None
@@ -88,8 +91,9 @@ class Agent:
         raise AssertionError("the pool changes all the time")
 
     def _take_in(self, pool: NodeIPPool) -> Status:
-        listed = single(a for i in pool.status.interfaces for a in i.addresses)
-        releasing = single(a for i in pool.status.interfaces for a in i.releasing)
+        interfaces = self._interfaces = pool.status.interfaces or self._interfaces
+        listed = single(a for i in interfaces for a in i.addresses)
+        releasing = single(a for i in interfaces for a in i.releasing)
         confirmed = single(pool.status.released)
         # gone from the NIC: forget; no longer releasing: first take back the acknowledgement, then (next time) use it
         self.withdrawn &= releasing & listed
@@ -101,13 +105,11 @@ class Agent:
                 self.pods[name] = free.pop(0)
         self.withdrawn |= (releasing & listed) - self.held
         usage = Usage(assigned=len(self.held), cooling=0, free=len(free), waiting=self.waiting, known=len(listed))
-        released = tuple(
-            entry for i in pool.status.interfaces for entry in i.releasing if single([entry]) <= self.withdrawn
-        )
+        released = tuple(entry for i in interfaces for entry in i.releasing if single([entry]) <= self.withdrawn)
         return Status(
             usage=usage,
             released=released,
-            kept=tuple(e for i in pool.status.interfaces for e in i.releasing if single([e]) & self.held)
+            kept=tuple(e for i in interfaces for e in i.releasing if single([e]) & self.held)
             if self.tells_kept
             else (),
             missing=tuple(sorted(self.held - listed)),

@@ -89,9 +89,17 @@ RELEASE = [
     (Point.STATUS_WRITTEN, 2),
 ]
 
+MOVE = [
+    (Point.POOL_EMPTIED, 1),
+    (Point.POOL_ADOPTED, 1),
+    (Point.STATUS_WRITTEN, 1),
+    (Point.DECIDED, 1),
+    (Point.NIC_WRITTEN, 1),
+]
+
 
 def test_every_point_is_visited() -> None:
-    assert {point for point, _ in GROWTH + RELEASE} == set(Point)
+    assert {point for point, _ in GROWTH + RELEASE + MOVE} == set(Point)
 
 
 @pytest.mark.parametrize("slow", [False, True], ids=["quick", "slow-azure"])
@@ -107,6 +115,23 @@ async def test_c21_growth(world: World, point: Point, nth: int, slow: bool) -> N
         pool = await world.until_allocated(node, 4)
     assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
     assert accepted(world) == 1
+
+
+@pytest.mark.parametrize(("point", "nth"), MOVE, ids=[f"{p.value}-{n}" for p, n in MOVE])
+async def test_a_node_that_has_another_machine_now(world: World, point: Point, nth: int) -> None:
+    node, _ = await world.worker("one")
+    async with world.operator():
+        await world.until_allocated(node, 4)
+    other = world.machine("other")
+    await world.node_again(node, other)
+    await crash(world, point, nth)
+    pool = await world.pool(node)  # never names one machine and lists the addresses of the other
+    listed = {address for interface in pool.status.interfaces for address in interface.addresses}
+    assert listed <= world.addresses("other-nic")
+    async with world.operator():
+        pool = await world.until_allocated(node, 4)
+    assert pool.spec.machine == other.removeprefix("azure://")
+    assert set(pool.status.interfaces[0].addresses) == world.addresses("other-nic")
 
 
 @pytest.mark.parametrize(("point", "nth"), RELEASE, ids=[f"{p.value}-{n}" for p, n in RELEASE])

@@ -59,6 +59,16 @@ class World:
         """A VM; returns its providerID."""
         return "azure://" + self.azure.build.create_vm(name, subnet, **more)
 
+    def machine_again(self, name: str) -> str:
+        """VM and NIC are deleted and made anew under the same names; other VMs have taken the addresses."""
+        taken = len(self.azure.build.addresses(f"{name}-nic"))
+        self.azure.build.delete("Microsoft.Compute/virtualMachines", name)
+        self.azure.build.delete("Microsoft.Network/networkInterfaces", f"{name}-nic")
+        self.machine(f"{name}-heir")
+        for number in range(taken):
+            self.azure.build.add_address(f"{name}-heir-nic", f"vnetpods-{number}")
+        return self.machine(name)
+
     def addresses(self, nic: str) -> set[str]:
         """Secondary addresses of ours on a NIC."""
         found = self.azure.build.addresses(nic)
@@ -86,6 +96,12 @@ class World:
         """A VM with its Node and agent."""
         node = await self.node(name, self.machine(name, subnet), labels=labels)
         return node, Agent(self.kube, node)
+
+    async def node_again(self, node: str, provider_id: str) -> None:
+        """The Node is deleted and made anew; its pool stays until a garbage collector comes by."""
+        await self.kube.request("DELETE", f"/api/v1/nodes/{node}")
+        self.nodes.remove(node)
+        await self.node(node.removeprefix(f"{self.name}-"), provider_id)
 
     async def pool(self, node: str) -> NodeIPPool:
         return await self.pools.get(node)
