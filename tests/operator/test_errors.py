@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from azure.core import exceptions as sdk
 from vnetpods_api import Reason
 from vnetpods_operator import cloud
 from vnetpods_operator.azure.client import operation_of
-from vnetpods_operator.azure.errors import from_response, translated
+from vnetpods_operator.azure.errors import ending, from_response, translated
 from vnetpods_operator.retrying import problem_of, wait_after
 
 
@@ -70,11 +73,31 @@ def test_codes_in_details_count() -> None:
     assert isinstance(found, cloud.SubnetFull)
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("17", 17.0), ("0", 0.0), ("soon", 30.0), (None, 30.0)])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("17", 17.0),
+        ("0", 1.0),
+        ("-5", 1.0),
+        ("1e9", 3600.0),
+        ("inf", 30.0),
+        ("soon", 30.0),
+        (None, 30.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 1.0),
+        ("Wed, 21 Oct 2015 07:28:00 -0000", 30.0),
+    ],
+)
 def test_retry_after(header: str | None, seconds: float) -> None:
     found = error(429, "TooManyRequests", {} if header is None else {"Retry-After": header})
     assert isinstance(found, cloud.Throttled)
     assert wait_after(found, 5) == seconds
+
+
+def test_retry_after_may_be_a_date() -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    found = error(429, "TooManyRequests", {"Retry-After": date})
+    assert isinstance(found, cloud.Throttled)
+    assert 90 < found.seconds <= 100
 
 
 @pytest.mark.parametrize(
@@ -113,6 +136,20 @@ def test_forbidden_names_action_and_scope(message: str) -> None:
 def test_no_answer(raised: Exception, kind: type[cloud.AzureError]) -> None:
     with pytest.raises(kind, match="reading NIC n: no "), translated("reading NIC n"):
         raise raised
+
+
+async def test_an_operation_that_azure_forgot_has_an_unknown_end() -> None:
+    response: Any = Response(404, "NotFound")
+    with pytest.raises(cloud.Busy, match="how the write ended is not known"):
+        async with ending("writing NIC n", 10.0):
+            raise sdk.HttpResponseError(response=response)
+
+
+async def test_an_operation_that_takes_too_long() -> None:
+    with pytest.raises(cloud.Unavailable, match="writing NIC n: accepted, but not done after 0 s") as found:
+        async with ending("writing NIC n", 0.01):
+            await asyncio.sleep(10)
+    assert found.value.code == "OperationTimeout"
 
 
 def test_every_error_has_a_reason_and_waits_longer_each_time() -> None:

@@ -296,3 +296,15 @@ async def test_a_second_write_reads_the_nic_and_not_the_machine_again(world: Wor
         agent.start(9)
         await world.until_pods_run(agent)
     assert len(world.azure.build.requests("Microsoft.Compute/virtualMachines/read")) == reads == 1
+
+
+async def test_an_operation_that_azure_forgot_does_not_mean_that_the_machine_is_gone(world: World) -> None:
+    """A poll that is answered 404 says nothing of the NIC: nobody is told to delete the Node."""
+    world.azure.build.set_duration("Microsoft.Network/networkInterfaces", 0.5)
+    world.azure.build.fault("status", method="GET", resource="*/operations/*", status=404, code="NotFound")
+    node = await world.node("one", world.machine("one"))
+    async with world.operator():
+        await world.until_reason(node, "Conflict")
+        await world.until_allocated(node, 4)
+    assert world.writes() == 1
+    assert "MachineNotFound" not in {event["reason"] for event in await world.events(node)}

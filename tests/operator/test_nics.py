@@ -49,6 +49,18 @@ def names() -> Any:
     return lambda: f"{next(counter):08x}"
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"macAddress": None}, {"provisioningState": None}, {"primary": None}, {"virtualMachine": None}],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_null_is_as_good_as_nothing(odd: dict[str, None]) -> None:
+    parts = (part("vnetpods-1", provisioningState=None, subnet=None), part("vnetpods-2", privateIPAddressVersion=None))
+    found = parse(body(*parts, {"name": None, "properties": None}, **odd) | {"tags": None})
+    assert found.subnet == SUBNET
+    assert [entry.state for entry in found.entries] == ["Succeeded"] * 4
+
+
 def test_reading() -> None:
     nic = parse(body(part("vnetpods-1", "10.0.0.5")))
     assert (nic.mac, nic.etag, nic.subnet, nic.primary) == ("00:0d:3a:1b:c7:21", 'W/"7"', SUBNET, True)
@@ -185,7 +197,7 @@ class TestSorting:
 
     def test_excluded_ones_are_kept_from_pods(self) -> None:
         view = self.view(part("vnetpods-1", "10.0.0.50"), part("vnetpods-2", "10.0.0.51"), published=("10.0.0.51",))
-        assert (view.addresses, view.excluded) == (("10.0.0.51",), {"10.0.0.51"})
+        assert (view.addresses, view.excluded, view.barred) == (("10.0.0.51",), {"10.0.0.51"}, 1)
 
     def test_256_on_all_nics_together(self) -> None:
         many = [part(f"theirs-{i}", f"10.0.2.{i}") for i in range(250)]

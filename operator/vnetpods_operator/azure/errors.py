@@ -5,8 +5,12 @@ The code inside the error body decides, not the HTTP status: a failed long-runni
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from azure.core import exceptions as sdk
@@ -56,6 +60,8 @@ _BY_CODE: dict[str, type[AzureError]] = {
     "ServiceUnavailable": Unavailable,
 }
 _SCALE_SET_PREFIX = "VMScaleSet"
+UNSAID, SHORTEST, LONGEST = 30.0, 1.0, 3600.0
+"""Seconds to wait after a 429 without Retry-After, and the bounds of what it may say: Azure counts per hour at most."""
 _BY_STATUS: dict[int, type[AzureError]] = {403: Forbidden, 404: Gone, 408: Unavailable, 409: Busy, 412: Changed}
 
 
@@ -71,13 +77,27 @@ def translated(what: str) -> Iterator[None]:
     except (sdk.AzureError, TimeoutError) as error:
         text = _first_line(str(error)) or type(error).__name__
         raise Unavailable(f"{what}: no answer: {text}", type(error).__name__) from error
-    except (
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:  # HTML from a proxy, null where a list belongs
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # HTML from a proxy, null for a list
         raise Unavailable(f"{what}: an answer that can't be understood: {error!r}", "BadAnswer") from error
+
+
+@contextlib.asynccontextmanager
+async def ending(what: str, seconds: float) -> AsyncIterator[None]:
+    """Around the wait for the end of a write that Azure has accepted.
+
+    Something that is not found here may be the operation itself, which Azure forgets: then the outcome is unknown, and
+    whether the machine or NIC exists is for the next look at it to say.
+    """
+    try:
+        with translated(what):
+            async with asyncio.timeout(seconds) as limit:
+                yield
+    except Gone as error:
+        raise Busy(f"{error}; how the write ended is not known", error.code) from error
+    except Unavailable as error:
+        if not limit.expired():
+            raise
+        raise Unavailable(f"{what}: accepted, but not done after {seconds:.0f} s", "OperationTimeout") from error
 
 
 def from_response(error: sdk.HttpResponseError, what: str) -> AzureError:
@@ -98,12 +118,16 @@ def from_response(error: sdk.HttpResponseError, what: str) -> AzureError:
 
 
 def retry_after(response: Any) -> float:
-    """Seconds that the answer asks to wait; 30 when it doesn't say."""
+    """Seconds that the answer asks to wait, as a number or until a date."""
     value = response.headers.get("Retry-After", "") if response is not None else ""
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        return 30.0
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (TypeError, ValueError):  # no date, or one without a time zone
+            return UNSAID
+    return min(LONGEST, max(SHORTEST, seconds)) if math.isfinite(seconds) else UNSAID
 
 
 def _codes(error: sdk.HttpResponseError) -> tuple[str, str, list[str]]:

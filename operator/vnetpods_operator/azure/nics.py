@@ -20,15 +20,15 @@ from vnetpods_operator.planner import Change
 
 def parse(body: dict[str, Any]) -> Nic:
     """What ARM answered for a NIC."""
-    properties = body.get("properties", {})
-    configurations = properties.get("ipConfigurations", [])
+    properties = body.get("properties") or {}
+    configurations = properties["ipConfigurations"]  # never empty: without it, the answer says nothing
     return Nic(
         id=body["id"],
         name=body.get("name") or body["id"].rpartition("/")[2],
-        mac=properties.get("macAddress", "").replace("-", ":").lower(),
+        mac=(properties.get("macAddress") or "").replace("-", ":").lower(),
         subnet=_subnet(configurations),
-        etag=body.get("etag") or properties.get("etag", ""),
-        state=properties.get("provisioningState", "Succeeded"),
+        etag=body.get("etag") or properties.get("etag") or "",
+        state=properties.get("provisioningState") or "Succeeded",
         primary=bool(properties.get("primary")),
         entries=tuple(entry(configuration) for configuration in configurations),
         tags=body.get("tags") or {},
@@ -38,11 +38,11 @@ def parse(body: dict[str, Any]) -> Nic:
 
 def entry(configuration: dict[str, Any]) -> Entry:
     """One ipConfiguration."""
-    properties = configuration.get("properties", {})
+    properties = configuration.get("properties") or {}
     return Entry(
-        name=configuration.get("name", ""),
+        name=configuration.get("name") or "",
         address=_address(properties),
-        state=properties.get("provisioningState", "Succeeded"),
+        state=properties.get("provisioningState") or "Succeeded",
         primary=bool(properties.get("primary")),
     )
 
@@ -60,8 +60,8 @@ def edited_configurations(
 ) -> list[dict[str, Any]]:
     """The entries after the change: others' as they were and in their order, ours at the end."""
     kept = [c for c in configurations if not _leaves(entry(c), change)]
-    primary = next((c for c in configurations if c.get("properties", {}).get("primary")), configurations[0])
-    taken = {c.get("name", "").lower() for c in kept}
+    primary = next((c for c in configurations if entry(c).primary), configurations[0])
+    taken = {entry(c).name.lower() for c in kept}
     wanted: list[dict[str, Any]] = [{"privateIPAllocationMethod": "Dynamic"}] * change.add
     wanted += [{"privateIPAllocationMethod": "Dynamic", "privateIPAddressPrefixLength": 28}] * change.blocks
     wanted += [{"privateIPAllocationMethod": "Static", "privateIPAddress": address} for address in change.restore]
@@ -95,7 +95,7 @@ def _fresh(taken: set[str], new_name: Callable[[], str]) -> str:
 
 def _subnet(configurations: Iterable[dict[str, Any]]) -> str:
     for configuration in configurations:
-        subnet = configuration.get("properties", {}).get("subnet", {}).get("id")
+        subnet = ((configuration.get("properties") or {}).get("subnet") or {}).get("id")
         if subnet:
             return str(subnet)
     return ""
@@ -103,7 +103,7 @@ def _subnet(configurations: Iterable[dict[str, Any]]) -> str:
 
 def _address(properties: dict[str, Any]) -> str | None:
     """Blocks come as `10.0.0.16/28` or as a bare address beside a prefix length, perhaps with host bits set."""
-    if properties.get("privateIPAddressVersion", "IPv4") != "IPv4":
+    if (properties.get("privateIPAddressVersion") or "IPv4") != "IPv4":
         return None
     value = properties.get("privateIPAddress") or None
     if value is None:

@@ -11,7 +11,6 @@ here, and /28 blocks cannot be asked for at all (they become single addresses).
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,10 +18,10 @@ from typing import Any
 from azure.core import MatchConditions
 
 from vnetpods_operator.azure.client import Arm
-from vnetpods_operator.azure.errors import translated
+from vnetpods_operator.azure.errors import ending, translated
 from vnetpods_operator.azure.nics import edited_configurations, entry, parse
 from vnetpods_operator.azure.virtual_machine import body
-from vnetpods_operator.cloud import AddressTaken, Gone, Unavailable
+from vnetpods_operator.cloud import AddressTaken, Gone
 from vnetpods_operator.faults import Point, reached
 from vnetpods_operator.machine import Entry, MachineId, Nic
 from vnetpods_operator.planner import BLOCK, Change
@@ -39,8 +38,9 @@ class ScaleSetInstance:
         """The instance's NICs as they are, and what its model has beyond them."""
         model = await self._model()
         found = await self._actual()
-        state = model.get("properties", {}).get("provisioningState", "Succeeded")
-        nics = [_with_model(nic, model, state) for nic in found]
+        with translated(f"reading {self._name}"):
+            state = (model.get("properties") or {}).get("provisioningState") or "Succeeded"
+            nics = [_with_model(nic, model, state) for nic in found]
         return tuple(sorted(nics, key=lambda nic: not nic.primary))
 
     async def write(self, nic: Nic, change: Change) -> Nic:
@@ -51,23 +51,19 @@ class ScaleSetInstance:
         what = f"writing {self._name}"
         model: Any = _edited(nic, change)
         with translated(what):
-            try:
-                async with asyncio.timeout(self.arm.config.operation_timeout):
-                    poller = await self.arm.compute(self.id.subscription).virtual_machine_scale_set_vms.begin_update(
-                        self.id.group,
-                        str(self.id.scale_set),
-                        self.id.name,
-                        model,
-                        etag=nic.etag,
-                        match_condition=MatchConditions.IfNotModified,
-                        cls=body,
-                        **self.arm.compute_arguments(),
-                    )
-                    reached(Point.NIC_ACCEPTED)
-                    await poller.result()
-            except TimeoutError as error:
-                seconds = self.arm.config.operation_timeout
-                raise Unavailable(f"{what}: not done after {seconds:.0f} s", "OperationTimeout") from error
+            poller = await self.arm.compute(self.id.subscription).virtual_machine_scale_set_vms.begin_update(
+                self.id.group,
+                str(self.id.scale_set),
+                self.id.name,
+                model,
+                etag=nic.etag,
+                match_condition=MatchConditions.IfNotModified,
+                cls=body,
+                **self.arm.compute_arguments(),
+            )
+        reached(Point.NIC_ACCEPTED)
+        async with ending(what, self.arm.config.operation_timeout):
+            await poller.result()
         after = next((other for other in await self.nics() if other.name == nic.name), None)
         if after is None:
             raise Gone(f"{what}: its NIC {nic.name} is gone", "NotFound")
@@ -102,12 +98,12 @@ def _with_model(nic: Nic, model: dict[str, Any], state: str) -> Nic:
     beyond = [
         # a list that lags says nothing about what Azure calls finished
         Entry(one.name, None, "Failed" if state == "Failed" else "Updating", one.primary)
-        for one in map(entry, configuration.get("properties", {}).get("ipConfigurations", []))
+        for one in map(entry, (configuration.get("properties") or {}).get("ipConfigurations") or [])
         if one.name.lower() not in known
     ]
     return replace(
         nic,
-        etag=model.get("etag", ""),
+        etag=model.get("etag") or "",
         state="Updating" if state == "Updating" else nic.state,
         entries=(*nic.entries, *beyond),
         body=model,
@@ -141,6 +137,6 @@ def _with_entries(configuration: dict[str, Any], change: Change) -> dict[str, An
 
 
 def _configuration(model: dict[str, Any], name: str) -> dict[str, Any]:
-    profile = model.get("properties", {}).get("networkProfileConfiguration") or {}
+    profile = (model.get("properties") or {}).get("networkProfileConfiguration") or {}
     configurations: list[dict[str, Any]] = profile.get("networkInterfaceConfigurations") or []
-    return next((c for c in configurations if c.get("name", "").lower() == name.lower()), {})
+    return next((c for c in configurations if (c.get("name") or "").lower() == name.lower()), {})

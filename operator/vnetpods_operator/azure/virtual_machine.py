@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vnetpods_operator.azure.client import Arm
-from vnetpods_operator.azure.errors import translated
+from vnetpods_operator.azure.errors import ending, translated
 from vnetpods_operator.azure.nics import edited, parse
-from vnetpods_operator.cloud import Gone, Unavailable
+from vnetpods_operator.cloud import Gone
 from vnetpods_operator.faults import Point, reached
 from vnetpods_operator.machine import MachineId, Nic
 from vnetpods_operator.planner import Change
@@ -45,8 +45,8 @@ class VirtualMachine:
             machine: Any = await self.arm.compute(self.id.subscription).virtual_machines.get(
                 self.id.group, self.id.name, cls=body, **self.arm.compute_arguments()
             )
-        references = machine.get("properties", {}).get("networkProfile", {}).get("networkInterfaces", [])
-        ids = tuple(str(reference["id"]) for reference in references)
+            profile = (machine.get("properties") or {}).get("networkProfile") or {}
+            ids = tuple(str(reference["id"]) for reference in profile.get("networkInterfaces") or [])
         found = await self._read(ids)
         self.arm.learn_nics(self.id.id, ids)
         return found
@@ -57,7 +57,7 @@ class VirtualMachine:
 
     def _mine(self, nic: Nic) -> bool:
         """Whether the NIC is still attached to this VM."""
-        holder = (nic.body["properties"].get("virtualMachine") or {}).get("id", "")
+        holder = ((nic.body.get("properties") or {}).get("virtualMachine") or {}).get("id")
         return str(holder).lower() == self.id.id.lower()
 
     async def write(self, nic: Nic, change: Change) -> Nic:
@@ -66,22 +66,13 @@ class VirtualMachine:
         what = f"writing NIC {name} in {group}"
         wanted: Any = edited(nic.body, change, lambda: secrets.token_hex(4))
         with translated(what):
-            try:
-                async with asyncio.timeout(self.arm.config.operation_timeout):
-                    poller = await self.arm.network(subscription).network_interfaces.begin_create_or_update(
-                        group,
-                        name,
-                        wanted,
-                        headers={"If-Match": nic.etag},
-                        cls=body,
-                        **self.arm.network_arguments(),
-                    )
-                    reached(Point.NIC_ACCEPTED)
-                    after: Any = await poller.result()
-                    return parse(after)
-            except TimeoutError as error:
-                seconds = self.arm.config.operation_timeout
-                raise Unavailable(f"{what}: not done after {seconds:.0f} s", "OperationTimeout") from error
+            poller = await self.arm.network(subscription).network_interfaces.begin_create_or_update(
+                group, name, wanted, headers={"If-Match": nic.etag}, cls=body, **self.arm.network_arguments()
+            )
+        reached(Point.NIC_ACCEPTED)
+        async with ending(what, self.arm.config.operation_timeout):
+            after: Any = await poller.result()
+            return parse(after)
 
     async def _nic(self, resource: str) -> Nic:
         subscription, group, name = _place(resource)
