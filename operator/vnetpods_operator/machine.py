@@ -151,6 +151,7 @@ def usable_by_pods(
                 addresses=tuple(_address(entry) for entry in kept),
                 removable=frozenset(_address(entry) for entry in kept if entry.ours),
                 excluded=frozenset(_address(entry) for entry in kept if naming.excluded(_address(entry))),
+                barred=planner.count(e.address or "" for e in ours if e in good and e not in kept),
                 unusable=frozenset(e.address for e in nic.entries if e.address and e not in kept),
                 slots=min(free, ENTRIES_PER_NIC - len(nic.entries)),
                 prefixes=prefixes.get(nic.subnet.lower(), ()),

@@ -18,7 +18,7 @@ from vnetpods_operator.configuration import Interfaces
 from vnetpods_operator.machine import Machine, Naming, Nic, usable_by_pods
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.planner import Observed, Plan, Wanted
-from vnetpods_operator.roster import Problem, Record
+from vnetpods_operator.roster import Grants, Problem, Record
 from vnetpods_operator.subnets import Subnets
 
 SURPRISED_SECONDS = 0.5
@@ -93,8 +93,12 @@ class Observer:
             prefixes[key] = await self._networks.prefixes(nic.subnet) or before.get(key, ())
         hopeful = look.record.repairs < planner.HOPELESS
         views = usable_by_pods(look.nics, published, look.naming, prefixes, hopeful=hopeful)
+        for view in views:
+            has = look.naming.exclude, planner.count(view.addresses), view.barred
+            grants = look.record.grants.get(view.name)
+            look.record.grants[view.name] = grants.then(*has) if grants else Grants(*has)
         pairs = zip(views, look.nics, strict=True)
-        look.views = tuple(self._limited(view, nic.subnet, look.record) for view, nic in pairs)
+        look.views = tuple(self._limited(view, nic.subnet, look) for view, nic in pairs)
         self._plan(look)
 
     def remember(self, look: Look) -> None:
@@ -141,18 +145,19 @@ class Observer:
             slots=max(0, (interface.capacity or 0) - planner.count(addresses)),
             prefixes=interface.prefixes,
         )
-        return self._limited(view, interface.subnet, look.record)
+        return self._limited(view, interface.subnet, look)
 
-    def _limited(self, view: planner.Nic, subnet: str, record: Record) -> planner.Nic:
+    def _limited(self, view: planner.Nic, subnet: str, look: Look) -> planner.Nic:
         """With what was learned about the subnet and the machine."""
-        limits = self._subnets.limits(subnet)
-        slots = 0 if self._clock() < record.full_until else view.slots
+        limits, grants = self._subnets.limits(subnet), look.record.grants.get(view.name)
+        slots = 0 if self._clock() < look.record.full_until else view.slots
         return replace(
             view,
             grow_after=limits.grow_after,
             grow_most=limits.grow_most,
             blocks_after=limits.blocks_after,
             slots=slots,
+            vain=grants.vain if grants is not None and grants.exclude == look.naming.exclude else 0,
         )
 
 

@@ -32,6 +32,8 @@ BLOCK = 16
 """Addresses of a /28, the only block size Azure knows."""
 HOPELESS = 3
 """After so many vain repairs a person should look."""
+VAIN = 3
+"""After so many writes in a row that brought excluded addresses alone, no more are asked for."""
 SETTLE_SECONDS = 2.0
 """How soon to look again at a NIC that Azure is working on."""
 
@@ -52,6 +54,10 @@ class Nic:
     """Those of them that are ours."""
     excluded: frozenset[str] = frozenset()
     """Those of them that the configuration excludes by now."""
+    barred: int = 0
+    """Addresses of ours that no pod ever had, because they were excluded when Azure gave them."""
+    vain: int = 0
+    """How many writes in a row brought nothing but such addresses."""
     unusable: frozenset[str] = frozenset()
     """On the NIC, but in no state to be used."""
     slots: int = 0
@@ -349,6 +355,10 @@ def _grow_on(draft: _Draft, nic: Nic, need: int) -> int:
     if nic.grow_after > draft.now:
         draft.blocked(Reason.SUBNET_FULL, f"the subnet of {nic.name} has no address left")
         draft.times.append(nic.grow_after)
+        return 0
+    if nic.vain >= VAIN:
+        cure = "exclude less, or use another subnet"
+        draft.blocked(Reason.SUBNET_FULL, f"Azure gives NIC {nic.name} only addresses that are excluded: {cure}")
         return 0
     if nic.grow_most < need:
         draft.blocked(Reason.SUBNET_FULL, f"the subnet of {nic.name} is nearly full")

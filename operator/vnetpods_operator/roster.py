@@ -25,6 +25,23 @@ class Problem:
     stalled: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What Azure gave a NIC under one configuration: addresses that may be used, and others."""
+
+    exclude: tuple[tuple[int, int], ...]
+    usable: int
+    barred: int
+    vain: int = 0
+    """How many times in a row only others came."""
+
+    def then(self, exclude: tuple[tuple[int, int], ...], usable: int, barred: int) -> Grants:
+        """With what the NIC has now."""
+        if exclude != self.exclude or usable > self.usable:
+            return Grants(exclude, usable, barred)
+        return Grants(exclude, usable, barred, self.vain + (barred > self.barred))
+
+
 @dataclass(slots=True)
 class Record:
     """What is remembered of one node between two looks at it. Times are the event loop's."""
@@ -48,6 +65,8 @@ class Record:
     repair_after: float = 0.0
     full_until: float = 0.0
     """The machine takes no further ipConfiguration."""
+    grants: dict[str, Grants] = field(default_factory=dict)
+    """By NIC."""
     settled: object = None
     """What the pool asked for when a look at Azure showed that nothing is to be done."""
     seen_at: float = 0.0

@@ -120,6 +120,12 @@ class TestSubnet:
         found = made(Observed(nics=(full, other)))
         assert (change(found).nic, change(found).add) == ("other", 16)
 
+    def test_nothing_more_from_where_only_excluded_addresses_come(self) -> None:
+        found = made(Observed(nics=(nic(0, vain=3),)))
+        assert (found.changes, found.limit, found.look_again) == ((), Reason.SUBNET_FULL, None)
+        assert "exclude less" in found.detail
+        assert change(made(Observed(nics=(nic(0, vain=3), nic(0, name="other"))))).nic == "other"
+
     def test_full_does_not_stop_releases(self) -> None:
         """terway#100: allocation failures must not starve release."""
         have = addresses(8)

@@ -377,3 +377,36 @@ async def test_excluded_addresses_that_pods_hold_wake_nobody_and_feed_nobody(wor
             await found.see()
         assert agent.waiting == 0
         assert held <= world.addresses("one-nic")
+
+
+async def test_a_subnet_that_gives_only_excluded_addresses_does_not_fill_the_nic(world: World) -> None:
+    world.settings["exclude"] = ["10.240.0.0/24"]
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        for _ in range(10):
+            await found.look()
+            await agent.sync()
+            await found.see()
+        assert world.writes() == 3
+        assert len(world.addresses("one-nic")) == 12
+        ready = await world.condition(agent.node)
+        assert ready is not None
+        assert (ready.status, ready.reason) == ("False", "SubnetFull")
+        assert "exclude less" in ready.message
+        world.settings["exclude"] = ["10.240.0.0-10.240.0.9"]
+        found.reconfigure()
+        await found.look()
+        pool = await found.see()
+        assert pool.status.allocated == 7
+        assert world.writes() == 3
+
+
+async def test_excluded_addresses_among_others_stop_nothing(world: World) -> None:
+    world.settings["exclude"] = ["10.240.0.5-10.240.0.12"]
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        for _ in range(8):
+            await found.look()
+            await agent.sync()
+            await found.see()
+        assert (await found.see()).status.allocated == 4
