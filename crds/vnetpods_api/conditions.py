@@ -59,6 +59,7 @@ class Reason(StrEnum):
     )
     FOREIGN_PROVIDER = "ForeignProvider"  # the Node's providerID is of another cloud
     MACHINE_NOT_FOUND = "MachineNotFound"  # the virtual machine does not exist
+    MACHINE_SHARED = "MachineShared"  # another Node names the same virtual machine: delete the one that is gone
     UNSUPPORTED_MACHINE = "UnsupportedMachine"  # a kind of machine that is not handled
     NO_INTERFACE = "NoInterface"  # the machine has no NIC that could carry addresses
     FORBIDDEN = "Forbidden"  # the operator's role lacks an action

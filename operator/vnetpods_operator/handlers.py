@@ -50,11 +50,17 @@ def seen(roster: Roster, queue: Queue, event: Any) -> None:
     """A Node was listed, added, changed or deleted."""
     body = event["object"]
     name = body["metadata"]["name"]
+    sharers = roster.sharers(name)
     if event["type"] == "DELETED":
         roster.drop_node(name)
         queue.forget(name)
     elif roster.hold_node(node_from(body)):
         queue.add(name, roster.urgency(name))
+        sharers |= roster.sharers(name)
+    else:
+        return
+    for other in sharers:
+        queue.add(other, roster.urgency(other))
 
 
 def pool_seen(roster: Roster, queue: Queue, event: Any) -> None:

@@ -18,7 +18,7 @@ from vnetpods_operator.configuration import Interfaces
 from vnetpods_operator.machine import Machine, Naming, Nic, usable_by_pods
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.planner import Observed, Plan, Wanted
-from vnetpods_operator.roster import Grants, Problem, Record
+from vnetpods_operator.roster import Grants, Problem, Record, Roster
 from vnetpods_operator.subnets import Subnets
 
 SURPRISED_SECONDS = 0.5
@@ -65,9 +65,10 @@ class Look:
 class Observer:
     """Fills in looks."""
 
-    def __init__(self, subnets: Subnets, networks: Networks, clock: Callable[[], float]) -> None:
+    def __init__(self, subnets: Subnets, networks: Networks, roster: Roster, clock: Callable[[], float]) -> None:
         self._subnets = subnets
         self._networks = networks
+        self._roster = roster
         self._clock = clock
 
     async def read(self, look: Look, rule: Interfaces) -> None:
@@ -100,6 +101,11 @@ class Observer:
         pairs = zip(views, look.nics, strict=True)
         look.views = tuple(self._limited(view, nic.subnet, look) for view, nic in pairs)
         self._plan(look)
+        assert look.plan is not None
+        claimed = self._roster.claimed(look.node.name, look.plan.releasing)
+        if claimed:  # whatever the reason, what another node counts on does not leave the NIC
+            look.views = tuple(replace(view, removable=view.removable - claimed) for view in look.views)
+            self._plan(look)
 
     def remember(self, look: Look) -> None:
         """The plan is written into the pool: from now on its times count."""

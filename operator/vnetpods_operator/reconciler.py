@@ -82,7 +82,7 @@ class Reconciler:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._observer = Observer(parts.subnets, parts.networks, self._now)
+        self._observer = Observer(parts.subnets, parts.networks, parts.roster, self._now)
 
     async def reconcile(self, name: str) -> Outcome:
         """One look; see the module's text."""
@@ -109,12 +109,13 @@ class Reconciler:
         node, config = self._parts.roster.nodes.get(name), self._parts.config()
         if node is None or not node.served(config.nodes):
             return Outcome()
-        machine, problem = identify(node)
+        machine, problem = identify(node, self._sharers(node))
         pool = await adopted(self._parts.pools, self._parts.roster, node, machine)
-        if machine is None:
+        if machine is None or problem is not None:
             assert problem is not None
             self._notice(node, record, problem)
             await self._write(pool, report.Findings(problem=problem))
+            record.audit_at = 0.0
             return Outcome()
         wanted, problem = wanted_for(node, pool, config, record.host_pods)
         naming = Naming(adopt=config.adopt, exclude=tuple(r.bounds for r in config.exclude))
@@ -133,6 +134,11 @@ class Reconciler:
             return await self._act(look)
         except cloud.AzureError as error:
             return await self._failed(look, error)
+
+    def _sharers(self, node: Node) -> set[str]:
+        """Other Nodes that name the same machine: which of them is real, only a person can say."""
+        roster, selector = self._parts.roster, self._parts.config().nodes
+        return {name for name in roster.sharers(node.name) if roster.nodes[name].served(selector)}
 
     def _due(self, look: Look) -> bool:
         """Whether Azure has to be asked, judged by the pool alone."""
@@ -191,6 +197,8 @@ class Reconciler:
     async def _carried_out(self, look: Look) -> bool:
         """Does the plan's changes; False when the NIC has to be read again first."""
         assert look.plan is not None
+        if self._sharers(look.node):
+            raise Outdated("another Node names the same machine now")
         changes = look.plan.changes
         if not any(c.type == "Reconciling" and c.status == "True" for c in look.pool.status.conditions):
             await self._report(look)

@@ -8,7 +8,10 @@ booted anew: what was learned of the former machine must not delay the first loo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from itertools import chain
 
 from vnetpods_api import NodeIPPool, Reason
 from vnetpods_api.names import OPERATOR_MANAGER
@@ -83,6 +86,8 @@ class Roster:
         self.nodes: dict[str, Node] = {}
         self.pools: dict[str, NodeIPPool] = {}
         self._records: dict[str, Record] = {}
+        self._machines: dict[str, set[str]] = {}
+        """Names of the Nodes by their providerID in lower case."""
 
     def record(self, name: str) -> Record:
         return self._records.setdefault(name, Record())
@@ -94,8 +99,16 @@ class Roster:
             return False
         if self._anew(before, node):
             self._records.pop(node.name, None)
+        self._unindex(node.name)
         self.nodes[node.name] = node
+        if node.provider_id:
+            self._machines.setdefault(node.provider_id.lower(), set()).add(node.name)
         return True
+
+    def sharers(self, name: str) -> set[str]:
+        """Other Nodes that name the same machine."""
+        node = self.nodes.get(name)
+        return self._machines.get(node.provider_id.lower(), set()) - {name} if node is not None else set()
 
     def _anew(self, before: Node | None, node: Node) -> bool:
         """Whether the Node may stand for another machine than what is remembered: then its NICs are read at once.
@@ -121,11 +134,29 @@ class Roster:
 
     def drop_node(self, name: str) -> None:
         """The Node is gone. Its pool goes with it, by the API server's garbage collector."""
+        self._unindex(name)
         self.nodes.pop(name, None)
         self._records.pop(name, None)
 
+    def _unindex(self, name: str) -> None:
+        node = self.nodes.get(name)
+        key = node.provider_id.lower() if node is not None else ""
+        names = self._machines.get(key, set())
+        names.discard(name)
+        if not names:
+            self._machines.pop(key, None)
+
     def drop_pool(self, name: str) -> None:
         self.pools.pop(name, None)
+
+    def claimed(self, name: str, units: Collection[str]) -> frozenset[str]:
+        """Those of the addresses and blocks that another node's pool lists, or its agent says that pods hold."""
+        if not units:
+            return frozenset()
+        others = (pool.status for other, pool in self.pools.items() if other != name)
+        spoken = (a for s in others for a in chain(s.kept, s.missing, *(i.addresses for i in s.interfaces)))
+        heard = {part for unit in units for part in _overlapping(unit)}.intersection(spoken)
+        return frozenset(unit for unit in units if heard & _overlapping(unit))
 
     def urgency(self, name: str) -> Urgency:
         """How much the node needs attention, as far as its pool tells."""
@@ -137,6 +168,12 @@ class Roster:
         if not any(interface.addresses for interface in pool.status.interfaces):
             return Urgency.EMPTY
         return Urgency.AUDIT
+
+
+def _overlapping(unit: str) -> set[str]:
+    """How others may write the addresses of the unit."""
+    block = IPv4Network(unit if "/" in unit else f"{unit}/28", strict=False)
+    return {unit, str(block), *(map(str, block) if "/" in unit else ())}
 
 
 def _written(pool: NodeIPPool) -> str:

@@ -1,9 +1,9 @@
 """The operator as a whole: what is started in which order, and what ends it.
 
-Order: configuration → API server → health and metrics → Lease → Azure → the CRD is served → pools are listed → workers,
-watch, and the schedules (relist, VNets, configuration file). All on one event loop, but for the Lease's watchdog
-thread. It ends when it is told to (SIGTERM, SIGINT), when the watch ends, or by the watchdog when the Lease is lost;
-the Lease is given back last.
+Order: configuration → API server → health and metrics → Lease → Azure → the CRD is served → pools, then Nodes are
+listed → workers, watch, and the schedules (relist, VNets, configuration file). All on one event loop, but for the
+Lease's watchdog thread. It ends when it is told to (SIGTERM, SIGINT), when the watch ends, or by the watchdog when the
+Lease is lost; the Lease is given back last.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ class Operator:
             self._roster.record(name).audit_at = now + secrets.SystemRandom().uniform(0, float(self.config.audit))
             for interface in pool.status.interfaces:
                 networks.meet(interface.subnet)
+        await watching.first_nodes(kube, self._roster, self._queue)
 
         async def look(name: str) -> float | None:
             began = time.monotonic()

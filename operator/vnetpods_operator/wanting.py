@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from vnetpods_api import NodeIPPool, Reason
 from vnetpods_operator.configuration import Config
 from vnetpods_operator.machine import MachineId, UnsupportedProvider
@@ -10,8 +12,8 @@ from vnetpods_operator.planner import Wanted
 from vnetpods_operator.roster import Problem
 
 
-def identify(node: Node) -> tuple[MachineId | None, Problem | None]:
-    """The machine that the Node's providerID names, or why there is none."""
+def identify(node: Node, sharers: Collection[str]) -> tuple[MachineId | None, Problem | None]:
+    """The machine that the Node's providerID names, or why nothing is done for it; `sharers`: others that name it."""
     if not node.provider_id:
         text = (
             f"Node {node.name} has no spec.providerID, so its virtual machine is unknown; is a cloud provider running, "
@@ -19,7 +21,7 @@ def identify(node: Node) -> tuple[MachineId | None, Problem | None]:
         )
         return None, Problem(Reason.NO_PROVIDER_ID, text, stalled=True)
     try:
-        return MachineId.from_provider_id(node.provider_id), None
+        machine = MachineId.from_provider_id(node.provider_id)
     except UnsupportedProvider:
         if node.provider_id.lower().startswith("azure://"):
             text = f"providerID {node.provider_id} of Node {node.name} is not that of a virtual machine"
@@ -28,6 +30,13 @@ def identify(node: Node) -> tuple[MachineId | None, Problem | None]:
             f"providerID {node.provider_id} of Node {node.name} is of another cloud; label it vnetpods.io/managed=false"
         )
         return None, Problem(Reason.FOREIGN_PROVIDER, text, stalled=True)
+    if not sharers:
+        return machine, None
+    text = (
+        f"Node {', '.join(sorted(sharers))} has the same providerID as Node {node.name}; nothing is changed on the "
+        "machine's NICs until one is left: delete the Node that is no longer there"
+    )
+    return machine, Problem(Reason.MACHINE_SHARED, text, stalled=True)
 
 
 def wanted_for(node: Node, pool: NodeIPPool, config: Config, host_pods: int) -> tuple[Wanted, Problem | None]:

@@ -1,18 +1,21 @@
 """Lists of all Nodes and NodeIPPools: once before the watch starts, and then on a schedule to find what it missed.
 
-The first list of pools comes before kopf sees a Node, so that no Node is taken for one without a pool. The periodic
-lists carry only metadata; they find objects that vanished unseen, and pools that were deleted unseen are made again.
+The first lists come before kopf sees a Node, so that no Node is taken for one without a pool, or for the only one of
+its machine. The periodic lists carry only metadata; they find objects that vanished unseen, and pools that were deleted
+unseen are made again.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import msgspec
 import structlog
 
 from vnetpods_api.names import GROUP, VERSION
 from vnetpods_operator.kube import Kube, KubeError, NotFound
+from vnetpods_operator.nodes import Node, node_from
 from vnetpods_operator.pools import PATH, Pools
 from vnetpods_operator.queueing import Queue
 from vnetpods_operator.roster import Roster
@@ -71,12 +74,41 @@ async def first_list(pools: Pools, roster: Roster) -> None:
             return
 
 
+async def first_nodes(kube: Kube, roster: Roster, queue: Queue) -> None:
+    """All Nodes, before any is looked at; after the pools, whose age tells which machines may be others by now."""
+    while True:
+        try:
+            async for node in _nodes(kube):
+                roster.hold_node(node)
+        except KubeError as error:
+            log.warning("Nodes not listed", error=str(error))
+            await asyncio.sleep(2)
+        else:
+            break
+    for name in roster.nodes:
+        queue.add(name, roster.urgency(name))
+
+
+async def _nodes(kube: Kube) -> AsyncIterator[Node]:
+    following = ""
+    while True:
+        query = {"limit": _PAGE} | ({"continue": following} if following else {})
+        page = msgspec.json.decode(await kube.request("GET", "/api/v1/nodes", query=query))
+        for body in page["items"]:
+            yield node_from(body)
+        following = page["metadata"].get("continue") or ""
+        if not following:
+            return
+
+
 async def compare(kube: Kube, roster: Roster, queue: Queue) -> None:
     """Drops what is gone from the API server, and puts Nodes in line whose pool is gone."""
     nodes_before, pools_before = set(roster.nodes), set(roster.pools)
     nodes, pools = await _names(kube, "/api/v1/nodes"), await _names(kube, PATH)
     for name in nodes_before - nodes:  # what has come since is newer than the list
         log.info("Node vanished unseen", node=name)
+        for other in roster.sharers(name):
+            queue.add(other, roster.urgency(other))
         roster.drop_node(name)
         queue.forget(name)
     for name in pools_before - pools:

@@ -45,6 +45,15 @@ async def test_the_crd_is_waited_for(world: World) -> None:
         await watching.served(world.kube)
 
 
+async def test_the_first_list_of_nodes_puts_them_in_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_PAGE", "2")
+    roster, queue = Roster(), Queue(asyncio.get_running_loop().time)
+    nodes = {await world.node(f"n{number}") for number in range(5)}
+    await watching.first_nodes(world.kube, roster, queue)
+    assert nodes <= set(roster.nodes)
+    assert queue.depth == len(roster.nodes)
+
+
 async def test_the_first_list_fills_the_roster(world: World) -> None:
     roster = Roster()
     node = node_from(world.api.get("node", await world.node("one")))
