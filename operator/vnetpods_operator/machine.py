@@ -72,7 +72,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """A NIC as read. `body` is what ARM answered, kept only as long as the node is worked on; `etag` is its fence."""
+    """A NIC as read. `body` is what ARM answered, kept only as long as the node is worked on. A write fails if `etag` is
+    no longer the present one; if `fenced`, that covers the entries.
+    """
 
     id: str
     name: str
@@ -83,6 +85,7 @@ class Nic:
     primary: bool
     entries: tuple[Entry, ...]
     tags: dict[str, str] = field(default_factory=dict)
+    fenced: bool = True
     body: Any = None
 
     @property
@@ -133,8 +136,8 @@ def usable_by_pods(
 
     `published`: addresses that the pool lists or pods hold, which stay while Azure is at work on them; `prefixes`: of
     each subnet by lower-case id; `hopeful`: whether Failed entries are expected to recover, and so are on the way as
-    those are that Azure is still making. A list that lacks something published is no ground for sweeping: an entry
-    without address may be the very one.
+    those are that Azure is still making. A list of entries that isn't fenced and that lacks something published is no
+    ground for sweeping: an entry without address may be the very one.
     """
     listed = {entry.address for nic in nics for entry in nic.entries}
     lagging = not listed.issuperset(published)
@@ -145,6 +148,9 @@ def usable_by_pods(
         found = [entry for entry in nic.entries if entry.address and (entry.ours or naming.adopted(entry))]
         good = [e for e in found if e.state == "Succeeded" or (e.state == "Updating" and e.address in published)]
         kept = [e for e in good if not naming.excluded(_address(e)) or _address(e) in published]
+        # whatever has an address may be held by a pod that nobody has told us of yet: repaired, not swept
+        half = {e.name for e in ours if e.state == "Failed" and e.address is None}
+        broken = frozenset(half if nic.fenced or not lagging else ())
         views.append(
             planner.Nic(
                 name=nic.name,
@@ -158,10 +164,9 @@ def usable_by_pods(
                 pending=planner.count(
                     e.address or ""
                     for e in ours
-                    if e not in good and (e.state != "Failed" or (e.address is not None and hopeful))
+                    if e not in good and e.name not in broken and (e.state != "Failed" or e.name in half or hopeful)
                 ),
-                # whatever has an address may be held by a pod that nobody has told us of yet: repaired, not swept
-                broken=frozenset(e.name for e in ours if e.state == "Failed" and e.address is None and not lagging),
+                broken=broken,
                 failed=nic.state == "Failed" or any(e.state == "Failed" for e in found),
                 busy=nic.state == "Updating",
             )

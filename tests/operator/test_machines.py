@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.azure.arm.builder import Builder
 from tests.operator.agents import Agent
+from tests.operator.test_reconciler import bench
 from tests.operator.worlds import World
+from vnetpods_api import ConditionType
+from vnetpods_operator.azure.scale_set import ScaleSetInstance
 from vnetpods_operator.machine import Entry, Naming, Nic, usable_by_pods
+from vnetpods_operator.pools import PATH
 
 pytestmark = pytest.mark.apiserver
 
@@ -83,30 +88,102 @@ async def test_c24_the_image_of_a_gallery_is_not_echoed(world: World) -> None:
     assert model["properties"]["storageProfile"]["imageReference"] == image
 
 
+def uniform_entries(world: World) -> list[str]:
+    """What the model of `set/1` has."""
+    model = world.azure.build.get("Microsoft.Compute/virtualMachineScaleSets/virtualMachines", "set/1")
+    (nic,) = model["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"]
+    return [one["name"] for one in nic["properties"]["ipConfigurations"]]
+
+
+def fail_half_way(world: World) -> None:
+    world.azure.build.fault("half", operation=INSTANCE_WRITE, code="NetworkingInternalOperationError")
+
+
 async def test_half_made_entries_of_a_failed_update_are_swept(world: World) -> None:
-    world.azure.build.fault("fail", operation=INSTANCE_WRITE, code="NetworkingInternalOperationError")
+    fail_half_way(world)
     node, _ = await uniform(world)
     async with world.operator():
         await world.until_allocated(node, 4)
-    model = world.azure.build.get("Microsoft.Compute/virtualMachineScaleSets/virtualMachines", "set/1")
-    (nic,) = model["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"]
-    assert len(nic["properties"]["ipConfigurations"]) == 5
+    assert len(uniform_entries(world)) == 5
+
+
+async def test_what_an_operator_of_before_has_left_half_made_is_not_swept_but_told(world: World) -> None:
+    """Nobody knows any more whether it ever was an address."""
+    node, agent = await uniform(world)
+    fail_half_way(world)
+    async with bench(world, agent) as found:
+        await found.look()
+    left = uniform_entries(world)
+    assert len(left) == 5
+    async with bench(world, agent) as found:
+        for _ in range(3):
+            found.roster.record(node).not_before = found.roster.record(node).repair_after = 0.0
+            await found.look()
+        found.roster.record(node).not_before = 0.0
+        await found.look()
+    assert uniform_entries(world) == left
+    stalled = await world.condition(node, ConditionType.STALLED)
+    assert stalled is not None
+    assert (stalled.status, stalled.reason) == ("True", "NicFailed")
+
+
+async def test_a_list_of_nics_that_lags_takes_no_address_from_pods(world: World, monkeypatch: Any) -> None:
+    """Not even where the machine is Failed for a reason of its own and its pool was deleted."""
+    node, agent = await uniform(world)
+    async with bench(world, agent) as found:
+        for _ in range(2):
+            await found.look()
+        await agent.sync()
+        agent.start(3)
+        await agent.sync()
+        actual, model = ScaleSetInstance._actual, ScaleSetInstance._model
+
+        async def lagging(instance: ScaleSetInstance) -> list[Nic]:
+            return [replace(n, entries=tuple(e for e in n.entries if not e.ours)) for n in await actual(instance)]
+
+        async def failed(instance: ScaleSetInstance) -> dict[str, Any]:
+            found = await model(instance)
+            return found | {"properties": found["properties"] | {"provisioningState": "Failed"}}
+
+        monkeypatch.setattr(ScaleSetInstance, "_actual", lagging)
+        monkeypatch.setattr(ScaleSetInstance, "_model", failed)
+        await world.kube.request("DELETE", f"{PATH}/{node}")
+        found.roster.drop_pool(node)
+        for _ in range(4):
+            record = found.roster.record(node)
+            record.not_before = record.repair_after = record.audit_at = 0.0
+            await found.look()
+            assert agent.held <= uniform_addresses(world, "set/1")
+        monkeypatch.undo()
+        record.not_before = record.audit_at = 0.0
+        await found.look()
+        await agent.sync()
+        pool = await found.see()
+    assert len(agent.held) == 3
+    assert agent.held <= set(pool.status.interfaces[0].addresses)
 
 
 @pytest.mark.parametrize(
-    ("listed", "swept"), [(("10.0.0.5", "10.0.0.6"), {"half"}), (("10.0.0.5",), set())], ids=["whole", "lagging"]
+    ("listed", "fenced", "swept"),
+    [
+        (("10.0.0.5", "10.0.0.6"), False, {"half"}),
+        (("10.0.0.5",), False, set()),
+        (("10.0.0.5",), True, {"half"}),
+    ],
+    ids=["whole", "lagging", "fenced"],
 )
 def test_a_list_that_lacks_what_is_published_is_no_ground_for_sweeping(
-    listed: tuple[str, ...], swept: set[str]
+    listed: tuple[str, ...], fenced: bool, swept: set[str]
 ) -> None:
     """What has no address there may be what a pod holds, and on a uniform scale set nothing brings it back."""
     entries = (
         *(Entry(f"vnetpods-{a}", a, "Succeeded", False) for a in listed),
         Entry("vnetpods-half", None, "Failed", False),
     )
-    nic = Nic("/nic", "nic", "00:0d:3a:00:00:01", "/s", "e", "Succeeded", primary=True, entries=entries)
+    nic = Nic("/nic", "nic", "00:0d:3a:00:00:01", "/s", "e", "Succeeded", True, entries, fenced=fenced)
     (view,) = usable_by_pods([nic], {"10.0.0.5", "10.0.0.6"}, Naming(), {})
     assert {name.removeprefix("vnetpods-") for name in view.broken} == swept
+    assert view.pending == len({"half"} - swept)
 
 
 async def test_a_uniform_instance_that_is_gone(world: World) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -138,6 +139,8 @@ class Arm:
         self._transport = transport
         self._credential = credential
         self._authentication = AsyncARMChallengeAuthenticationPolicy(credential, config.scope)
+        self.unseen: defaultdict[str, set[str]] = defaultdict(set)
+        """By machine: lower-case names of entries that this process has made and not yet read with an address."""
         self._nics: dict[str, tuple[tuple[str, ...], float]] = {}
         self._network: dict[str, NetworkManagementClient] = {}
         self._compute: dict[str, ComputeManagementClient] = {}

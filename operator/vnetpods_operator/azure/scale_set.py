@@ -4,9 +4,13 @@ A write is PUT of the whole instance model with If-Match. Its image reference is
 a gallery image asks for rights on the gallery that nobody gave us (403 LinkedAuthorizationFailed), and null means "as
 it is". The model knows entries by name, so addresses that go are looked up in what the NICs said.
 
-A failed update can leave entries in the model that no NIC has, and that make every later update fail: such entries of
-ours are reported as Failed, without an address, and the planner has them swept. An address cannot be asked for by value
-here, and /28 blocks cannot be asked for at all (they become single addresses).
+A failed update can leave entries in the model that no NIC has, and that make every later update fail. The list of NICs
+may lag behind the model, though, and its lag is not what a write is fenced by: an entry that it lacks may be what a pod
+holds. So only what this very process has made, and has never read with an address, is reported as Failed and swept:
+nobody was ever told of an address of it. What others have left (the operator of before, above all) is written again as
+it is, which Azure takes for another try, and if that is in vain a person has to look.
+
+An address cannot be asked for by value here, and /28 blocks cannot be asked for at all (they become single addresses).
 """
 
 from __future__ import annotations
@@ -40,7 +44,10 @@ class ScaleSetInstance:
         found = await self._actual()
         with translated(f"reading {self._name}"):
             state = (model.get("properties") or {}).get("provisioningState") or "Succeeded"
-            nics = [_with_model(nic, model, state) for nic in found]
+            self._unseen.difference_update(
+                entry.name.lower() for nic in found for entry in nic.entries if entry.address
+            )
+            nics = [_with_model(nic, model, state, self._unseen) for nic in found]
         return tuple(sorted(nics, key=lambda nic: not nic.primary))
 
     async def write(self, nic: Nic, change: Change) -> Nic:
@@ -50,6 +57,7 @@ class ScaleSetInstance:
             raise AddressTaken(f"writing {self._name}: {text}", "NotSupported")
         what = f"writing {self._name}"
         model: Any = _edited(nic, change)
+        self._unseen.update(_names(model, nic.name) - _names(nic.body, nic.name))
         with translated(what):
             poller = await self.arm.compute(self.id.subscription).virtual_machine_scale_set_vms.begin_update(
                 self.id.group,
@@ -68,6 +76,10 @@ class ScaleSetInstance:
         if after is None:
             raise Gone(f"{what}: its NIC {nic.name} is gone", "NotFound")
         return after
+
+    @property
+    def _unseen(self) -> set[str]:
+        return self.arm.unseen[self.id.id.lower()]
 
     @property
     def _name(self) -> str:
@@ -91,21 +103,22 @@ class ScaleSetInstance:
             return [parse(nic.as_dict()) async for nic in pages]
 
 
-def _with_model(nic: Nic, model: dict[str, Any], state: str) -> Nic:
+def _with_model(nic: Nic, model: dict[str, Any], state: str, unseen: set[str]) -> Nic:
     """The NIC with the instance's fence, and with entries that only the model has."""
-    known = {one.name.lower() for one in nic.entries}
-    configuration = _configuration(model, nic.name)
-    beyond = [
-        # a list that lags says nothing about what Azure calls finished
-        Entry(one.name, None, "Failed" if state == "Failed" else "Updating", one.primary)
-        for one in map(entry, (configuration.get("properties") or {}).get("ipConfigurations") or [])
-        if one.name.lower() not in known
+    listed = {one.name.lower() for one in nic.entries}
+    beyond = [replace(one, address=None) for one in _entries(model, nic.name) if one.name.lower() not in listed]
+    entries = [
+        replace(one, state="Failed" if state == "Failed" and one.name.lower() in unseen else "Updating")
+        if one.ours and one.address is None
+        else one
+        for one in (*nic.entries, *beyond)
     ]
     return replace(
         nic,
         etag=model.get("etag") or "",
-        state="Updating" if state == "Updating" else nic.state,
-        entries=(*nic.entries, *beyond),
+        fenced=False,
+        state=state if state == "Updating" or (state == "Failed" and beyond) else nic.state,
+        entries=tuple(entries),
         body=model,
     )
 
@@ -134,6 +147,15 @@ def _with_entries(configuration: dict[str, Any], change: Change) -> dict[str, An
         if made["name"] not in before:  # the model knows no allocation method
             del made["properties"]["privateIPAllocationMethod"]
     return configuration | {"properties": properties | {"ipConfigurations": entries}}
+
+
+def _entries(model: dict[str, Any], name: str) -> list[Entry]:
+    properties = _configuration(model, name).get("properties") or {}
+    return [entry(one) for one in properties.get("ipConfigurations") or []]
+
+
+def _names(model: dict[str, Any], name: str) -> set[str]:
+    return {one.name.lower() for one in _entries(model, name)}
 
 
 def _configuration(model: dict[str, Any], name: str) -> dict[str, Any]:
