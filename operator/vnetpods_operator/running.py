@@ -191,7 +191,10 @@ class Operator:
             fixed.append("azure")
         log.info("configuration reloaded", needs_restart=fixed)
         self._budget.adjust()
+        reread = (config.adopt, config.interfaces) != (before.adopt, before.interfaces)
         for name in self._roster.nodes:
+            if reread:
+                self._roster.record(name).audit_at = 0.0
             self._queue.add(name, self._roster.urgency(name))
 
     def _wake(self, subnet: str) -> None:

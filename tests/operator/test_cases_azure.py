@@ -100,6 +100,7 @@ async def test_c25_idle_costs_next_to_nothing(world: World) -> None:
 
 async def test_c25_a_restart_reads_no_nic_and_writes_none(world: World) -> None:
     node, _ = await world.worker("one")
+    await asyncio.sleep(1.0)  # the pool is written in a later second: the Node is not one that was made since
     async with world.operator():
         await world.until_allocated(node, 4)
     reads, writes = len(world.azure.build.requests(NIC_READ)), world.writes()
@@ -112,7 +113,6 @@ async def test_c28_an_unknown_number_of_free_addresses_is_not_zero(world: World)
     """cilium#36379: `subnet.ipConfigurations` is null on a large subnet."""
     world.azure.build.configure(listed_configurations=0)
     node, _ = await world.worker("one")
-    await asyncio.sleep(1.0)  # the pool is written in a later second: the Node is not one that was made since
     async with world.operator():
         pool = await world.until_allocated(node, 4)
     assert pool.status.interfaces[0].subnet.endswith("/subnets/pods")
@@ -427,6 +427,16 @@ async def test_excluded_addresses_are_never_handed_out(world: World) -> None:
     async with world.operator():
         pool = await world.until_allocated(node, 5)  # of 8 configured, 3 are out
     assert not {"10.240.0.5", "10.240.0.6", "10.240.0.8"} & set(pool.status.interfaces[0].addresses)
+
+
+async def test_what_is_adopted_later_is_listed_without_waiting_for_an_audit(world: World) -> None:
+    node, _ = await world.worker("one")
+    world.azure.build.add_address("one-nic", "pods-1")
+    async with world.operator():
+        await world.until_allocated(node, 4)
+        world.settings["adopt"] = ["pods-*"]
+        world.config()  # written; the operator reloads it
+        await world.until_allocated(node, 5)
 
 
 async def test_an_address_excluded_later_goes_when_its_pod_goes(world: World) -> None:
