@@ -183,6 +183,11 @@ def _chosen(nics: tuple[Nic, ...], rule: Interfaces) -> tuple[Nic, ...]:
     chosen = tuple(nic for nic in nics if rule.chosen(nic.name, nic.primary, nic.tags) and nic.subnet and nic.mac)
     if not chosen:
         raise NoInterface("none of the machine's NICs is one of the configured interfaces")
+    names = [nic.name.lower() for nic in chosen]
+    for name in names:
+        if names.count(name) > 1:
+            text = f"two of the machine's NICs, in different resource groups, are named {name}; choose one by its tags"
+            raise NoInterface(text)
     return chosen
 
 

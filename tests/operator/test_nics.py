@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnetpods_operator.azure.nics import edited, parse
+from vnetpods_operator.cloud import NoInterface
+from vnetpods_operator.configuration import Interfaces
 from vnetpods_operator.machine import MachineId, Naming, UnsupportedProvider, usable_by_pods
+from vnetpods_operator.observing import _chosen
 from vnetpods_operator.planner import Change
 
 SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/pods"
@@ -47,6 +51,15 @@ def body(*parts: dict[str, Any], **properties: Any) -> dict[str, Any]:
 def names() -> Any:
     counter = itertools.count(1)
     return lambda: f"{next(counter):08x}"
+
+
+def test_nics_of_one_name_are_not_taken_for_each_other() -> None:
+    """A name is unique in a resource group only, and stands for the NIC in the pool."""
+    one = parse(body())
+    other = replace(one, id=one.id.replace("/g/", "/h/"), name=one.name.upper(), primary=False)
+    assert _chosen((one, other), Interfaces()) == (one,)
+    with pytest.raises(NoInterface, match="named n"):
+        _chosen((one, other), Interfaces(names=("*",)))
 
 
 @pytest.mark.parametrize(
