@@ -72,8 +72,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """A NIC as read. `body` is what ARM answered, kept only as long as the node is worked on. A write fails if `etag` is
-    no longer the present one; if `fenced`, that covers the entries.
+    """A NIC as read. `body` is what ARM answered, kept only as long as the node is worked on. A write fails if `etag`
+    is no longer the present one; if `fenced`, that covers the entries.
     """
 
     id: str
