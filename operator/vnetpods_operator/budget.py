@@ -6,8 +6,10 @@ is pure arithmetic over the caller's clock. `Budget` lets tasks of the event loo
 waiter is served first, then the one that came first. Urgency is read when a token is given, not when the waiting began,
 so a node whose pods start to wait overtakes while its request is already in line.
 
-A 429 closes its bucket until Retry-After has passed: a request before that is answered with a longer wait. Nothing is
-remembered over a restart; a bucket starts full.
+A 429 closes its bucket until Retry-After has passed: a request before that is answered with a longer wait. Who asks for
+a token then does not wait for more than a moment but hears `Throttled`: a worker that sat there would be missing to
+nodes of other subscriptions, and the node's condition would not say what it waits for. Nothing is remembered over a
+restart; a bucket starts full.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
+
+from vnetpods_operator.cloud import Throttled
+
+MOMENT = 5.0
+"""Seconds that a request waits for a closed bucket to open."""
 
 
 class Urgency(IntEnum):
@@ -91,6 +99,9 @@ class _Line:
     waiters: list[tuple[Ticket, asyncio.Future[None]]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
+    def closed_for(self, now: float) -> float:
+        return self.bucket.closed_until - now
+
 
 class Budget:
     """Buckets for every subscription, made as they are needed; used from one event loop."""
@@ -104,10 +115,11 @@ class Budget:
         self._lines: dict[tuple[str, Kind], _Line] = {}
 
     async def acquire(self, subscription: str, kind: Kind) -> None:
-        """Returns when the request may be sent."""
+        """Returns when the request may be sent; raises Throttled when Azure has closed the bucket for long."""
         line = self._line(subscription, kind)
         loop = asyncio.get_running_loop()
         began = loop.time()
+        _refuse_if_closed(line, subscription, kind, began)
         if line.waiters or line.bucket.take(began) > 0:
             turn: asyncio.Future[None] = loop.create_future()
             waiter = (ticket.get(Ticket()), turn)
@@ -115,6 +127,7 @@ class Budget:
             self._serve(line)
             try:
                 await turn
+                _refuse_if_closed(line, subscription, kind, loop.time())
             finally:
                 if waiter in line.waiters:
                     line.waiters.remove(waiter)
@@ -125,6 +138,10 @@ class Budget:
         """Azure asked for a pause of `seconds`."""
         line, now = self._line(subscription, kind), asyncio.get_running_loop().time()
         line.bucket.close(now + seconds, now)
+        if line.closed_for(now) > MOMENT:
+            for _, turn in line.waiters:
+                if not turn.done():
+                    turn.set_result(None)  # not a token, but word that there is none
         self._serve(line)
 
     def lower(self, subscription: str, kind: Kind, remaining: float) -> None:
@@ -165,3 +182,11 @@ class Budget:
             first = min(line.waiters, key=lambda waiter: waiter[0].urgency)  # the earliest of the most urgent
             line.waiters.remove(first)
             first[1].set_result(None)
+
+
+def _refuse_if_closed(line: _Line, subscription: str, kind: Kind, now: float) -> None:
+    seconds = line.closed_for(now)
+    if seconds > MOMENT:
+        again = datetime.now(UTC) + timedelta(seconds=seconds)
+        text = f"Azure takes no {kind.value}s in subscription {subscription} at present; again at {again:%H:%M:%S} UTC"
+        raise Throttled(text, "Closed", seconds)

@@ -34,6 +34,8 @@ class Queue:
     """The line of nodes."""
 
     clock: Callable[[], float]
+    urgency: Callable[[str], Urgency] = lambda _: Urgency.AUDIT
+    """How urgent a node is whose time has come."""
     _line: dict[str, _Entry] = field(default_factory=dict)
     _heap: list[tuple[Urgency, int, str]] = field(default_factory=list)
     _busy: dict[str, Urgency | None] = field(default_factory=dict)
@@ -62,10 +64,10 @@ class Queue:
         heapq.heappush(self._heap, (urgency, next(self._order), name))
         self._wake(urgency)
 
-    def add_at(self, name: str, when: float, urgency: Urgency = Urgency.AUDIT) -> None:
+    def add_at(self, name: str, when: float) -> None:
         """The node is to be looked at at this time, unless something happens before."""
         if when <= self.clock():
-            self.add(name, urgency)
+            self._due(name)
             return
         timer = self._timers.get(name)
         if timer is not None:
@@ -74,7 +76,7 @@ class Queue:
             timer.cancel()
         if name not in self._line and self._busy.get(name) is None:
             loop = asyncio.get_running_loop()
-            self._timers[name] = loop.call_at(when, self._due, name, urgency)
+            self._timers[name] = loop.call_at(when, self._due, name)
 
     def forget(self, name: str) -> None:
         """The node is gone."""
@@ -97,9 +99,9 @@ class Queue:
     def at_work(self) -> int:
         return len(self._busy)
 
-    def _due(self, name: str, urgency: Urgency) -> None:
+    def _due(self, name: str) -> None:
         self._timers.pop(name, None)
-        self.add(name, urgency)
+        self.add(name, self.urgency(name))
 
     async def take(self, least: Urgency = Urgency.AUDIT) -> str:
         """The most urgent node, at least as urgent as `least`; it is this worker's until `done`."""

@@ -55,7 +55,7 @@ class Operator:
         self._kubeconfig = kubeconfig
         self._stop = asyncio.Event()
         self._roster = Roster()
-        self._queue = Queue(asyncio.get_running_loop().time)
+        self._queue = Queue(asyncio.get_running_loop().time, self._roster.urgency)
         self._elector: Elector | None = None
         self._kube: Kube | None = None
         self._metrics = Metrics(self._roster, self._state)

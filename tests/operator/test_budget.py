@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnetpods_operator.budget import Bucket, Budget, Kind, Ticket, Urgency, ticket
+from vnetpods_operator.cloud import Throttled
 
 
 def test_burst_then_rate() -> None:
@@ -119,6 +120,25 @@ async def test_a_pause_holds_everybody() -> None:
     began = asyncio.get_running_loop().time()
     await of.acquire("s", Kind.WRITE)
     assert asyncio.get_running_loop().time() - began >= 0.2
+
+
+async def test_nobody_sits_before_a_bucket_that_azure_closed_for_long() -> None:
+    """The workers that sat there would be missing to nodes of other subscriptions."""
+    of = budget(0.001)
+    await of.acquire("s", Kind.WRITE)
+    async with asyncio.timeout(1):
+        early = asyncio.create_task(of.acquire("s", Kind.WRITE))
+        await asyncio.sleep(0)
+        of.close("s", Kind.WRITE, 3600)
+        for waiter in (early, of.acquire("S", Kind.WRITE)):
+            with pytest.raises(
+                Throttled, match=r"no writes in subscription [sS] at present; again at [0-9:]{8} UTC"
+            ) as found:
+                await waiter
+            assert found.value.seconds == pytest.approx(3600, abs=1)
+        await of.acquire("s", Kind.READ)
+        await of.acquire("other", Kind.WRITE)
+    assert of.waiting == 0
 
 
 async def test_new_rates_apply_at_once() -> None:

@@ -65,6 +65,18 @@ async def test_c25_retry_after_is_obeyed_to_the_second(world: World) -> None:
     assert 2.0 <= second["at"] - first["at"] < 3.0
 
 
+async def test_c25_every_node_that_waits_for_azure_says_so(world: World) -> None:
+    """The second node's request is not even sent: that it waits for the same reason must be seen all the same."""
+    world.azure.build.fault("status", method="PUT", status=429, code="TooManyRequests", retry_after=60)
+    one, _ = await world.worker("one")
+    async with world.operator():
+        await world.until_reason(one, "Throttled")
+        two, _ = await world.worker("two")
+        throttled = await world.until_reason(two, "Throttled")
+    assert "again at" in throttled.message
+    assert world.writes() == 1
+
+
 async def test_c25_a_lock_is_not_taken_for_the_quota(world: World) -> None:
     world.azure.build.fault(
         "status", method="PUT", status=429, code="RetryableErrorDueToAnotherOperation", resource="*/one-nic"

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from vnetpods_operator.budget import Urgency
+from vnetpods_operator.budget import Budget, Kind, Urgency
+from vnetpods_operator.cloud import Throttled
 from vnetpods_operator.queueing import RESERVED, Queue, work
 
 
@@ -154,3 +155,38 @@ async def test_a_forgotten_node_is_not_looked_at_later() -> None:
         of.forget("one")
         await asyncio.sleep(0.08)
     assert seen == []
+
+
+async def test_a_node_whose_pods_wait_is_urgent_when_its_time_comes() -> None:
+    """All came back to wait for the same second; those whose pods wait don't come last."""
+    urgencies, seen = {"idle": Urgency.AUDIT, "waiting": Urgency.WAITING}, list[str]()
+    of = Queue(asyncio.get_running_loop().time, urgencies.__getitem__)
+    for name in urgencies:
+        of.add_at(name, asyncio.get_running_loop().time() + 0.02)
+    await asyncio.sleep(0.05)
+    async with working(of, seen.append, workers=1):
+        await settle()
+    assert seen == ["waiting", "idle"]
+
+
+async def test_a_subscription_that_azure_throttles_leaves_the_workers_to_others() -> None:
+    of, seen, budget = queue(), list[str](), Budget(lambda _: (1000.0, 1000.0))
+    budget.close("throttled", Kind.READ, 3600)
+
+    async def look(name: str) -> float | None:
+        subscription, _, _ = name.partition("-")
+        try:
+            await budget.acquire(subscription, Kind.READ)
+        except Throttled as error:
+            return asyncio.get_running_loop().time() + error.seconds
+        seen.append(name)
+        return None
+
+    for number in range(RESERVED + 10):
+        of.add(f"throttled-{number}", Urgency.WAITING)
+    async with working(of, look, workers=4):
+        await settle()
+        of.add("open-1", Urgency.WAITING)
+        await settle()
+        assert seen == ["open-1"]
+        assert of.depth == 0

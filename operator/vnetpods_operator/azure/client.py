@@ -1,8 +1,9 @@
 """The way to ARM: one HTTP session, one credential, SDK clients per subscription, and every request through the budget.
 
 Each request of the SDK, polls of long-running operations included, passes `_BudgetPolicy`: it waits for a token on
-behalf of the task's ticket, counts and times the answer, and obeys Retry-After. Reads that were throttled wait and are
-sent again (a lost poll would mean not knowing how a write ended); writes are not, because by then the plan is stale.
+behalf of the task's ticket, counts and times the answer, and obeys Retry-After. Reads that were throttled for a moment
+wait and are sent again (a lost poll means not knowing how a write ended until the NIC is read); writes are not, because
+by then the plan is stale.
 The SDK's own retries are switched off: they know nothing of the budget. Used from the event loop only.
 """
 
