@@ -66,6 +66,7 @@ class Reason(StrEnum):
     REFUSED = "Refused"  # Azure refuses the change and would again: the message has its words
     INVALID_SIZING = "InvalidSizing"  # spec.sizing and the configuration contradict each other
     NIC_FAILED = "NicFailed"  # the NIC's provisioning state is Failed and repairing did not help
+    INTERNAL_ERROR = "InternalError"  # a fault of the operator itself: its log says where
 
 
 class Condition(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, frozen=True):

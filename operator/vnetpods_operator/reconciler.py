@@ -101,8 +101,12 @@ class Reconciler:
         except KubeError as error:
             bound.warning("the API server did not do as asked", error=str(error))
             return Outcome(self._now() + self._jitter(5.0))
-        except Exception:  # noqa: BLE001 - the edge of a look: other nodes must not suffer
+        except Exception as error:  # noqa: BLE001 - the edge of a look: other nodes must not suffer
             bound.exception("a look at the node failed")
+            try:
+                await self._broken(name, record, error)
+            except Exception as another:  # noqa: BLE001 - what is broken may break this, too
+                bound.warning("the failure is not said on the node", error=repr(another))
             return Outcome(self._now() + self._jitter(30.0))
 
     async def _reconcile(self, name: str, record: Record) -> Outcome:
@@ -124,8 +128,9 @@ class Reconciler:
             self._notice(node, record, problem)
         if self._now() < record.not_before:
             look.problem = record.problem
-            if not pool.status.conditions:
-                await self._report(look)
+            if pool.status.interfaces:  # Azure is left in peace, but what people see goes on
+                self._observer.from_pool(look)
+            await self._report(look)
             return Outcome(record.not_before)
         if not self._due(look):
             await self._report(look)
@@ -160,6 +165,7 @@ class Reconciler:
         self._rank(look)
         if not look.pool.status.conditions:
             await self._report(look)
+        hindrance: cloud.AzureError | None = None
         for _ in range(ATTEMPTS):
             await self._observer.read(look, self._parts.config().interfaces)
             await self._observer.from_azure(look)
@@ -176,11 +182,13 @@ class Reconciler:
                 self._settle(look)
                 await self._report(look)
                 return Outcome(self._next(look))
-            if await self._carried_out(look):
+            hindrance = await self._carried_out(look)
+            if hindrance is None:
                 self._succeeded(look, wrote=True)
                 await self._report(look)
                 return Outcome(self._now())
-        raise cloud.Busy("somebody else changed the NIC each time it was to be written", "Changed")
+        assert hindrance is not None
+        raise hindrance
 
     async def _limit_matters(self, look: Look, plan: planner.Plan) -> bool:
         """Counts the pods that need no address, when growth comes near the kubelet's limit; whether that is news."""
@@ -194,8 +202,8 @@ class Reconciler:
         look.wanted, _ = wanted_for(look.node, look.pool, self._parts.config(), record.host_pods)
         return record.host_pods != before
 
-    async def _carried_out(self, look: Look) -> bool:
-        """Does the plan's changes; False when the NIC has to be read again first."""
+    async def _carried_out(self, look: Look) -> cloud.AzureError | None:
+        """Does the plan's changes; returns what hindered it when the NIC has to be read again first."""
         assert look.plan is not None
         if self._sharers(look.node):
             raise Outdated("another Node names the same machine now")
@@ -210,7 +218,7 @@ class Reconciler:
                 written[nic.name] = await look.machine.write(nic, change)
             except cloud.Changed:
                 await asyncio.sleep(self._jitter(0.1))
-                return False
+                return cloud.Busy("somebody else changed the NIC each time it was to be written", "Changed")
             except (cloud.SubnetFull, cloud.Refused) as error:
                 if change.blocks:  # which code says that no aligned block is free is not documented
                     self._parts.subnets.no_blocks(nic.subnet, self._now())
@@ -218,12 +226,12 @@ class Reconciler:
                     await self._subnet_full(look, nic, change, error)
                 else:
                     raise
-                return False
+                return error
             reached(Point.NIC_WRITTEN)
             self._done(look, nic, change)
         look.nics = tuple(written.values())
         await self._observer.from_azure(look)
-        return True
+        return None
 
     async def _subnet_full(self, look: Look, nic: Nic, change: Change, error: cloud.SubnetFull) -> None:
         asked = change.add + planner.BLOCK * change.blocks + len(change.restore)
@@ -280,6 +288,17 @@ class Reconciler:
         )
         await self._report(look)
         return Outcome(max(record.not_before, now + 0.1))
+
+    async def _broken(self, name: str, record: Record, error: Exception) -> None:
+        """A fault of our own: says so, and tries again later, whatever happens meanwhile."""
+        node, pool, now = self._parts.roster.nodes.get(name), self._parts.roster.pools.get(name), self._now()
+        if now >= record.not_before:
+            record.failures += 1
+            record.not_before = now + self._jitter(wait_after(error, record.failures))
+        if node is not None:
+            self._notice(node, record, problem_of(error))
+        if pool is not None:
+            await self._write(pool, report.Findings(problem=problem_of(error)))
 
     def _repaired_in_vain(self, record: Record) -> None:
         record.repairs += 1
@@ -359,12 +378,7 @@ class Reconciler:
         """How urgent the requests of this look are."""
         urgency = self._parts.roster.urgency(look.node.name)
         if urgency is Urgency.AUDIT and look.plan is not None:
-            by_reason = {
-                Reason.GROWING: Urgency.WARM,
-                Reason.REPAIRING: Urgency.WARM,
-                Reason.RELEASING: Urgency.RELEASE,
-            }
-            urgency = by_reason.get(look.plan.reason, Urgency.AUDIT)
+            urgency = _URGENCY.get(look.plan.reason, Urgency.AUDIT)
         look.record.ticket.urgency = urgency
 
     def _next(self, look: Look) -> float:

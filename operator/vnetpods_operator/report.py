@@ -132,7 +132,7 @@ def _ready(findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool
         reason, message = plan.limit, plan.detail
     else:
         reason, message = Reason.POOL_READY, "pods can be given addresses"
-    free = plan.free if plan is not None else total
+    free = plan.free if plan is not None else usage.free if usage is not None else total
     if total and (free > 0 or not (usage and usage.waiting)):
         return condition(ConditionType.READY, _TRUE, reason, message, now)
     if plan is None and problem is None:
@@ -151,7 +151,7 @@ def _reconciling(findings: Findings, now: datetime) -> Condition:
         waits = findings.problem is None
         text = "the machine is looked up" if waits else "waiting, see Ready"
         return condition(ConditionType.RECONCILING, _TRUE if waits else _FALSE, Reason.PENDING, text, now)
-    if findings.problem is not None:
+    if findings.problem is not None and plan.reason is not Reason.PAUSED:
         reason, text = findings.problem.reason, findings.problem.message
         return condition(ConditionType.RECONCILING, _FALSE, reason, text, now)
     under_way = plan.reason in _UNDER_WAY

@@ -1,4 +1,4 @@
-"""What each of Azure's failures means for a node: which condition says so, and how long Azure is left in peace.
+"""What each failure means for a node: which condition says so, and how long Azure is left in peace.
 
 Pure.
 """
@@ -22,12 +22,17 @@ _MEANING: dict[type[cloud.AzureError], tuple[Reason, bool, float, float]] = {
     cloud.Refused: (Reason.REFUSED, True, 60.0, 1800.0),
     cloud.Unavailable: (Reason.AZURE_UNAVAILABLE, False, 1.0, 120.0),
 }
+_OURS = (Reason.INTERNAL_ERROR, True, 30.0, 600.0)
+"""Whatever else goes wrong is a fault of the operator."""
 
 
-def problem_of(error: cloud.AzureError) -> Problem:
+def problem_of(error: Exception) -> Problem:
     """What the conditions say."""
     if isinstance(error, cloud.Throttled):
         return Problem(Reason.THROTTLED, f"{error}; Azure asks to wait {error.seconds:.0f} s")
+    if not isinstance(error, cloud.AzureError):
+        text = f"the operator itself fails at this node ({error!r:.300}); its log says where; please report it"
+        return Problem(_OURS[0], text, _OURS[1])
     reason, stalled, _, _ = _MEANING[type(error)]
     message = str(error)
     if isinstance(error, cloud.Forbidden) and error.action:
@@ -35,9 +40,9 @@ def problem_of(error: cloud.AzureError) -> Problem:
     return Problem(reason, message, stalled)
 
 
-def wait_after(error: cloud.AzureError, failures: int) -> float:
+def wait_after(error: Exception, failures: int) -> float:
     """Seconds until the next attempt after this many failures in a row (this one included)."""
     if isinstance(error, cloud.Throttled):
         return error.seconds
-    _, _, first, longest = _MEANING[type(error)]
+    _, _, first, longest = _MEANING[type(error)] if isinstance(error, cloud.AzureError) else _OURS
     return min(longest, first * 2.0 ** min(failures - 1, 20))

@@ -15,10 +15,11 @@ from msgspec.structs import replace
 from tests.azure.arm.sdk import StaticCredential
 from tests.operator.agents import Agent
 from tests.operator.worlds import World
-from vnetpods_api import NodeIPPool, Reason
+from vnetpods_api import ConditionType, NodeIPPool, Reason
 from vnetpods_operator import azure, report
 from vnetpods_operator.budget import Budget, Kind
 from vnetpods_operator.configuration import Config
+from vnetpods_operator.kube import MERGE
 from vnetpods_operator.machine import Machine, MachineId, Nic
 from vnetpods_operator.nodes import Node, node_from
 from vnetpods_operator.planner import Change
@@ -246,6 +247,57 @@ async def test_azure_is_left_in_peace_after_a_failure_whatever_happens(world: Wo
         assert len(world.azure.build.requests()) == requests
 
 
+async def test_people_see_what_goes_on_while_azure_is_left_in_peace(world: World) -> None:
+    """A back-off lasts up to half an hour; pods that come meanwhile, and spec.paused, change what is to be said."""
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await found.look()
+        world.azure.build.fault("status", resource="*one-nic", status=403, code="AuthorizationFailed", times=None)
+        agent.start(1)
+        await agent.sync()
+        await found.see()
+        await found.look()
+        ready = await world.condition(agent.node)
+        assert ready is not None
+        assert (ready.status, ready.reason) == ("True", "Forbidden")
+        agent.start(10)
+        await agent.sync()
+        await found.see()
+        requests = len(world.azure.build.requests())
+        await found.look()
+        ready = await world.condition(agent.node)
+        assert ready is not None
+        assert (ready.status, ready.reason) == ("False", "Forbidden")
+        paused = {"spec": {"paused": True}}
+        await world.kube.request("PATCH", f"{PATH}/{agent.node}", body=paused, content_type=MERGE)
+        await found.see()
+        await found.look()
+        pool = await world.pool(agent.node)
+        assert pool.status.observed_generation == pool.metadata.generation
+        reconciling = await world.condition(agent.node, ConditionType.RECONCILING)
+        assert reconciling is not None
+        assert (reconciling.status, reconciling.reason) == ("False", "Paused")
+        assert len(world.azure.build.requests()) == requests
+    assert found.told == [Reason.FORBIDDEN]
+
+
+async def test_a_subnet_without_enough_addresses_is_not_taken_for_a_conflict(world: World) -> None:
+    """What is left is not known, so each attempt asks for half as many, and the look ends before one is met."""
+    world.azure.build.create_subnet("net", "small", "10.241.0.0/25")
+    world.azure.build.create_nic("other", "net/small")
+    for number in range(120):
+        world.azure.build.add_address("other", f"x{number}")
+    world.azure.build.fault("status", resource="*/usages", status=403, code="AuthorizationFailed", times=None)
+    world.settings["groups"] = [{"minimum": 100, "warm": 4, "batch": 4}]
+    _, agent = await world.worker("one", "net/small")
+    async with bench(world, agent) as found:
+        await found.look()
+    ready = await world.condition(agent.node)
+    assert ready is not None
+    assert ready.reason == "SubnetFull"
+    assert found.told == [Reason.SUBNET_FULL]
+
+
 async def test_an_error_of_our_own_does_not_leave_the_look(world: World) -> None:
     _, agent = await world.worker("one")
 
@@ -256,9 +308,20 @@ async def test_an_error_of_our_own_does_not_leave_the_look(world: World) -> None
         found.meanwhile.append(bug)
         outcome = await found.look()
         assert outcome.again is not None
+        for type_ in (ConditionType.READY, ConditionType.STALLED):
+            said = await world.condition(agent.node, type_)
+            assert said is not None
+            assert said.reason == "InternalError"
+            assert "ZeroDivisionError" in said.message
+        assert found.told == [Reason.INTERNAL_ERROR]
+        requests = len(world.azure.build.requests())
+        await found.look()
+        assert len(world.azure.build.requests()) == requests
         found.meanwhile.clear()
+        found.roster.record(agent.node).not_before = 0.0
         await found.look()
     assert (await world.pool(agent.node)).status.allocated == 4
+    assert (await world.until_reason(agent.node, "PoolReady")).status == "True"
     assert world.writes() == 1
 
 
