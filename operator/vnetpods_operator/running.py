@@ -116,11 +116,9 @@ class Operator:
         await watching.served(kube)
         await watching.first_list(pools, self._roster)
         now = asyncio.get_running_loop().time()
-        for name, pool in self._roster.pools.items():
+        for name in self._roster.pools:
             # the NICs are looked at over the whole time, not all at once after a restart
             self._roster.record(name).audit_at = now + secrets.SystemRandom().uniform(0, float(self.config.audit))
-            for interface in pool.status.interfaces:
-                networks.meet(interface.subnet)
         await watching.first_nodes(kube, self._roster, self._queue)
 
         async def look(name: str) -> float | None:
@@ -170,7 +168,8 @@ class Operator:
 
     async def _refresh(self, networks: azure.Networks) -> None:
         """Reads VNets again; nodes in changed ones are told."""
-        changed = {subnet.lower() for subnet in await networks.refresh()}
+        pools = self._roster.pools.values()
+        changed = await networks.refresh({interface.subnet for pool in pools for interface in pool.status.interfaces})
         for name, pool in self._roster.pools.items():
             if any(interface.subnet.lower() in changed for interface in pool.status.interfaces):
                 self._queue.add(name)

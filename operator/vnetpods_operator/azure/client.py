@@ -151,8 +151,15 @@ class Arm:
         ids, until = self._nics.get(machine.lower(), ((), 0.0))
         return ids if asyncio.get_running_loop().time() < until else ()
 
+    @property
+    def remembered(self) -> int:
+        """Machines whose NICs are known."""
+        return len(self._nics)
+
     def learn_nics(self, machine: str, ids: tuple[str, ...]) -> None:
-        self._nics[machine.lower()] = (ids, asyncio.get_running_loop().time() + NICS_SECONDS)
+        now = asyncio.get_running_loop().time()
+        self._nics = {key: known for key, known in self._nics.items() if known[1] > now}  # machines come and go
+        self._nics[machine.lower()] = (ids, now + NICS_SECONDS)
 
     def network(self, subscription: str) -> NetworkManagementClient:
         key = subscription.lower()

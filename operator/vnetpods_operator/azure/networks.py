@@ -1,16 +1,19 @@
 """What the operator knows of virtual networks: subnet prefixes and direct CIDRs.
 
 A VNet's own address space and that of its peers (its peerings carry them, so the peers needn't be readable) are what
-pods reach under their own address. A VNet is read when it is first met and again on a schedule; what was read stays
-valid while ARM does not answer. A role that may read only the subnet is enough: then the subnet's prefixes are all that
-is known, and the configured CIDRs come on top. IPv4 only. Nothing survives a restart.
+pods reach under their own address. A VNet is read when it is first met and again on a schedule, as long as a pool names
+it; what was read stays valid while ARM does not answer, or answers oddly. A role that may read only the
+subnet is enough: then the subnet's prefixes are all that is known, and the configured CIDRs come on top. IPv4 only.
+Nothing survives a restart.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from typing import Any
 
 import structlog
@@ -32,7 +35,9 @@ RETRY_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A VNet's address prefixes, its connected peers', and those of its subnets by lower-case id."""
+    """A VNet's address prefixes, its connected peers', and those of its subnets by lower-case id. None of it of a VNet
+    that may not be read.
+    """
 
     own: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
@@ -46,21 +51,12 @@ class Networks:
         self._arm = arm
         self._by_vnet: dict[str, Network] = {}
         self._subnets: dict[str, tuple[str, ...]] = {}
-        self._met: dict[str, str] = {}
         self._failed: dict[str, float] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
-    def meet(self, subnet: str) -> None:
-        """There is a NIC in this subnet: its VNet is read at the next refresh. Pools may hold anything, so what is no
-        subnet's id is passed over.
-        """
-        if _SUBNET.fullmatch(subnet):
-            self._met.setdefault(subnet.lower(), subnet)
-
     async def prefixes(self, subnet: str) -> tuple[str, ...]:
         """Of the subnet; read when it is met for the first time, empty when that is not possible."""
-        self.meet(subnet)
-        if subnet.lower() not in self._met:
+        if not _SUBNET.fullmatch(subnet):
             return ()
         async with self._locks.setdefault(_vnet(subnet).lower(), asyncio.Lock()):
             now = asyncio.get_running_loop().time()
@@ -73,10 +69,10 @@ class Networks:
     def direct(self, subnet: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
         """Address space of the subnet's VNet, and of its peers; of a VNet that may not be read, the subnet's own."""
         network = self._by_vnet.get(_vnet(subnet).lower()) if _SUBNET.fullmatch(subnet) else None
-        if network is not None:
-            return network.own, network.peers
-        prefixes = self._subnets.get(subnet.lower())
-        return (prefixes, ()) if prefixes else None
+        if network is None:
+            return None
+        own = network.own or self._subnets.get(subnet.lower())
+        return (own, network.peers) if own else None
 
     async def left(self, subnet: str) -> int | None:
         """How many addresses Azure says are left; it may say nothing, and it may be late."""
@@ -95,28 +91,34 @@ class Networks:
             log.info("usages unknown", subnet=subnet, error=str(error))
         return None
 
-    async def refresh(self) -> list[str]:
-        """Reads every VNet in use anew; returns the subnets for which something has changed."""
-        changed = []
-        one_per_vnet = {_vnet(subnet).lower(): subnet for subnet in self._met.values()}
+    async def refresh(self, used: Iterable[str]) -> set[str]:
+        """Reads the VNets of these subnets anew and forgets all others; returns the subnets (in lower case) for which
+        something has changed. Pools may hold anything, so what is no subnet's id is passed over.
+        """
+        subnets = {subnet.lower(): subnet for subnet in used if _SUBNET.fullmatch(subnet)}
+        one_per_vnet = {_vnet(subnet).lower(): subnet for subnet in subnets.values()}
+        for known in (self._by_vnet, self._subnets, self._failed, self._locks):
+            for key in [key for key in known if key.partition("/subnets/")[0] not in one_per_vnet]:
+                del known[key]
+        changed = set()
         for vnet, subnet in one_per_vnet.items():
             before = self._by_vnet.get(vnet)
             await self._read(subnet)
             if self._by_vnet.get(vnet) != before:
-                changed += [other for other in self._met.values() if _vnet(other).lower() == vnet]
+                changed |= {other for other in subnets if _vnet(other) == vnet}
         return changed
 
     async def _read(self, subnet: str) -> None:
-        """The subnet's VNet with all its subnets; where that is not allowed, or not enough, the subnet."""
+        """The subnet's VNet with all its subnets; where that fails, or is not enough, the subnet."""
         try:
             network = await self._read_vnet(_vnet(subnet))
             self._by_vnet[_vnet(subnet).lower()] = network
-            self._subnets |= dict(network.subnets)
+            self._subnets |= {key: prefixes for key, prefixes in network.subnets if prefixes}
         except Forbidden as error:
+            self._by_vnet.setdefault(_vnet(subnet).lower(), Network())
             log.info("VNet not readable, its subnet will do", subnet=subnet, error=str(error))
         except AzureError as error:
             log.warning("VNet unknown", subnet=subnet, error=str(error))
-            return
         if not self._subnets.get(subnet.lower()):
             try:
                 self._subnets[subnet.lower()] = await self._read_subnet(subnet)
@@ -129,9 +131,9 @@ class Networks:
             found: Any = await self._arm.network(subscription).virtual_networks.get(
                 group, name, cls=body, **self._arm.network_arguments()
             )
-            properties = found.get("properties") or {}
+            properties = found["properties"]
             return Network(
-                own=_ipv4((properties.get("addressSpace") or {}).get("addressPrefixes") or []),
+                own=_ipv4(properties["addressSpace"]["addressPrefixes"]),  # every VNet has them
                 peers=_peers(properties.get("virtualNetworkPeerings") or []),
                 subnets=tuple((s["id"].lower(), _subnet_prefixes(s)) for s in properties.get("subnets") or []),
             )
@@ -163,7 +165,7 @@ def _subnet_prefixes(subnet: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _ipv4(prefixes: list[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(prefix for prefix in prefixes if ":" not in prefix))
+    return tuple(dict.fromkeys(str(IPv4Network(prefix)) for prefix in prefixes if ":" not in prefix))
 
 
 def _vnet(subnet: str) -> str:

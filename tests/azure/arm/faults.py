@@ -19,7 +19,7 @@ Effect = Literal[
     "timeout",  # no answer for `seconds`, then a reset; the write has happened if `after`
     "status",  # `status`, `code`, `message`, and Retry-After if `retry_after`
     "slow",  # the right answer, `seconds` late
-    "garbage",  # status 200 and a body that is no JSON
+    "garbage",  # status 200 and a body that is no JSON, or none that makes sense
     "fail",  # accepted, and the operation ends Failed with `code`; the write has happened if `after`
     "preempt",  # the same with OperationPreempted
     "half",  # the operation fails and leaves half-made entries in the model of a scale-set instance
@@ -51,7 +51,7 @@ class Fault:
     retry_after: int | None = None
     change: Change = "tag"
     argument: str = ""
-    """What a writer uses: the id of a pool, the name of a configuration."""
+    """What a writer uses: the id of a pool, the name of a configuration. Of garbage, the body."""
     seen: int = 0
     hit: int = 0
     _random: random.Random = field(default_factory=random.Random, repr=False)

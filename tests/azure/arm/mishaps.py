@@ -43,7 +43,7 @@ def spoil(fault: Fault, reply: Reply) -> None:
     elif fault.effect == "slow":
         reply.delay = fault.seconds
     elif fault.effect == "garbage":
-        reply.raw = b"<html><body>Bad gateway</body></html>"
+        reply.raw = (fault.argument or "<html><body>Bad gateway</body></html>").encode()
 
 
 def other_writer(model: Writable, wanted: Target, fault: Fault, now: float) -> None:

@@ -151,4 +151,5 @@ def _encode(http: web.Request, reply: Reply) -> web.StreamResponse:
     if reply.cut and http.transport is not None:
         http.transport.abort()
     raw = reply.raw if reply.raw is not None else (b"" if reply.body is None else msgspec.json.encode(reply.body))
-    return web.Response(status=reply.status, body=raw, headers=reply.headers, content_type="application/json")
+    content_type = "text/html" if raw.startswith(b"<") else "application/json"
+    return web.Response(status=reply.status, body=raw, headers=reply.headers, content_type=content_type)
