@@ -17,7 +17,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 STUCK_SECONDS = 900.0
-"""A node in line for so long means that the workers are stuck: every look has time limits far below."""
+"""A node in line for so long, and for as long as a write to a NIC may take, means that the workers are stuck: all else
+in a look has time limits far below.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,10 @@ class State:
 
 
 @contextlib.asynccontextmanager
-async def serving(listen: str, registry: CollectorRegistry, state: Callable[[], State]) -> AsyncIterator[None]:
-    """Serves on `address:port` while the block runs."""
+async def serving(
+    listen: str, registry: CollectorRegistry, state: Callable[[], State], write_seconds: float
+) -> AsyncIterator[None]:
+    """Serves on `address:port` while the block runs; a write to a NIC takes `write_seconds` at most."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), content_type="text/plain", charset="utf-8")
@@ -43,7 +47,7 @@ async def serving(listen: str, registry: CollectorRegistry, state: Callable[[], 
     async def healthz(_: web.Request) -> web.Response:
         now = state()
         # a long wait for the budget is slowness, not a fault
-        stuck = now.leads and now.oldest > STUCK_SECONDS and now.waiting_for_budget == 0
+        stuck = now.leads and now.oldest > STUCK_SECONDS + write_seconds and now.waiting_for_budget == 0
         return _answer(now, 503 if stuck else 200)
 
     async def readyz(_: web.Request) -> web.Response:

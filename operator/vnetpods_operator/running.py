@@ -69,7 +69,9 @@ class Operator:
         async with (
             kubernetes.opened(self._kubeconfig) as kube,
             kubernetes.opened(self._kubeconfig) as lease,
-            health.serving(self.config.listen, self._metrics.registry, self._state),
+            health.serving(
+                self.config.listen, self._metrics.registry, self._state, float(self.config.azure.operation_timeout)
+            ),
         ):
             self._kube = kube
             identity = f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}"
