@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.install.rendering import CHART
+from vnetpods_api import Reason
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = {
@@ -40,6 +41,16 @@ def test_every_metric_in_it_exists(expression: str) -> None:
     named = set(re.findall(r"vnetpods_[a-z_]+", expression))
     assert named
     assert {name for name in named if name not in metrics() and SUFFIX.sub("", name) not in metrics()} == set()
+
+
+def test_whatever_a_person_must_act_on_raises_an_alert_while_pods_can_go_on() -> None:
+    """Ready stays True for long then: without it, expired credentials page nobody until pods wait."""
+    expression = expressions()["VnetpodsNodesNeedAttention"]
+    assert "ready" not in expression
+    (pattern,) = re.findall(r'reason=~"([^"]+)"', expression)
+    reasons = list(Reason)
+    stalled = reasons[reasons.index(Reason.NO_PROVIDER_ID) :]
+    assert set(pattern.split("|")) == {*stalled, Reason.AZURE_UNAVAILABLE}
 
 
 def test_every_alert_says_what_it_means() -> None:
