@@ -104,7 +104,7 @@ class Observer:
         assert look.plan is not None
         claimed = self._roster.claimed(look.node.name, look.plan.releasing)
         if claimed:  # whatever the reason, what another node counts on does not leave the NIC
-            look.views = tuple(replace(view, removable=view.removable - claimed) for view in look.views)
+            look.views = tuple(replace(view, claimed=claimed) for view in look.views)
             self._plan(look)
 
     def remember(self, look: Look) -> None:

@@ -15,8 +15,9 @@ The rules are a chain, each adding its part to at most one write per NIC, in thi
 6. grow           to `minimum`, and when free + on the way < warm or pods wait.
 7. start release  when more than 2 x warm was free long enough, down to 2 x warm, so that the next pod changes nothing.
 
-The one law: never shrink on absence. An address is removed only if it is ours, was listed as releasing, and the agent
-has listed it as released.
+The one law: never shrink on absence. An address is removed only if it is ours, was listed as releasing, the agent has
+listed it as released, and no other node counts on it. Such a one is not taken back into use either once its release is
+acknowledged: what we read of the NIC may be from before our own last write, and the address another node's since.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def _finish_release(draft: _Draft) -> None:
     draft.releasing -= {a for nic in draft.observed.nics for a in nic.addresses if a not in nic.removable}
     acknowledged = draft.releasing & draft.observed.released
     for nic in draft.writable:
-        gone = frozenset(acknowledged & nic.removable)
+        gone = frozenset(acknowledged & nic.removable - nic.claimed)
         if gone:
             draft.change(nic.name, Reason.RELEASING, remove=gone)
             draft.leaving |= gone
@@ -185,6 +186,8 @@ def _cancel_release(draft: _Draft) -> None:
     gone.
     """
     observed, retired = draft.observed, _excluded(draft)
+    # acknowledged ones stay asked for: by what we read they may just have left, and the other node has them from Azure
+    draft.releasing -= {a for nic in observed.nics for a in nic.claimed if a not in observed.released}
     waiting = draft.releasing - observed.released
     if draft.short > 0 and (back := waiting - observed.kept - retired):
         draft.releasing -= back
@@ -278,7 +281,7 @@ def _start_release(draft: _Draft) -> None:
 
 def _excluded(draft: _Draft) -> set[str]:
     """Addresses of ours that are excluded by now: never to be used again, whoever holds them."""
-    return {address for nic in draft.observed.nics for address in nic.excluded & nic.removable}
+    return {address for nic in draft.observed.nics for address in nic.excluded & nic.removable - nic.claimed}
 
 
 def _surplus(draft: _Draft, most: int) -> set[str]:
@@ -292,7 +295,8 @@ def _surplus(draft: _Draft, most: int) -> set[str]:
         (refused.get(address, 0.0), -place, zlib.crc32(address.encode()), address)
         for place, nic in enumerate(draft.observed.nics)
         for address in nic.addresses
-        if address in nic.removable and address not in draft.observed.released and address not in draft.releasing
+        if address in nic.removable and address not in nic.claimed
+        if address not in draft.observed.released and address not in draft.releasing
         if address not in refused or refused[address] <= lately
     ]
     chosen: set[str] = set()

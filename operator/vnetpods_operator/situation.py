@@ -31,6 +31,8 @@ class Nic:
     """Usable by pods: ours and adopted ones."""
     removable: frozenset[str] = frozenset()
     """Those of them that are ours."""
+    claimed: frozenset[str] = frozenset()
+    """What another node counts on, whatever the reason: it does not leave the NIC."""
     excluded: frozenset[str] = frozenset()
     """Those of them that the configuration excludes by now."""
     barred: int = 0

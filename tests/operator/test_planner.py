@@ -298,6 +298,21 @@ class TestRelease:
         assert found.releasing == frozenset(self.HAVE[4:6])
         assert [c.remove for c in found.changes] == ([found.releasing] if acknowledged else [])
 
+    @pytest.mark.parametrize("acknowledged", [False, True])
+    def test_what_another_node_counts_on_stays_and_is_used_again_only_without_a_promise(
+        self, acknowledged: bool
+    ) -> None:
+        asked, others = frozenset(self.HAVE[:6]), frozenset(self.HAVE[:2])
+        observed = self.observed(
+            nics=(nic(64, claimed=others),),
+            releasing=asked,
+            released=asked if acknowledged else frozenset(),
+            releasing_since=NOW,
+        )
+        found = made(observed)
+        assert found.releasing == (asked if acknowledged else asked - others)
+        assert [c.remove for c in found.changes] == ([asked - others] if acknowledged else [])
+
 
 class TestRepair:
     def test_lost_addresses_are_asked_for_by_value(self) -> None:
@@ -354,12 +369,13 @@ def situations(draw: st.DrawFn) -> tuple[Observed, Wanted]:
     have = draw(st.integers(0, 80))
     all_addresses = addresses(have)
     some = st.frozensets(st.sampled_from(all_addresses)) if have else st.just(frozenset[str]())
-    ours, releasing, released, kept = draw(some), draw(some), draw(some), draw(some)
+    ours, releasing, released, kept, claimed = draw(some), draw(some), draw(some), draw(some), draw(some)
     assigned = draw(st.integers(0, have))
     found = nic(
         have,
         capacity=draw(st.integers(have, 255)),
         removable=ours,
+        claimed=claimed,
         pending=draw(st.integers(0, 20)),
         busy=draw(st.booleans()),
         failed=draw(st.booleans()),
@@ -407,7 +423,7 @@ def test_laws(situation: tuple[Observed, Wanted]) -> None:
     found = plan(observed, sizes, NOW)
     (only,) = observed.nics
     for edit in found.changes:
-        assert edit.remove <= observed.releasing & observed.released & only.removable
+        assert edit.remove <= observed.releasing & observed.released & only.removable - only.claimed
         added = edit.add + 16 * edit.blocks
         assert edit.add + edit.blocks + len(edit.restore) <= only.slots + len(edit.remove) + len(edit.sweep)
         if added:
@@ -415,7 +431,7 @@ def test_laws(situation: tuple[Observed, Wanted]) -> None:
             assert added <= only.grow_most
         assert not only.busy
     started = found.releasing - observed.releasing
-    assert started <= only.removable - observed.released
+    assert started <= only.removable - observed.released - only.claimed
     cancelled = (observed.releasing & set(only.addresses)) - found.releasing
     assert not cancelled & observed.released & only.removable
     assert not found.releasing & (set(only.addresses) - only.removable) or sizes.paused
