@@ -36,6 +36,7 @@ class _Matter:
     node: Node
     problem: Problem
     name: str = ""
+    note: str = ""
     count: int = 0
     written: int = 0
     written_at: float = 0.0
@@ -83,9 +84,9 @@ class Recorder:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         path = f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events"
         note = matter.problem.message.encode()[:NOTE_BYTES].decode(errors="ignore")
-        if matter.name:
+        if matter.name and matter.note == note:  # of an Event that is there only the series may change
             series = {"count": matter.count, "lastObservedTime": now}
-            body = {"series": series, "note": note}
+            body = {"series": series}
             try:
                 await self.kube.request("PATCH", f"{path}/{matter.name}", body=body, content_type=MERGE)
             except NotFound:
@@ -117,4 +118,4 @@ class Recorder:
                 },
             },
         )
-        matter.name = name
+        matter.name, matter.note = name, note

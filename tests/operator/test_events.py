@@ -60,6 +60,20 @@ async def test_later_repeats_are_counted_in_it(world: World) -> None:
         await world.until("the count", counted)
 
 
+async def test_other_words_about_the_same_are_another_event(world: World) -> None:
+    """The API server refuses to change the note of one that is there."""
+    one, recorder = await node(world, "one"), Recorder(world.kube, "test", quiet=0.0)
+
+    async def notes() -> bool:
+        return {event["note"] for event in await world.events(one.name)} == {"first", "second"}
+
+    async with writing(recorder):
+        for words in ("first", "second"):
+            recorder.tell(one, Problem(Reason.ADDRESS_LOST, words))
+            await asyncio.sleep(0.2)
+        await world.until("both", notes)
+
+
 async def test_an_event_whose_time_to_live_is_over_is_made_anew(world: World) -> None:
     one, recorder = await node(world, "one"), Recorder(world.kube, "test", quiet=0.0)
     async with writing(recorder):
