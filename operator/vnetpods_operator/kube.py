@@ -68,6 +68,15 @@ class _Answer(msgspec.Struct):
     message: str = ""
 
 
+class _ListMetadata(msgspec.Struct):
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _List(msgspec.Struct):
+    items: list[msgspec.Raw] | None
+    metadata: _ListMetadata
+
+
 class Kube:
     """Requests to one API server, from one event loop."""
 
@@ -106,6 +115,20 @@ class Kube:
         except msgspec.MsgspecError:
             message = data[:300].decode(errors="replace")
         raise _BY_STATUS.get(answer.status, Unreachable)(f"{method} {path}: {answer.status} {message}")
+
+    async def listed(
+        self, path: str, page: int, *, query: dict[str, str] | None = None, accept: str = "application/json"
+    ) -> AsyncIterator[msgspec.Raw]:
+        """Every object of a list, of which the API server is asked for `page` at a time; errors as of `request`."""
+        following = ""
+        while True:
+            asked = (query or {}) | {"limit": str(page)} | ({"continue": following} if following else {})
+            found = msgspec.json.decode(await self.request("GET", path, query=asked, accept=accept), type=_List)
+            for item in found.items or ():
+                yield item
+            following = found.metadata.continue_
+            if not following:
+                return
 
     async def login(self) -> kopf.ConnectionInfo:
         """The same server and credentials for kopf, which asks again when they are refused."""

@@ -20,15 +20,6 @@ PAGE = 250
 _FORCE = {"fieldManager": OPERATOR_MANAGER, "force": "true"}
 
 
-class _ListMetadata(msgspec.Struct, rename="camel"):
-    continue_: str = msgspec.field(default="", name="continue")
-
-
-class _List(msgspec.Struct):
-    items: list[msgspec.Raw] | None
-    metadata: _ListMetadata
-
-
 class Pools:
     """All NodeIPPools of one API server."""
 
@@ -40,18 +31,11 @@ class Pools:
 
     async def all(self) -> AsyncIterator[NodeIPPool]:
         """Every pool, page by page. One that can't be decoded is left out: it was stored before it was validated."""
-        following = ""
-        while True:
-            query = {"limit": str(PAGE)} | ({"continue": following} if following else {})
-            page = msgspec.json.decode(await self._kube.request("GET", PATH, query=query), type=_List)
-            for raw in page.items or ():
-                try:
-                    yield _decode(bytes(raw))
-                except msgspec.ValidationError:
-                    continue
-            following = page.metadata.continue_
-            if not following:
-                return
+        async for raw in self._kube.listed(PATH, PAGE):
+            try:
+                yield _decode(bytes(raw))
+            except msgspec.ValidationError:
+                continue
 
     async def adopt(self, name: str, owner: OwnerReference, machine: str | None) -> NodeIPPool:
         """Makes the pool, or gives it the present owner and machine."""

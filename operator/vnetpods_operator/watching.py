@@ -8,22 +8,26 @@ unseen are made again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import msgspec
 import structlog
 
 from vnetpods_api.names import GROUP, VERSION
 from vnetpods_operator.kube import Kube, KubeError, NotFound
-from vnetpods_operator.nodes import Node, node_from
+from vnetpods_operator.nodes import node_from
 from vnetpods_operator.pools import PATH, Pools
 from vnetpods_operator.queueing import Queue
 from vnetpods_operator.roster import Roster
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
+_NODES = "/api/v1/nodes"
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-_PAGE = "500"
+_PAGE = 500
 
 
 class _Metadata(msgspec.Struct):
@@ -33,15 +37,6 @@ class _Metadata(msgspec.Struct):
 
 class _Item(msgspec.Struct):
     metadata: _Metadata
-
-
-class _ListMetadata(msgspec.Struct):
-    continue_: str = msgspec.field(default="", name="continue")
-
-
-class _List(msgspec.Struct):
-    items: list[_Item] | None
-    metadata: _ListMetadata
 
 
 async def served(kube: Kube) -> None:
@@ -63,48 +58,37 @@ async def served(kube: Kube) -> None:
 
 async def first_list(pools: Pools, roster: Roster) -> None:
     """All pools, before any Node is looked at."""
-    while True:
-        try:
-            async for pool in pools.all():
-                roster.hold_pool(pool)
-        except KubeError as error:
-            log.warning("NodeIPPools not listed", error=str(error))
-            await asyncio.sleep(2)
-        else:
-            return
+    await _each("NodeIPPools not listed", pools.all, roster.hold_pool)
 
 
 async def first_nodes(kube: Kube, roster: Roster, queue: Queue) -> None:
     """All Nodes, before any is looked at; after the pools, whose age tells which machines may be others by now."""
-    while True:
-        try:
-            async for node in _nodes(kube):
-                roster.hold_node(node)
-        except KubeError as error:
-            log.warning("Nodes not listed", error=str(error))
-            await asyncio.sleep(2)
-        else:
-            break
+    await _each(
+        "Nodes not listed",
+        lambda: kube.listed(_NODES, _PAGE),
+        lambda raw: roster.hold_node(node_from(msgspec.json.decode(raw))),
+    )
     for name in roster.nodes:
         queue.add(name, roster.urgency(name))
 
 
-async def _nodes(kube: Kube) -> AsyncIterator[Node]:
-    following = ""
+async def _each(failure: str, listed: Callable[[], AsyncIterator[T]], hold: Callable[[T], object]) -> None:
+    """Holds all of a list, which is begun anew as long as it fails."""
     while True:
-        query = {"limit": _PAGE} | ({"continue": following} if following else {})
-        page = msgspec.json.decode(await kube.request("GET", "/api/v1/nodes", query=query))
-        for body in page["items"]:
-            yield node_from(body)
-        following = page["metadata"].get("continue") or ""
-        if not following:
+        try:
+            async for one in listed():
+                hold(one)
+        except KubeError as error:
+            log.warning(failure, error=str(error))
+            await asyncio.sleep(2)
+        else:
             return
 
 
 async def compare(kube: Kube, roster: Roster, queue: Queue) -> None:
     """Drops what is gone from the API server, and puts Nodes in line whose pool is gone."""
     nodes_before, pools_before = set(roster.nodes), set(roster.pools)
-    nodes, pools = await _names(kube, "/api/v1/nodes"), await _names(kube, PATH)
+    nodes, pools = await _names(kube, _NODES), await _names(kube, PATH)
     for name in nodes_before - nodes:  # what has come since is newer than the list
         log.info("Node vanished unseen", node=name)
         for other in roster.sharers(name):
@@ -125,12 +109,8 @@ async def host_pods(kube: Kube, node: str) -> int:
 
 
 async def _names(kube: Kube, path: str, selection: dict[str, str] | None = None) -> set[str]:
-    found: set[str] = set()
-    following = ""
-    while True:
-        query = (selection or {}) | {"limit": _PAGE} | ({"continue": following} if following else {})
-        page = msgspec.json.decode(await kube.request("GET", path, query=query, accept=_METADATA_ONLY), type=_List)
-        found |= {f"{item.metadata.namespace}/{item.metadata.name}".lstrip("/") for item in page.items or ()}
-        following = page.metadata.continue_
-        if not following:
-            return found
+    found = set()
+    async for raw in kube.listed(path, _PAGE, query=selection, accept=_METADATA_ONLY):
+        metadata = msgspec.json.decode(raw, type=_Item).metadata
+        found.add(f"{metadata.namespace}/{metadata.name}".lstrip("/"))
+    return found

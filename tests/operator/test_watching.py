@@ -35,7 +35,7 @@ async def test_vanished_nodes_and_pools(world: World) -> None:
 
 
 async def test_lists_of_several_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_PAGE", "2")
+    monkeypatch.setattr(watching, "_PAGE", 2)
     nodes = {await world.node(f"n{number}") for number in range(5)}
     assert nodes <= await watching._names(world.kube, "/api/v1/nodes")
 
@@ -46,7 +46,7 @@ async def test_the_crd_is_waited_for(world: World) -> None:
 
 
 async def test_the_first_list_of_nodes_puts_them_in_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_PAGE", "2")
+    monkeypatch.setattr(watching, "_PAGE", 2)
     roster, queue = Roster(), Queue(asyncio.get_running_loop().time)
     nodes = {await world.node(f"n{number}") for number in range(5)}
     await watching.first_nodes(world.kube, roster, queue)
