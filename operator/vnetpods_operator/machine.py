@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from typing import Any, Protocol
 
 from vnetpods_api.names import IP_CONFIGURATION_PREFIX
-from vnetpods_operator import planner
+from vnetpods_operator import situation
 
 ENTRIES_PER_NIC = 256
 """ipConfigurations that Azure allows on a NIC, and on all NICs of a machine together."""
@@ -99,7 +99,7 @@ class Machine(Protocol):
     async def nics(self) -> tuple[Nic, ...]:
         """Reads the machine and its NICs, the primary first."""
 
-    async def write(self, nic: Nic, change: planner.Change) -> Nic:
+    async def write(self, nic: Nic, change: situation.Change) -> Nic:
         """Makes the change in one write that fails when the NIC is no longer as read; returns the NIC read back."""
 
 
@@ -120,7 +120,7 @@ class Naming:
             return False
         bare, _, block = address.partition("/")
         first = int(IPv4Address(bare))
-        last = first + (planner.BLOCK - 1 if block else 0)
+        last = first + (situation.BLOCK - 1 if block else 0)
         return any(first <= high and low <= last for low, high in self.exclude)
 
 
@@ -131,7 +131,7 @@ def usable_by_pods(
     prefixes: dict[str, tuple[str, ...]],
     *,
     hopeful: bool = True,
-) -> tuple[planner.Nic, ...]:
+) -> tuple[situation.Nic, ...]:
     """The planner's view.
 
     `published`: addresses that the pool lists or pods hold, which stay while Azure is at work on them; `prefixes`: of
@@ -152,16 +152,16 @@ def usable_by_pods(
         half = {e.name for e in ours if e.state == "Failed" and e.address is None}
         broken = frozenset(half if nic.fenced or not lagging else ())
         views.append(
-            planner.Nic(
+            situation.Nic(
                 name=nic.name,
                 addresses=tuple(_address(entry) for entry in kept),
                 removable=frozenset(_address(entry) for entry in kept if entry.ours),
                 excluded=frozenset(_address(entry) for entry in kept if naming.excluded(_address(entry))),
-                barred=planner.count(e.address or "" for e in ours if e in good and e not in kept),
+                barred=situation.count(e.address or "" for e in ours if e in good and e not in kept),
                 unusable=frozenset(e.address for e in nic.entries if e.address and e not in kept),
                 slots=min(free, ENTRIES_PER_NIC - len(nic.entries)),
                 prefixes=prefixes.get(nic.subnet.lower(), ()),
-                pending=planner.count(
+                pending=situation.count(
                     e.address or ""
                     for e in ours
                     if e not in good and e.name not in broken and (e.state != "Failed" or e.name in half or hopeful)

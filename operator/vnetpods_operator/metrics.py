@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from vnetpods_api import ConditionType, find
-from vnetpods_operator import planner
+from vnetpods_operator import situation
 from vnetpods_operator.budget import Kind
 from vnetpods_operator.health import State
 from vnetpods_operator.roster import Roster
@@ -127,9 +127,9 @@ class _Pools(Collector):
                 continue
             usage = pool.status.usage
             subnet = pool.status.interfaces[0].subnet if pool.status.interfaces else ""
-            allocated = sum(planner.count(interface.addresses) for interface in pool.status.interfaces)
+            allocated = sum(situation.count(interface.addresses) for interface in pool.status.interfaces)
             by_subnet[subnet, "allocated"] += allocated
-            by_subnet[subnet, "releasing"] += sum(planner.count(i.releasing) for i in pool.status.interfaces)
+            by_subnet[subnet, "releasing"] += sum(situation.count(i.releasing) for i in pool.status.interfaces)
             if usage is not None:
                 by_subnet[subnet, "assigned"] += usage.assigned
                 by_subnet[subnet, "cooling"] += usage.cooling

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vnetpods_api import ConditionType, Interface, NodeIPPool, find
-from vnetpods_operator import planner
+from vnetpods_operator import planner, situation
 from vnetpods_operator.cloud import NoInterface
 from vnetpods_operator.configuration import Interfaces
 from vnetpods_operator.machine import Machine, Naming, Nic, usable_by_pods
 from vnetpods_operator.nodes import Node
-from vnetpods_operator.planner import Observed, Plan, Wanted
 from vnetpods_operator.roster import Grants, Problem, Record, Roster
+from vnetpods_operator.situation import Observed, Plan, Wanted
 from vnetpods_operator.subnets import Subnets
 
 SURPRISED_SECONDS = 0.5
@@ -52,7 +52,7 @@ class Look:
     naming: Naming
     problem: Problem | None = None
     nics: tuple[Nic, ...] = ()
-    views: tuple[planner.Nic, ...] = ()
+    views: tuple[situation.Nic, ...] = ()
     plan: Plan | None = None
 
     @property
@@ -95,7 +95,7 @@ class Observer:
         hopeful = look.record.repairs < planner.HOPELESS
         views = usable_by_pods(look.nics, published, look.naming, prefixes, hopeful=hopeful)
         for view in views:
-            has = look.naming.exclude, planner.count(view.addresses), view.barred
+            has = look.naming.exclude, situation.count(view.addresses), view.barred
             grants = look.record.grants.get(view.name)
             look.record.grants[view.name] = grants.then(*has) if grants else Grants(*has)
         pairs = zip(views, look.nics, strict=True)
@@ -141,19 +141,19 @@ class Observer:
         )
         look.plan = planner.plan(observed, look.wanted, now)
 
-    def _remembered(self, look: Look, interface: Interface) -> planner.Nic:
+    def _remembered(self, look: Look, interface: Interface) -> situation.Nic:
         addresses = interface.addresses
-        view = planner.Nic(
+        view = situation.Nic(
             name=interface.name,
             addresses=addresses,
             removable=frozenset(addresses),
             excluded=frozenset(filter(look.naming.excluded, addresses)),
-            slots=max(0, (interface.capacity or 0) - planner.count(addresses)),
+            slots=max(0, (interface.capacity or 0) - situation.count(addresses)),
             prefixes=interface.prefixes,
         )
         return self._limited(view, interface.subnet, look)
 
-    def _limited(self, view: planner.Nic, subnet: str, look: Look) -> planner.Nic:
+    def _limited(self, view: situation.Nic, subnet: str, look: Look) -> situation.Nic:
         """With what was learned about the subnet and the machine."""
         limits, grants = self._subnets.limits(subnet), look.record.grants.get(view.name)
         slots = 0 if self._clock() < look.record.full_until else view.slots

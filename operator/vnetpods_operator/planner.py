@@ -29,8 +29,6 @@ from dataclasses import dataclass, field
 from vnetpods_api import Reason
 from vnetpods_operator.situation import BLOCK, Change, Nic, Observed, Plan, Wanted, count
 
-__all__ = ["BLOCK", "HOPELESS", "Change", "Nic", "Observed", "Plan", "Wanted", "count", "plan"]
-
 HOPELESS = 3
 """After so many vain repairs a person should look."""
 VAIN = 3

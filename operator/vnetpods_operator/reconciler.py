@@ -21,7 +21,7 @@ from random import Random
 import structlog
 
 from vnetpods_api import NodeIPPool, Reason
-from vnetpods_operator import cloud, planner, report
+from vnetpods_operator import cloud, report, situation
 from vnetpods_operator.adopting import adopted
 from vnetpods_operator.budget import Urgency, ticket
 from vnetpods_operator.configuration import Config
@@ -30,10 +30,10 @@ from vnetpods_operator.kube import KubeError, NotFound, Outdated
 from vnetpods_operator.machine import Machine, MachineId, Naming, Nic
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.observing import Look, Networks, Observer, releasing
-from vnetpods_operator.planner import Change
 from vnetpods_operator.pools import Pools
 from vnetpods_operator.retrying import problem_of, wait_after
 from vnetpods_operator.roster import Problem, Record, Roster
+from vnetpods_operator.situation import Change
 from vnetpods_operator.subnets import Subnets
 from vnetpods_operator.wanting import identify, wanted_for
 
@@ -190,10 +190,10 @@ class Reconciler:
         assert hindrance is not None
         raise hindrance
 
-    async def _limit_matters(self, look: Look, plan: planner.Plan) -> bool:
+    async def _limit_matters(self, look: Look, plan: situation.Plan) -> bool:
         """Counts the pods that need no address, when growth comes near the kubelet's limit; whether that is news."""
-        added = sum(change.add + planner.BLOCK * change.blocks for change in plan.changes)
-        have = sum(planner.count(view.addresses) for view in look.views)
+        added = sum(change.add + situation.BLOCK * change.blocks for change in plan.changes)
+        have = sum(situation.count(view.addresses) for view in look.views)
         record, now = look.record, self._now()
         if not added or have + added <= look.node.pod_limit - HOST_PODS_MOST or now < record.host_pods_until:
             return False
@@ -234,7 +234,7 @@ class Reconciler:
         return None
 
     async def _subnet_full(self, look: Look, nic: Nic, change: Change, error: cloud.SubnetFull) -> None:
-        asked = change.add + planner.BLOCK * change.blocks + len(change.restore)
+        asked = change.add + situation.BLOCK * change.blocks + len(change.restore)
         left = await self._parts.networks.left(nic.subnet)
         limits = self._parts.subnets.refused(nic.subnet, asked, left, self._now())
         log.warning(
@@ -250,7 +250,7 @@ class Reconciler:
     def _done(self, look: Look, nic: Nic, change: Change) -> None:
         """A write worked."""
         assert look.plan is not None
-        added = change.add + planner.BLOCK * change.blocks
+        added = change.add + situation.BLOCK * change.blocks
         log.info(
             "NIC written",
             node=look.node.name,

@@ -23,10 +23,10 @@ from vnetpods_api import (
     condition,
     merge,
 )
-from vnetpods_operator import planner
+from vnetpods_operator import situation
 from vnetpods_operator.machine import ENTRIES_PER_NIC, Nic
-from vnetpods_operator.planner import Plan
 from vnetpods_operator.roster import Problem
+from vnetpods_operator.situation import Plan
 
 OURS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
@@ -48,7 +48,7 @@ class Findings:
 
     plan: Plan | None = None
     nics: Sequence[Nic] = ()
-    views: Sequence[planner.Nic] = ()
+    views: Sequence[situation.Nic] = ()
     direct_cidrs: tuple[str, ...] | None = None
     problem: Problem | None = None
 
@@ -72,7 +72,7 @@ def status(pool: NodeIPPool, findings: Findings, now: datetime) -> Status:
         subnet=interfaces[0].subnet.rpartition("/")[2][:80] if interfaces else None,
         direct_cidrs=before.direct_cidrs if direct is None else direct,
         capacity=sum(interface.capacity or 0 for interface in interfaces) if interfaces else None,
-        allocated=sum(planner.count(interface.addresses) for interface in interfaces) if interfaces else None,
+        allocated=sum(situation.count(interface.addresses) for interface in interfaces) if interfaces else None,
         conditions=tuple(merge(before.conditions, said)),
     )
 
@@ -93,14 +93,14 @@ def direct(own: Sequence[str], peers: Sequence[str], configured: Sequence[str]) 
     return tuple(dict.fromkeys((*own, *sorted(peers), *configured)))[:512]
 
 
-def _interface(nic: Nic, view: planner.Nic, releasing: frozenset[str]) -> Interface:
+def _interface(nic: Nic, view: situation.Nic, releasing: frozenset[str]) -> Interface:
     return Interface(
         name=nic.name,
         mac=nic.mac,
         subnet=nic.subnet,
         prefixes=view.prefixes,
         primary_address=nic.primary_address,
-        capacity=min(4096, planner.count(view.addresses) + view.pending + view.slots),
+        capacity=min(4096, situation.count(view.addresses) + view.pending + view.slots),
         addresses=view.addresses[:ENTRIES_PER_NIC],
         releasing=tuple(address for address in view.addresses if address in releasing),
     )
@@ -125,7 +125,7 @@ def _conditions(
 
 def _ready(findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool, now: datetime) -> Condition:
     plan, problem, usage = findings.plan, findings.problem, pool.status.usage
-    total = sum(planner.count(interface.addresses) for interface in interfaces)
+    total = sum(situation.count(interface.addresses) for interface in interfaces)
     if problem is not None:
         reason, message = problem.reason, problem.message
     elif plan is not None and plan.limit is not None:

@@ -8,8 +8,8 @@ from vnetpods_api import NodeIPPool, Reason
 from vnetpods_operator.configuration import Config
 from vnetpods_operator.machine import MachineId, UnsupportedProvider
 from vnetpods_operator.nodes import Node
-from vnetpods_operator.planner import Wanted
 from vnetpods_operator.roster import Problem
+from vnetpods_operator.situation import Wanted
 
 
 def identify(node: Node, sharers: Collection[str]) -> tuple[MachineId | None, Problem | None]:

@@ -22,9 +22,9 @@ from tests.install.rendering import render
 from vnetpods_api import Interface, NodeIPPool, Reason, Status, Usage, to_object
 from vnetpods_api.nodeippool import Metadata
 from vnetpods_operator import report
-from vnetpods_operator.planner import Plan
 from vnetpods_operator.report import Findings
 from vnetpods_operator.roster import Problem
+from vnetpods_operator.situation import Plan
 
 GITOPS = Path(__file__).parents[2] / "docs" / "gitops"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -16,7 +16,7 @@ from vnetpods_operator.cloud import NoInterface
 from vnetpods_operator.configuration import Interfaces
 from vnetpods_operator.machine import MachineId, Naming, UnsupportedProvider, usable_by_pods
 from vnetpods_operator.observing import _chosen
-from vnetpods_operator.planner import Change
+from vnetpods_operator.situation import Change
 
 SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/pods"
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnetpods_api import Reason, Usage
-from vnetpods_operator.planner import Change, Nic, Observed, Plan, Wanted, count, plan
+from vnetpods_operator.planner import plan
+from vnetpods_operator.situation import Change, Nic, Observed, Plan, Wanted, count
 
 NOW = 1000.0
 

@@ -22,10 +22,10 @@ from vnetpods_operator.configuration import Config
 from vnetpods_operator.kube import MERGE
 from vnetpods_operator.machine import Machine, MachineId, Nic
 from vnetpods_operator.nodes import Node, node_from
-from vnetpods_operator.planner import Change
 from vnetpods_operator.pools import PATH
 from vnetpods_operator.reconciler import Outcome, Parts, Reconciler
 from vnetpods_operator.roster import Problem, Roster
+from vnetpods_operator.situation import Change
 from vnetpods_operator.subnets import Subnets
 
 pytestmark = pytest.mark.apiserver

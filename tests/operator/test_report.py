@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from vnetpods_api import Condition, Interface, Metadata, NodeIPPool, Reason, Status, Usage
-from vnetpods_operator import planner, report
+from vnetpods_operator import report, situation
 from vnetpods_operator.machine import Entry, Nic
-from vnetpods_operator.planner import Observed, Wanted, plan
+from vnetpods_operator.planner import plan
 from vnetpods_operator.report import Findings
 from vnetpods_operator.roster import Problem
+from vnetpods_operator.situation import Observed, Wanted
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/pods"
@@ -27,7 +28,7 @@ def findings(
     have: int, usage: Usage | None = None, *, problem: Problem | None = None, paused: bool = False, **more: Any
 ) -> Findings:
     listed = tuple(f"10.0.0.{i}" for i in range(5, 5 + have))
-    view = planner.Nic(name="nic", addresses=listed, removable=frozenset(listed), slots=255 - have, **more)
+    view = situation.Nic(name="nic", addresses=listed, removable=frozenset(listed), slots=255 - have, **more)
     wanted = Wanted(minimum=4, warm=4, batch=4, maximum=250, paused=paused)
     made = plan(Observed(nics=(view,), usage=usage), wanted, 100.0)
     entries = (Entry("ipconfig1", "10.0.0.4", "Succeeded", primary=True),)

@@ -15,7 +15,7 @@ from typing import Any
 
 from vnetpods_api.names import IP_CONFIGURATION_PREFIX
 from vnetpods_operator.machine import Entry, Nic
-from vnetpods_operator.planner import Change
+from vnetpods_operator.situation import Change
 
 
 def parse(body: dict[str, Any]) -> Nic:

@@ -28,7 +28,7 @@ from vnetpods_operator.azure.virtual_machine import body
 from vnetpods_operator.cloud import AddressTaken, Gone
 from vnetpods_operator.faults import Point, reached
 from vnetpods_operator.machine import Entry, MachineId, Nic
-from vnetpods_operator.planner import BLOCK, Change
+from vnetpods_operator.situation import BLOCK, Change
 
 
 @dataclass(frozen=True, slots=True)

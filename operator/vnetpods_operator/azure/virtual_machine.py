@@ -18,7 +18,7 @@ from vnetpods_operator.azure.nics import edited, parse
 from vnetpods_operator.cloud import Gone
 from vnetpods_operator.faults import Point, reached
 from vnetpods_operator.machine import MachineId, Nic
-from vnetpods_operator.planner import Change
+from vnetpods_operator.situation import Change
 
 
 def body(response: Any, _model: Any, _headers: Any) -> Any:
