@@ -209,16 +209,18 @@ class Pool:
         """The listed addresses of these NICs."""
         return frozenset(address for address, mac in self._mac.items() if mac in macs) if macs else frozenset()
 
-    def listed(self) -> int:
-        """Addresses that are ours to use, now or later: none means that no ADD can be served."""
-        return sum(1 for address in self._mac if address not in self._blocked)
+    def listed(self, without: Collection[str] = ()) -> int:
+        """Addresses that are ours to use, now or later, `without` those of some NICs: none means that no ADD can be
+        served.
+        """
+        return sum(1 for address, mac in self._mac.items() if address not in self._blocked and mac not in without)
 
     def waiting(self) -> int:
         return len(self._queue)
 
     def usage(self, now: float) -> Usage:
         cooling = free = 0
-        unusable = self._elsewhere().union(self._leaving())
+        unusable = self._unusable()
         for address in self._idle:
             if self._cooling(address, now):
                 cooling += 1
@@ -240,8 +242,11 @@ class Pool:
 
     # within
 
+    def _unusable(self) -> frozenset[Address]:
+        return self._elsewhere().union(self._leaving())
+
     def _first(self, now: float) -> Address | None:
-        unusable = self._elsewhere().union(self._leaving())
+        unusable = self._unusable()
         for address in self._idle:
             if address in self._blocked or address in unusable:
                 continue

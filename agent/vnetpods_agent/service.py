@@ -126,9 +126,7 @@ class Agent:
             return why
         if not self.pool.listed():
             return f"no address for pods is known: {self.cause()}"
-        if (absent := self._absent()) and self.pool.listed() <= len(self.pool.of(self.limits.absent)):
-            return absent
-        return ""
+        return "" if self.pool.listed(self.limits.absent) else self._absent()
 
     def barred(self) -> str:
         """Why no address may be given out, whatever the pool lists: somebody may have it, or it may be promised."""

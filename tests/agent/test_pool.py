@@ -48,6 +48,15 @@ def test_units(unit: str, expected: list[str]) -> None:
     assert list(expand(unit)) == expected
 
 
+def test_what_is_listed_without_a_nic() -> None:
+    """Of a NIC that isn't there, whether its addresses are blocked or not."""
+    here, there = interface("10.0.0.5"), interface("10.0.1.5", "10.0.1.6", releasing=("10.0.1.5",), name="other")
+    made = Pool(COOLDOWN)
+    made.supply([here, there])
+    assert (made.listed(), made.listed([there.mac]), made.listed([here.mac])) == (2, 1, 1)
+    assert made.listed([here.mac, there.mac]) == 0
+
+
 class TestChoice:
     def test_the_one_unused_for_longest_comes_first_and_those_never_used_before_all(self) -> None:
         made = pool("10.0.0.5", "10.0.0.6", "10.0.0.7")
