@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import signal
 import sys
 import time
@@ -44,7 +43,7 @@ from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.server import Server
 from vnetpods_agent.source import AddressSource
 from vnetpods_agent.spool import Spool
-from vnetpods_agent.sweeper import Sweeper
+from vnetpods_agent.sweeper import Sweep, Sweeper
 from vnetpods_agent.verbs import Lasting, Verbs
 from vnetpods_agent.watchdog import Watchdog
 
@@ -288,12 +287,14 @@ class Agent:
         try:
             if self.reaper.thread.ident is None:
                 await asyncio.to_thread(self.reaper.start)
-            found = await self.sweeper.sweep()
-            if self._lacking:
-                await self._all_known()
+            found, why = await self.sweeper.sweep(), ""
         except DataPlaneError as error:
-            self._unmet = f"the interfaces of running pods can't be looked at: {error}"
-            log.warning("pods are not known yet, tried again", error=str(error))
+            found, why = Sweep(), str(error)
+        if self._lacking and found.unsettled:
+            why = f"{found.unsettled} of them are not settled yet"
+        if why:
+            self._unmet = f"the interfaces of running pods can't be looked at: {why}"
+            log.warning("pods are not known yet, tried again", error=why)
             self.events.say(Event(FAILED, self._unmet))
             return
         self._unmet = ""
@@ -303,12 +304,6 @@ class Agent:
             missing = "the ledger is gone" if self._lacking == "new" else self._lacking or "the ledger lacked pods"
             said = f"{missing}; {found.adopted} pods were recognised by their interfaces"
             self.events.say(Event(UNAVAILABLE if self.ledger.unread else REBUILT, said))
-
-    async def _all_known(self) -> None:
-        """The sweep leaves for later what it can't do; raises DataPlaneError then."""
-        for interface in await self.kernel.submit(self.plane.interfaces):
-            if interface.key is not None and interface.key not in self.custody.attachments:
-                raise DataPlaneError("recognise the pod of", interface.name, errno.EAGAIN)
 
     async def _tick(self) -> None:
         """What nobody tells us of: addresses that the host no longer holds, a ledger that can be read after all."""

@@ -37,6 +37,8 @@ class Sweep:
     superseded: int = 0
     adopted: int = 0
     removed: int = 0
+    unsettled: int = 0
+    """Interfaces without attachment that have to wait for the next sweep."""
 
 
 class Sweeper:
@@ -78,12 +80,16 @@ class Sweeper:
             found.gone += gone
             found.superseded += not gone
         for interface in interfaces:
-            if interface.key is None or interface.key in custody.attachments or custody.busy(interface.key):
+            if interface.key is None or interface.key in custody.attachments:
+                continue
+            if custody.busy(interface.key):
+                found.unsettled += 1
                 continue
             try:
                 done = await custody.adopt(interface)
             except DataPlaneError as error:
                 log.warning("cannot see to it yet", name=interface.name, error=str(error))
+                found.unsettled += 1
                 continue
             if done:
                 log.warning("interface without attachment", name=interface.name, address=interface.address, done=done)

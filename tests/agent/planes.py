@@ -72,4 +72,5 @@ class DictPlane:
 
     def remove(self, interface: HostInterface) -> None:
         assert interface.key is not None
+        self._step("remove", interface.key)
         self.gone.append(self.there.pop(interface.key))

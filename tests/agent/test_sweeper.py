@@ -48,6 +48,16 @@ async def test_one_that_the_kernel_refuses_does_not_keep_the_others(tmp_path: Pa
         assert await made.agree() == {}
 
 
+async def test_what_could_not_be_settled_is_counted(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        await made.add("a")
+        made.plane.there[wanted("z").key] = stray("z", "10.0.0.5")
+        made.plane.refuses.add("remove")
+        assert await sweeper(made).sweep() == Sweep(unsettled=1)
+        made.plane.refuses.clear()
+        assert await sweeper(made).sweep() == Sweep(removed=1)
+
+
 async def test_a_second_sweep_finds_nothing(tmp_path: Path) -> None:
     async with desk(tmp_path, *ADDRESSES) as made:
         await made.add("a")
