@@ -20,6 +20,8 @@ from vnetpods_agent.wire import ANSWER_CAP, Request, Verb
 VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 GATEWAY: Final = "169.254.1.1"
 
+SHOWN: Final = 300
+"""Characters of each of a call's identifiers in a log line."""
 _QUOTED: Final = 100
 _MESSAGE: Final = 1000
 _DETAILS: Final = 8000

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from vnetpods_agent.cni import cut
+from vnetpods_agent.cni import SHOWN, cut
 from vnetpods_agent.wire import (
     ENVIRONMENT_CAP,
     STDIN_CAP,
@@ -110,7 +110,7 @@ class Spool:
         return False
 
     def _settle(self, path: Path, request: Request, response: Response) -> bool:
-        log = _log.bind(file=path.name, container=cut(request.env.get("CNI_CONTAINERID", ""), 300))
+        log = _log.bind(file=path.name, container=cut(request.env.get("CNI_CONTAINERID", ""), SHOWN))
         if response.exit_code == 0:
             path.unlink(missing_ok=True)
             log.info("spooled call done")

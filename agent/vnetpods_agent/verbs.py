@@ -36,9 +36,6 @@ from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import LedgerError
 from vnetpods_agent.wire import Request, Response, Verb
 
-_SHOWN = 300
-"""Characters of each of a call's identifiers in its log line."""
-
 _OWN = Path("/proc/self/ns/net")
 
 log = structlog.get_logger(component="cni")
@@ -225,7 +222,7 @@ def _about(request: Request) -> dict[str, str]:
         "pod": pairs.get("K8S_POD_NAME", ""),
         "replayed": "spool" if request.replayed else "",
     }
-    return {name: cni.cut(value, _SHOWN) for name, value in about.items() if value}
+    return {name: cni.cut(value, cni.SHOWN) for name, value in about.items() if value}
 
 
 def _whose(request: Request) -> str:

@@ -57,11 +57,10 @@ def _pod_side(
     addresses = pod.dump(Step("list addresses of", name, rt.addresses_dump(link.index)), rt.read_address)
     if rt.HeldAddress(link.index, address, 32) not in addresses:
         yield f"the pod's {name} doesn't have {address}/32"
-    routes = pod.dump(Step("list routes of", name, rt.routes_dump(index=link.index)), rt.read_route)
-    if not any((route.destination, route.prefix) == (GATEWAY, 32) for route in routes):
+    routes = pod.dump(Step("list routes of", "the pod", rt.routes_dump()), rt.read_route)
+    if not any((route.destination, route.prefix, route.index) == (GATEWAY, 32, link.index) for route in routes):
         yield f"the pod has no route to {GATEWAY}"
-    everywhere = pod.dump(Step("list routes of", "the pod", rt.routes_dump()), rt.read_route)
-    if not any(route.prefix == 0 for route in everywhere):
+    if not any(route.prefix == 0 for route in routes):
         yield "the pod has no default route"
     yield from _neighbour(pod, link, GATEWAY, attachment.host_mac, f"the pod's {name}")
 

@@ -15,7 +15,7 @@ import socket
 
 from vnetpods_agent.dataplane import DataPlaneError
 from vnetpods_agent.dataplane.conversation import Conversation, Step
-from vnetpods_agent.dataplane.rtnetlink import NLM_F_DUMP, U32, attribute, attributes, request
+from vnetpods_agent.dataplane.rtnetlink import NLA_F_NESTED, NLM_F_DUMP, U32, attribute, attributes, request
 
 _CT_GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
 _CT_DELETE = 1 << 8 | 2
@@ -23,7 +23,6 @@ _NFGENMSG = bytes([socket.AF_INET, 0, 0, 0])
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _FILTER = 1, 2, 12, 25  # CTA_*
 _TUPLE_IP, _IP_SRC = 1, 1  # CTA_TUPLE_IP, CTA_IP_V4_SRC
 _MATCH_SOURCE = 1  # CTA_FILTER_FLAG(CTA_IP_SRC), from the kernel's nf_internals.h
-_NESTED = 0x8000
 UNABLE = {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}
 """What a kernel says that doesn't know the request, or has no ctnetlink at all."""
 _GONE = frozenset({errno.ENOENT})
@@ -56,7 +55,7 @@ def flush_one_by_one(conversation: Conversation, direction: int, address: str) -
         found = dict(attributes(entry, len(_NFGENMSG)))
         ip = dict(attributes(dict(attributes(found[direction])).get(_TUPLE_IP, b"")))
         if ip.get(_IP_SRC) == wanted:
-            victim = _NFGENMSG + attribute(_TUPLE_ORIG | _NESTED, found[_TUPLE_ORIG]) + attribute(_ID, found[_ID])
+            victim = _NFGENMSG + attribute(_TUPLE_ORIG | NLA_F_NESTED, found[_TUPLE_ORIG]) + attribute(_ID, found[_ID])
             deletions.append(Step("forget a connection of", address, request(_CT_DELETE, 0, victim), _GONE))
     for start in range(0, len(deletions), 100):
         conversation.carry_out(deletions[start : start + 100])
@@ -66,9 +65,9 @@ def _query(direction: int, address: str) -> bytes:
     """The tuple is always in the message: a kernel that doesn't know the filter then refuses, instead of flushing
     everything.
     """
-    ip = attribute(_TUPLE_IP | _NESTED, attribute(_IP_SRC, socket.inet_aton(address)))
+    ip = attribute(_TUPLE_IP | NLA_F_NESTED, attribute(_IP_SRC, socket.inet_aton(address)))
     return (
         _NFGENMSG
-        + attribute(direction | _NESTED, ip)
-        + attribute(_FILTER | _NESTED, attribute(direction, U32.pack(_MATCH_SOURCE)))
+        + attribute(direction | NLA_F_NESTED, ip)
+        + attribute(_FILTER | NLA_F_NESTED, attribute(direction, U32.pack(_MATCH_SOURCE)))
     )

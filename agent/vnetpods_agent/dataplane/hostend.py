@@ -26,7 +26,7 @@ DYING = 0x766E7064
 INDEX_ATTEMPTS = 3
 _ALIAS_MARK = "vnetpods"
 _ALIAS_MAX = 255  # IFALIASZ - 1, include/uapi/linux/if.h
-_ALTNAME = re.compile(r"vnetpods-(?P<created>[0-9]+[.][0-9]{3})-(?P<uid>[0-9A-Za-z-]{0,64})-[^-]+")
+_ALTNAME = re.compile(_ALIAS_MARK + r"-(?P<created>[0-9]+[.][0-9]{3})-(?P<uid>[0-9A-Za-z-]{0,64})-[^-]+")
 
 
 def alias(attachment: Attachment) -> str:

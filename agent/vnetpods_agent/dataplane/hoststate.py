@@ -76,8 +76,7 @@ class HostReconciler:
         self._closing = False
         self._held: frozenset[Address] = frozenset()
         self._glimpsed: frozenset[Address] = frozenset()
-        self._looked: HostState | None = None  # the state for which the host's addresses were looked at last
-        self._seen: HostState | None = None  # the same, as far as it has been announced
+        self._seen: HostState | None = None  # the state for which the host's addresses were looked at last
         self._failing: dict[Area, Exception] = {}
         self._last: dict[Area, list[Happening]] = {}
         self._news = News()
@@ -192,8 +191,8 @@ class HostReconciler:
             return False
         with self._changed:
             self._failing.pop(area, None)
-        if area is Area.ADDRESSES:
-            self._looked = state
+            if area is Area.ADDRESSES:
+                self._held, self._seen = self._upkeep.held_by_host, state
         before, self._last[area] = self._last.get(area, []), happenings
         for happening in happenings:
             if happening not in before:  # what lasts is said once
@@ -203,7 +202,6 @@ class HostReconciler:
 
     def _announce(self, state: HostState) -> None:
         with self._changed:
-            self._held, self._seen = self._upkeep.held_by_host, self._looked
             if state == self._state and not self._failing and not self._settled:
                 self._settled = True
                 self._changed.notify_all()

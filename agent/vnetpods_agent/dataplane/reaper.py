@@ -150,8 +150,7 @@ class Reaper:
         """What is buried by now; waits for the first, and is empty only when closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._buried or self._closing)
-            burst, self._buried = self._buried, []
-            return [] if self._closing else burst
+            return [] if self._closing else self._joined()
 
     def _rest(self, seconds: float) -> None:
         with self._changed:

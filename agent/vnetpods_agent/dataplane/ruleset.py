@@ -12,10 +12,10 @@ same few rules at one pod and at 250. One rule is met by every packet; the other
   the NIC it must leave by: the NIC of entry for answers, that of the pod's address otherwise (see `routing`).
 - `source` (nat): what leaves by a NIC for neither a direct nor a pool address gets that NIC's primary address. The
   decision is made after Services were resolved, and only for pods: the node's own traffic isn't in the pool.
+- `ip6 from_pods`: pods have no IPv6 address, so whatever they send is forged.
 
 `elsewhere` is the interface of the host's default route where that is none of the pool's NICs. What pods send by it
 (to 168.63.129.16, whose route is there) gets its address; answers to what came in by it leave by it.
-- `ip6 from_pods`: pods have no IPv6 address, so whatever they send is forged.
 """
 
 from __future__ import annotations

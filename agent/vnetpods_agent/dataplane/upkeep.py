@@ -92,8 +92,8 @@ class Upkeep:
         pool = collapsed(address for nic in state.nics for address in nic.addresses)
         primaries = {nic.primary_address for nic in state.nics}
         names = {link.index: link.name for link in kernel.links(self._route)}
-        taken: list[str] = []
-        staying: list[str] = []
+        taken: list[tuple[Address, str]] = []
+        staying: list[tuple[Address, str]] = []
         for held in kernel.addresses(self._route):
             name = names.get(held.index, "")
             address = ipaddress.IPv4Address(held.address)
@@ -103,22 +103,15 @@ class Upkeep:
                 # ip addr del 10.0.0.7/24 dev eth0
                 removal = rt.address_delete(held.address, held.prefix, held.index)
                 self._route.carry_out([Step(f"remove from {name}", held.address, removal, _GONE)])
-                taken.append(f"{held.address} ({name})")
+                taken.append((Address(held.address), name))
             else:
-                staying.append(f"{held.address} ({name})")
-        self.held_by_host = frozenset(Address(entry.partition(" ")[0]) for entry in staying)
-        return [
-            *(
-                [Happening(ADDRESS_TAKEN, f"removed from the node's interfaces: {_some(taken)}; {_ADVICE}")]
-                if taken
-                else []
-            ),
-            *(
-                [Happening(ADDRESS_ON_HOST, f"of the pool and on the node's interfaces: {_some(staying)}; {_ADVICE}")]
-                if staying
-                else []
-            ),
-        ]
+                staying.append((Address(held.address), name))
+        self.held_by_host = frozenset(address for address, _ in staying)
+        said = (
+            (ADDRESS_TAKEN, "removed from the node's interfaces", taken),
+            (ADDRESS_ON_HOST, "of the pool and on the node's interfaces", staying),
+        )
+        return [Happening(kind, f"{what}: {_some(found)}; {_ADVICE}") for kind, what, found in said if found]
 
     def _settings(self, state: HostState) -> list[Happening]:
         uplinks, elsewhere = self._uplinks(state)
@@ -259,10 +252,10 @@ class Upkeep:
         return []
 
 
-def _some(entries: Sequence[str]) -> str:
+def _some(found: Sequence[tuple[Address, str]]) -> str:
     """One Event however many there are."""
-    shown = ", ".join(entries[:_SHOWN])
-    return shown if len(entries) <= _SHOWN else f"{shown} and {len(entries) - _SHOWN} more"
+    shown = ", ".join(f"{address} ({name})" for address, name in found[:_SHOWN])
+    return shown if len(found) <= _SHOWN else f"{shown} and {len(found) - _SHOWN} more"
 
 
 def _forwarding(variant: str) -> list[Happening]:
