@@ -9,7 +9,7 @@ import pytest
 
 from tests.azure.arm.builder import Builder
 from tests.operator.agents import Agent
-from tests.operator.test_reconciler import bench
+from tests.operator.benches import bench
 from tests.operator.worlds import World
 from vnetpods_api import ConditionType
 from vnetpods_operator.azure.scale_set import ScaleSetInstance

@@ -6,7 +6,7 @@ import pytest
 
 from tests.azure.arm.sdk import StaticCredential
 from tests.azure.arm.server import Emulator
-from tests.operator.test_reconciler import Nobody
+from tests.operator.benches import Nobody
 from tests.operator.worlds import World
 from vnetpods_operator import azure
 from vnetpods_operator.azure import client

@@ -1,146 +1,21 @@
-"""The reconciler by itself, one look at a time: real SDK and API server, but nobody watches; the test is the watch."""
+"""What the reconciler does in one look after the other, on the bench."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from random import Random
 
 import pytest
 import structlog
 from msgspec.structs import replace
 
-from tests.azure.arm.sdk import StaticCredential
-from tests.operator.agents import Agent
+from tests.operator.benches import bench, full, release
 from tests.operator.worlds import World
-from vnetpods_api import ConditionType, NodeIPPool, Reason
-from vnetpods_operator import azure, report
-from vnetpods_operator.budget import Budget, Kind
-from vnetpods_operator.configuration import Config
+from vnetpods_api import ConditionType, Reason
+from vnetpods_operator import report
 from vnetpods_operator.kube import MERGE
-from vnetpods_operator.machine import Machine, MachineId, Nic
-from vnetpods_operator.nodes import Node, node_from
 from vnetpods_operator.pools import PATH
-from vnetpods_operator.reconciler import Outcome, Parts, Reconciler
-from vnetpods_operator.roster import Problem, Roster
-from vnetpods_operator.situation import Change
-from vnetpods_operator.subnets import Subnets
 
 pytestmark = pytest.mark.apiserver
-
-
-class Nobody:
-    """Listens to ARM's answers and does nothing."""
-
-    def answered(self, operation: str, outcome: str, seconds: float) -> None: ...
-    def remaining(self, subscription: str, kind: Kind, requests: int) -> None: ...
-
-
-@dataclass
-class Interrupted:
-    """A machine; something happens in the middle of each write."""
-
-    machine: Machine
-    what: list[object]
-
-    async def nics(self) -> tuple[Nic, ...]:
-        return await self.machine.nics()
-
-    async def write(self, nic: Nic, change: Change) -> Nic:
-        after = await self.machine.write(nic, change)
-        for action in self.what:
-            assert callable(action)
-            await action()
-        return after
-
-
-@dataclass
-class Bench:
-    """A reconciler and what it remembers."""
-
-    world: World
-    node: str
-    roster: Roster
-    reconciler: Reconciler
-    config: list[Config]
-    told: list[Reason] = field(default_factory=list)
-    meanwhile: list[object] = field(default_factory=list)
-
-    def reconfigure(self) -> None:
-        """Takes over the world's settings."""
-        self.config[0] = self.world.config()
-
-    async def look(self) -> Outcome:
-        return await self.reconciler.reconcile(self.node)
-
-    async def see(self) -> NodeIPPool:
-        """What a watch would tell."""
-        pool = await self.world.pool(self.node)
-        self.roster.hold_pool(pool)
-        return pool
-
-
-@contextlib.asynccontextmanager
-async def bench(world: World, agent: Agent) -> AsyncIterator[Bench]:
-    config, roster, told, meanwhile = [world.config()], Roster(), list[Reason](), list[object]()
-    body = world.api.get("node", agent.node)
-    roster.hold_node(node_from(body))
-    budget = Budget(lambda _: (1000.0, 1000.0))
-
-    def tell(_: Node, problem: Problem) -> None:
-        told.append(problem.reason)
-
-    async def no_host_pods(_: str) -> int:
-        return 0
-
-    async with azure.opened(config[0].azure, budget, Nobody(), lambda: StaticCredential("operator")) as arm:
-
-        def machine(id_: MachineId) -> Machine:
-            return Interrupted(azure.machine(arm, id_), meanwhile)
-
-        parts = Parts(
-            config=lambda: config[0],
-            roster=roster,
-            pools=world.pools,
-            host_pods=no_host_pods,
-            subnets=Subnets(),
-            machine=machine,
-            networks=azure.Networks(arm),
-            random=Random(1),
-            tell=tell,
-            wake=lambda _: None,
-        )
-        yield Bench(world, agent.node, roster, Reconciler(parts), config, told, meanwhile)
-
-
-async def full(found: Bench, agent: Agent) -> None:
-    """34 addresses, 30 of them held."""
-    await found.look()
-    await found.look()
-    await agent.sync()
-    agent.start(30)
-    await agent.sync()
-    await found.see()
-    await found.look()
-    await agent.sync()
-    await found.see()
-    assert agent.waiting == 0
-
-
-async def release(found: Bench, agent: Agent) -> NodeIPPool:
-    """All pods go; a release is started and acknowledged, not carried out."""
-    agent.end(30)
-    await agent.sync()
-    await found.see()
-    await found.look()
-    await asyncio.sleep(0.35)
-    await found.look()
-    await agent.sync()
-    pool = await found.see()
-    assert len(pool.status.released) == 26
-    return pool
 
 
 async def test_removal_is_decided_on_the_api_servers_word(world: World) -> None:
@@ -355,9 +230,7 @@ async def test_a_stale_read_does_not_bring_back_what_was_given_back(world: World
     async with bench(world, agent) as found:
         await full(found, agent)
         gone = set((await release(found, agent)).status.released)
-        await found.look()
-        await agent.sync()
-        await found.see()
+        await found.round()
         world.azure.build.fault("stale", method="GET", resource="*/networkInterfaces/*")
         await world.kube.request("DELETE", f"{PATH}/{agent.node}")  # nobody remembers anything
         found.roster.drop_pool(agent.node)
@@ -377,9 +250,7 @@ async def test_a_failure_as_a_release_falls_due_takes_no_adopted_address_out_of_
     for number in range(20):
         world.azure.build.add_address("one-nic", f"pods-{number}")
     async with bench(world, agent) as found:
-        await found.look()
-        await agent.sync()
-        await found.see()
+        await found.round()
         found.roster.record(agent.node).audit_at = float("inf")
         found.roster.record(agent.node).settled = None
         found.roster.record(agent.node).surplus_since = 0.0
@@ -407,9 +278,7 @@ async def test_an_acknowledged_release_of_adopted_addresses_is_undone(world: Wor
         assert len((await found.see()).status.released) == 16
         agent.start(20)
         for _ in range(4):
-            await found.look()
-            await agent.sync()
-            await found.see()
+            await found.round()
         assert len(agent.held) == 20
         assert agent.held == set(interface.addresses)
 
@@ -427,17 +296,13 @@ async def test_excluded_addresses_that_pods_hold_wake_nobody_and_feed_nobody(wor
         found.reconfigure()
         with structlog.testing.capture_logs() as logs:
             for _ in range(5):
-                outcome = await found.look()
-                await agent.sync()
-                await found.see()
+                outcome = await found.round()
         assert [line for line in logs if line["event"].startswith("release given up")] == []
         assert outcome.again is not None
         assert outcome.again - asyncio.get_running_loop().time() > 60
         agent.start(20)
         for _ in range(8):
-            await found.look()
-            await agent.sync()
-            await found.see()
+            await found.round()
         assert agent.waiting == 0
         assert held <= world.addresses("one-nic")
 
@@ -447,9 +312,7 @@ async def test_a_subnet_that_gives_only_excluded_addresses_does_not_fill_the_nic
     _, agent = await world.worker("one")
     async with bench(world, agent) as found:
         for _ in range(10):
-            await found.look()
-            await agent.sync()
-            await found.see()
+            await found.round()
         assert world.writes() == 3
         assert len(world.addresses("one-nic")) == 12
         ready = await world.condition(agent.node)
@@ -469,7 +332,5 @@ async def test_excluded_addresses_among_others_stop_nothing(world: World) -> Non
     _, agent = await world.worker("one")
     async with bench(world, agent) as found:
         for _ in range(8):
-            await found.look()
-            await agent.sync()
-            await found.see()
+            await found.round()
         assert (await found.see()).status.allocated == 4

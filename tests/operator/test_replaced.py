@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tests.operator.agents import Agent
-from tests.operator.test_reconciler import Bench, bench, full
+from tests.operator.benches import Bench, bench, full
 from tests.operator.worlds import World
 from vnetpods_api import ManagedFields, Metadata, NodeIPPool, OwnerReference
 from vnetpods_api.conditions import Reason
@@ -67,8 +67,8 @@ async def test_a_machine_made_again_under_the_same_node(world: World) -> None:
 
 async def take_over(found: Bench, provider: str) -> None:
     """The watch missed the deletion: the fresh Node comes as a change of the former one."""
-    await found.world.node_again(found.node, provider)
-    found.roster.hold_node(node_from(found.world.api.get("node", found.node)))
+    await found.world.node_again(found.agent.node, provider)
+    found.roster.hold_node(node_from(found.world.api.get("node", found.agent.node)))
 
 
 @pytest.mark.apiserver

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tests.operator.agents import Agent
-from tests.operator.test_reconciler import bench, full, release
+from tests.operator.benches import bench, full, release
 from tests.operator.worlds import World
 from vnetpods_api import ConditionType, Interface, Metadata, NodeIPPool, Reason, Status
 from vnetpods_operator.nodes import Node

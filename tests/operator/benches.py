@@ -1,0 +1,140 @@
+"""The reconciler by itself, one look at a time: real SDK and API server, but nobody watches; the test is the watch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from random import Random
+
+from tests.azure.arm.sdk import StaticCredential
+from tests.operator.agents import Agent
+from tests.operator.worlds import World
+from vnetpods_api import NodeIPPool, Reason
+from vnetpods_operator import azure
+from vnetpods_operator.budget import Budget, Kind
+from vnetpods_operator.configuration import Config
+from vnetpods_operator.machine import Machine, MachineId, Nic
+from vnetpods_operator.nodes import Node, node_from
+from vnetpods_operator.reconciler import Outcome, Parts, Reconciler
+from vnetpods_operator.roster import Problem, Roster
+from vnetpods_operator.situation import Change
+from vnetpods_operator.subnets import Subnets
+
+
+class Nobody:
+    """Listens to ARM's answers and does nothing."""
+
+    def answered(self, operation: str, outcome: str, seconds: float) -> None: ...
+    def remaining(self, subscription: str, kind: Kind, requests: int) -> None: ...
+
+
+@dataclass
+class Interrupted:
+    """A machine; something happens in the middle of each write."""
+
+    machine: Machine
+    what: list[object]
+
+    async def nics(self) -> tuple[Nic, ...]:
+        return await self.machine.nics()
+
+    async def write(self, nic: Nic, change: Change) -> Nic:
+        after = await self.machine.write(nic, change)
+        for action in self.what:
+            assert callable(action)
+            await action()
+        return after
+
+
+@dataclass
+class Bench:
+    """A reconciler and what it remembers."""
+
+    world: World
+    agent: Agent
+    roster: Roster
+    reconciler: Reconciler
+    config: list[Config]
+    told: list[Reason] = field(default_factory=list)
+    meanwhile: list[object] = field(default_factory=list)
+
+    def reconfigure(self) -> None:
+        """Takes over the world's settings."""
+        self.config[0] = self.world.config()
+
+    async def look(self) -> Outcome:
+        return await self.reconciler.reconcile(self.agent.node)
+
+    async def see(self) -> NodeIPPool:
+        """What a watch would tell."""
+        pool = await self.world.pool(self.agent.node)
+        self.roster.hold_pool(pool)
+        return pool
+
+    async def round(self) -> Outcome:
+        """A look, what the agent answers to it, and that the operator hears of that."""
+        outcome = await self.look()
+        await self.agent.sync()
+        await self.see()
+        return outcome
+
+
+@contextlib.asynccontextmanager
+async def bench(world: World, agent: Agent) -> AsyncIterator[Bench]:
+    config, roster, told, meanwhile = [world.config()], Roster(), list[Reason](), list[object]()
+    body = world.api.get("node", agent.node)
+    roster.hold_node(node_from(body))
+    budget = Budget(lambda _: (1000.0, 1000.0))
+
+    def tell(_: Node, problem: Problem) -> None:
+        told.append(problem.reason)
+
+    async def no_host_pods(_: str) -> int:
+        return 0
+
+    async with azure.opened(config[0].azure, budget, Nobody(), lambda: StaticCredential("operator")) as arm:
+
+        def machine(id_: MachineId) -> Machine:
+            return Interrupted(azure.machine(arm, id_), meanwhile)
+
+        parts = Parts(
+            config=lambda: config[0],
+            roster=roster,
+            pools=world.pools,
+            host_pods=no_host_pods,
+            subnets=Subnets(),
+            machine=machine,
+            networks=azure.Networks(arm),
+            random=Random(1),
+            tell=tell,
+            wake=lambda _: None,
+        )
+        yield Bench(world, agent, roster, Reconciler(parts), config, told, meanwhile)
+
+
+async def full(found: Bench, agent: Agent) -> None:
+    """34 addresses, 30 of them held."""
+    await found.look()
+    await found.look()
+    await agent.sync()
+    agent.start(30)
+    await agent.sync()
+    await found.see()
+    await found.round()
+    assert agent.waiting == 0
+
+
+async def release(found: Bench, agent: Agent) -> NodeIPPool:
+    """All pods go; a release is started and acknowledged, not carried out."""
+    agent.end(30)
+    await agent.sync()
+    await found.see()
+    await found.look()
+    await asyncio.sleep(0.35)
+    await found.look()
+    await agent.sync()
+    pool = await found.see()
+    assert len(pool.status.released) == 26
+    return pool
