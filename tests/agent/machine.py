@@ -42,6 +42,20 @@ async def until(what: Callable[[], Any], within: float = SOON) -> Any:
     return value
 
 
+def supply(addresses: Sequence[str], releasing: Sequence[str] = (), released: Sequence[str] = ()) -> Status:
+    """What the operator lists for a machine's NIC."""
+    interface = Interface(
+        name="nic",
+        mac=NIC_MAC,
+        subnet="/subscriptions/s/subnets/pods",
+        prefixes=("10.240.0.0/16",),
+        primary_address=PRIMARY,
+        addresses=tuple(addresses),
+        releasing=tuple(releasing),
+    )
+    return Status(interfaces=(interface,), direct_cidrs=("10.240.0.0/12",), released=tuple(released))
+
+
 @dataclass
 class Machine:
     """`settings` are keys of the agent's configuration, over those that the test needs."""
@@ -123,18 +137,8 @@ class Machine:
 
     def pool(self, addresses: Sequence[str], releasing: Sequence[str] = (), released: Sequence[str] = ()) -> None:
         """What the operator lists."""
-        interface = Interface(
-            name="nic",
-            mac=NIC_MAC,
-            subnet="pods",
-            prefixes=("10.240.0.0/16",),
-            primary_address=PRIMARY,
-            addresses=tuple(addresses),
-            releasing=tuple(releasing),
-        )
-        status = Status(interfaces=(interface,), direct_cidrs=("10.240.0.0/12",), released=tuple(released))
         temporary = self.folder / "pool.yaml.new"
-        temporary.write_bytes(msgspec.json.encode(status))
+        temporary.write_bytes(msgspec.json.encode(supply(addresses, releasing, released)))
         temporary.replace(self.folder / "pool.yaml")
 
     def report(self) -> Status:
@@ -166,6 +170,12 @@ class Machine:
             )
         if serving:
             await until(lambda: len(self.events("serving")) > seen or self.process_ended())
+
+    def processor_seconds(self) -> float:
+        """What the agent has used of a CPU so far."""
+        assert self.process
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def process_ended(self) -> bool:
         assert self.process

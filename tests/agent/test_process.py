@@ -24,15 +24,9 @@ async def test_it_serves_a_known_pool_at_once_and_without_its_source(tmp_path: P
         await node.stop()
         (tmp_path / "pool.yaml").unlink()
         await node.start()
-        assert processor_seconds(node) < 1
+        assert node.processor_seconds() < 1
         assert node.events("serving")[-1]["seconds"] < 2
         assert await node.add("c1", node.sandbox()) == "10.240.0.5"
-
-
-def processor_seconds(node: Machine) -> float:
-    assert node.process
-    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def test_sigterm_finishes_what_is_in_flight_and_sends_the_waiting_on(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.agent.machine import NIC_MAC, PRIMARY, Machine
+import msgspec
+
+from tests.agent.machine import Machine, supply
 from tests.agent.shim import ROOT, program
 from tests.kube import apiserver
 
@@ -55,9 +57,9 @@ async def cost(folder: Path, server: apiserver.ApiServer, pods: int) -> Cost:
         for number in range(pods):
             await node.add(f"live-{number}", node.sandbox(f"live-{number}"))
         await asyncio.sleep(12.0)  # the report of all this
-        began, used = time.monotonic(), cpu_seconds(node)
+        began, used = time.monotonic(), node.processor_seconds()
         await asyncio.sleep(REST_SECONDS)
-        resting = 100 * (cpu_seconds(node) - used) / (time.monotonic() - began)
+        resting = 100 * (node.processor_seconds() - used) / (time.monotonic() - began)
         return Cost(empty, rss_mb(node), resting)
     finally:
         if node.process:
@@ -69,28 +71,10 @@ def _pool(server: apiserver.ApiServer, addresses: Sequence[str]) -> None:
     server.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
     pool = {"apiVersion": _API, "kind": "NodeIPPool", "metadata": {"name": NODE}, "spec": {"machine": _MACHINE}}
     server.apply(json.dumps(pool))
-    interface = {
-        "name": "nic",
-        "mac": NIC_MAC,
-        "subnet": "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/pods",
-        "prefixes": ["10.240.0.0/16"],
-        "primaryAddress": PRIMARY,
-        "capacity": len(addresses),
-        "addresses": list(addresses),
-    }
-    status = json.dumps({"status": {"interfaces": [interface], "directCIDRs": ["10.240.0.0/12"]}})
+    status = msgspec.json.encode({"status": supply(addresses)}).decode()
     server.kubectl("patch", "nip", NODE, "--subresource=status", "--type=merge", "-p", status)
 
 
 def rss_mb(node: Machine) -> float:
-    return int((_process(node) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def cpu_seconds(node: Machine) -> float:
-    fields = (_process(node) / "stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _process(node: Machine) -> Path:
     assert node.process
-    return Path("/proc", str(node.process.pid))
+    return int(Path(f"/proc/{node.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -14,10 +14,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.agent.machine import NIC_MAC, PRIMARY
+from tests.agent.machine import supply
 from tests.agent.soak.model import Model
 from vnetpods_agent.kubeapi import ApiError, KubeApi, KubeError
-from vnetpods_api import Interface, NodeIPPool, Spec, Status, apply_body, from_object
+from vnetpods_api import NodeIPPool, Spec, apply_body, from_object
 from vnetpods_api.names import GROUP, OPERATOR_MANAGER, PLURAL, VERSION
 
 PATH = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
@@ -111,16 +111,7 @@ class Operator:
             self.model.granted([f"10.240.{100 + self._number // 16}.{self._number % 16 * 16}/28"])
 
     async def _write(self, pool: NodeIPPool | None, releasing: tuple[str, ...]) -> None:
-        interface = Interface(
-            name="nic",
-            mac=NIC_MAC,
-            subnet="/subscriptions/s/subnets/pods",
-            prefixes=("10.240.0.0/16",),
-            primary_address=PRIMARY,
-            addresses=tuple(self.model.nic),
-            releasing=releasing,
-        )
-        status = Status(interfaces=(interface,), direct_cidrs=("10.240.0.0/12",))
+        status = supply(list(self.model.nic), releasing)
         version = pool.metadata.resource_version if pool else None
         body = apply_body(self.name, status=status, resource_version=version)
         await self._apply(f"{PATH}/{self.name}/status", body)
