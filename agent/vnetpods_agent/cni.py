@@ -77,10 +77,10 @@ class ValidAttachment(msgspec.Struct, rename={"container_id": "containerID"}, fr
 class NetConf(msgspec.Struct, rename={"cni_version": "cniVersion", "prev_result": "prevResult"}, kw_only=True):
     """The part of a network configuration that concerns us. The rest, runtimeConfig included, is somebody else's.
 
-    What is raw is decoded only for the verbs that need it: a DEL fails neither for a prevResult nor for a list.
+    What is raw is decoded only for the verbs that need it.
     """
 
-    cni_version: str = "0.1.0"  # what libcni takes a missing one for
+    cni_version: str | None = None
     name: str = ""
     prev_result: msgspec.Raw = msgspec.Raw(b"null")
     valid_attachments: msgspec.Raw = msgspec.field(name="cni.dev/valid-attachments", default=msgspec.Raw(b"null"))
@@ -90,12 +90,16 @@ class _Asked(msgspec.Struct, rename={"cni_version": "cniVersion"}):
     cni_version: str = ""
 
 
+class _Named(msgspec.Struct):
+    name: str = ""
+
+
 _NOTHING: Final = AttachmentKey("", "", "")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that was understood. Empty is what the verb has no use for."""
+    """A call that was understood. Empty is what the verb has no use for, and the network of a DEL that names none."""
 
     verb: Verb
     version: str
@@ -112,7 +116,7 @@ class Needs:
     """What a verb can't do without. What it doesn't need is not looked at, so it may be missing or malformed."""
 
     environment: tuple[str, ...] = ()
-    configuration: bool = True  # with cniVersion and name, on standard input
+    configuration: bool = True  # on standard input, with a name and a cniVersion that we speak
     previous: bool = False  # prevResult in it
     since: str = VERSIONS[0]
 
@@ -120,7 +124,8 @@ class Needs:
 NEEDS: Final = {
     # Section 2, "CNI operations". GC comes with CNI_PATH, too, for plugins that start others.
     Verb.ADD: Needs(("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")),
-    Verb.DEL: Needs(("CNI_CONTAINERID", "CNI_IFNAME")),
+    # A DEL that fails keeps a pod Terminating for ever, and its answer has no version: what was attached is known here.
+    Verb.DEL: Needs(("CNI_CONTAINERID", "CNI_IFNAME"), configuration=False),
     Verb.CHECK: Needs(("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), previous=True, since="0.4.0"),
     Verb.GC: Needs(since="1.1.0"),
     Verb.STATUS: Needs(since="1.1.0"),
@@ -140,24 +145,19 @@ def understand(request: Request) -> Call:
     needs = NEEDS.get(verb)
     if needs is None:
         raise CniError(Code.ENVIRONMENT, f"CNI_COMMAND: {quoted(env.get('CNI_COMMAND', ''))} is no verb of CNI")
-    if not needs.configuration:
-        return Call(verb, asked_version(request.stdin))
-    conf = configuration(request.stdin)
-    _check_version(verb, conf.cni_version)
-    if not _IDENTIFIER.fullmatch(conf.name):
-        rule = f"it must match {_IDENTIFIER.pattern}"
-        raise CniError(Code.CONFIG, f"name: {quoted(conf.name)} is no network name", rule)
+    conf = configuration(verb, request.stdin) if needs.configuration else NetConf(name=named(request.stdin))
+    version = conf.cni_version or asked_version(request.stdin)
     if missing := [name for name in needs.environment if not env.get(name)]:
         raise CniError(Code.ENVIRONMENT, f"{verb.name} needs {', '.join(missing)}", "set by the container runtime")
     if not needs.environment:
-        return Call(verb, conf.cni_version, conf.name, valid=_valid(conf) if verb is Verb.GC else None)
+        return Call(verb, version, conf.name, valid=_valid(conf) if verb is Verb.GC else None)
     _check_environment(env)
     previous = _previous(verb, conf) if verb in (Verb.ADD, Verb.CHECK) else None
     if needs.previous and previous is None:
         raise CniError(Code.CONFIG, f"{verb.name} needs prevResult")
     return Call(
         verb,
-        conf.cni_version,
+        version,
         conf.name,
         AttachmentKey(conf.name, env["CNI_CONTAINERID"], env["CNI_IFNAME"]),
         netns=_path(env["CNI_NETNS"]) if "CNI_NETNS" in needs.environment else "",
@@ -166,20 +166,34 @@ def understand(request: Request) -> Call:
     )
 
 
-def configuration(stdin: bytes) -> NetConf:
+def configuration(verb: Verb, stdin: bytes) -> NetConf:
+    """Of which version and name can be used. Raises CniError."""
     try:
-        return msgspec.json.decode(stdin, type=NetConf)
+        conf = msgspec.json.decode(stdin, type=NetConf)
     except msgspec.ValidationError as error:
         raise CniError(Code.CONFIG, f"network configuration: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CniError(Code.DECODE, f"standard input is no network configuration: {error}") from error
+    _check_version(verb, conf.cni_version)
+    if not _IDENTIFIER.fullmatch(conf.name):
+        rule = f"it must match {_IDENTIFIER.pattern}"
+        raise CniError(Code.CONFIG, f"name: {quoted(conf.name)} is no network name", rule)
+    return conf
 
 
-def _check_version(verb: Verb, version: str) -> None:
+def named(stdin: bytes) -> str:
+    """The network's name, from standard input that may be anything; empty when it says none."""
+    try:
+        name = msgspec.json.decode(stdin, type=_Named).name
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    return name if _IDENTIFIER.fullmatch(name) else ""
+
+
+def _check_version(verb: Verb, version: str | None) -> None:
     if version not in VERSIONS:
-        raise CniError(
-            Code.VERSION, f"cniVersion {quoted(version)} is not supported", f"supported are {', '.join(VERSIONS)}"
-        )
+        said = f"cniVersion {quoted(version)} is not supported" if version else "the configuration gives no cniVersion"
+        raise CniError(Code.VERSION, said, f"supported are {', '.join(VERSIONS)}")
     if VERSIONS.index(version) < VERSIONS.index(since := NEEDS[verb].since):
         raise CniError(Code.VERSION, f"{verb.name} exists since CNI {since}, the configuration says {version}")
 

@@ -114,6 +114,11 @@ class Custody:
         """Whether a call for it is under way."""
         return self._turns.busy(key)
 
+    def of(self, container_id: str, ifname: str) -> list[AttachmentKey]:
+        """What is attached there, or about to be, whatever the network is called."""
+        known = {**self.attachments, **self._errands}
+        return [key for key in known if (key.container_id, key.ifname) == (container_id, ifname)]
+
     async def attach(self, wanted: Wanted, doors: Doors, deadline: float) -> Attachment:
         """The attachment, durable and working. For one that exists already everything is made sure of again.
 

@@ -5,7 +5,7 @@ as a live call, and unlinked once that has succeeded. Called from the event loop
 that a new call can't overtake an old one of the same container, and `run` as a task from then on.
 
 After a crash at any point a file is still there or its DEL is done; a DEL done twice changes nothing. A file that
-will never succeed (cut, zeroed by a power cut, of a call that the agent refuses as malformed) is set aside as `.bad`,
+will never succeed (cut, zeroed by a power cut, of a call that says no container) is set aside as `.bad`,
 at most KEPT_BAD of them, so that it neither blocks the others nor fills the disk. Cases ACN#763, aws#2350 (a full node
 whose agent is away).
 """
@@ -43,8 +43,10 @@ _AT_ONCE = 16
 _DEADLINE = 60.0
 _NAME = re.compile(r"^(\d{1,20})-\d+\.req$")
 _TEMPORARY = re.compile(r"^\.(\d{1,20})-\d+\.req\.tmp$")
-_REFUSED = {1, 2, 4, 6, 7}
-"""CNI codes that say the call itself is wrong: asking again gives the same answer."""
+_HOPELESS = 4
+"""The CNI code of a call without a container id and interface name that an ADD could have had: nothing matches it, now
+or ever. Whatever else a DEL is refused for, its address may be held.
+"""
 
 _log = structlog.get_logger(component="spool")
 
@@ -116,7 +118,7 @@ class Spool:
             log.info("spooled call done")
             return True
         answer = _answer(response.stdout)
-        if answer.code in _REFUSED:
+        if answer.code == _HOPELESS:
             self._set_aside(path, answer.msg)
         else:
             log.warning("spooled call failed, it stays for later", code=answer.code, error=answer.msg)

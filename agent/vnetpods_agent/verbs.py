@@ -6,7 +6,8 @@ answered with code 999 and logged with its trace. One log line per finished call
 
     ADD      the address is in the ledger and the interface works. Repeated: the same answer, all made sure of again.
              Waits for an address until the deadline that came with the call, then says why there is none (code 11).
-    DEL      nobody holds the address. Succeeds without namespace, for unknown containers, and again and again.
+    DEL      nobody holds the address. Succeeds without namespace, for unknown containers, and again and again; needs
+             container id and interface name. Without a network's name it means that interface in any network.
     CHECK    compares kernel and ledger with each other and with prevResult.
     GC       gives back what is not in cni.dev/valid-attachments; without that list it does nothing.
     STATUS   50 when no ADD could be served. A pool that is empty while more is on its way can serve: ADD waits.
@@ -136,9 +137,11 @@ class Verbs:
         return cni.result(ask.call, attachment)
 
     async def _del(self, ask: _Ask) -> bytes:
-        attachment = await self.custody.detach(ask.call.key, before=ask.request.spooled_at)
-        if attachment is not None:
-            ask.about["address"] = attachment.address
+        key, before = ask.call.key, ask.request.spooled_at
+        keys = [key] if key.network else self.custody.of(key.container_id, key.ifname)
+        found = [await self.custody.detach(each, before=before) for each in keys]
+        if addresses := [attachment.address for attachment in found if attachment is not None]:
+            ask.about["address"] = ", ".join(addresses)
         return b""
 
     async def _check(self, ask: _Ask) -> bytes:

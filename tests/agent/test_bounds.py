@@ -86,7 +86,7 @@ async def test_any_call_is_answered(verb: Verb, env: dict[str, str], conf: dict[
 TOO_LONG = {
     "name": (Verb.ADD, {}, {"name": "-" * 300_000}, 7),
     "name-that-needs-escapes": (Verb.ADD, {}, {"name": "\x01" * 150_000}, 7),
-    "name-of-a-del": (Verb.DEL, {}, {"name": "/" * 300_000}, 7),
+    "container-of-a-del": (Verb.DEL, {"CNI_CONTAINERID": "/" * 30_000}, {}, 4),
     "cniVersion": (Verb.STATUS, {}, {"cniVersion": "1" * 300_000}, 1),
     "prevResult": (Verb.ADD, {}, {"prevResult": {"x": "é" * 516_000}}, 7),
     "prevResult-that-grows": (Verb.ADD, {}, {"prevResult": {"x": [1e15] * 60_000}}, 7),

@@ -18,7 +18,8 @@ ALL = ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")
 NEEDED = {
     # CNI spec section 2, "CNI operations": environment, and what must be in the configuration
     Verb.ADD: (ALL, {"cniVersion", "name"}),
-    Verb.DEL: (("CNI_CONTAINERID", "CNI_IFNAME"), {"cniVersion", "name"}),
+    # but a DEL without them is done as well: refused, it would keep a pod Terminating for ever
+    Verb.DEL: (("CNI_CONTAINERID", "CNI_IFNAME"), set[str]()),
     Verb.CHECK: (ALL, {"cniVersion", "name", "prevResult"}),
     Verb.GC: ((), {"cniVersion", "name"}),
     Verb.STATUS: ((), {"cniVersion", "name"}),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.agent.machine import until
 from tests.agent.plugin import ARGS, plugin
 from vnetpods_agent.cni import VERSIONS
 from vnetpods_agent.wire import Verb
@@ -44,12 +46,13 @@ class TestVersions:
             }
 
     @pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.5.0", "1.2.0", "2.0.0", "", "one", None])
-    @pytest.mark.parametrize("verb", [Verb.ADD, Verb.DEL, Verb.CHECK, Verb.GC, Verb.STATUS])
+    @pytest.mark.parametrize("verb", [Verb.ADD, Verb.CHECK, Verb.GC, Verb.STATUS])
     async def test_others_are_refused(self, tmp_path: Path, verb: Verb, version: str | None) -> None:
         async with plugin(tmp_path, "10.0.0.5") as cni:
             code, said = await cni.refused(verb, conf={"cniVersion": version})
             assert code == 1
             assert "1.1.0" in said
+            assert (f"{version!r} is not supported" if version else "gives no cniVersion") in said
 
     @pytest.mark.parametrize(
         ("verb", "version", "allowed"),
@@ -98,13 +101,54 @@ class TestInput:
             pytest.param(b'{"cniVersion": "1.1.0", "name": "../x"}', 7, id="name-a-path"),
         ],
     )
-    @pytest.mark.parametrize("verb", [Verb.ADD, Verb.DEL])
-    async def test_garbage_gets_its_code_and_costs_nothing(
-        self, tmp_path: Path, verb: Verb, stdin: bytes, code: int
-    ) -> None:
+    async def test_garbage_gets_its_code_and_costs_nothing(self, tmp_path: Path, stdin: bytes, code: int) -> None:
         async with plugin(tmp_path, "10.0.0.5") as cni:
-            assert (await cni.refused(verb, stdin=stdin))[0] == code
+            assert (await cni.refused(Verb.ADD, stdin=stdin))[0] == code
             assert cni.desk.pool.usage(0).free == 1
+
+    @pytest.mark.parametrize("spooled_at", [None, 2_000_000.0], ids=["live", "spooled"])
+    @pytest.mark.parametrize(
+        "stdin",
+        [
+            pytest.param(b"", id="empty"),
+            pytest.param(b"\x00" * 100, id="nuls"),
+            pytest.param(b"[" * 100_000, id="deep"),
+            pytest.param(b'{"cniVersion": "1.1.0", "na', id="cut"),
+            pytest.param(b"{}", id="nothing-said"),
+            pytest.param(b'{"name": "vnetpods"}', id="no-version"),
+            pytest.param(b'{"name": "vnetpods", "cniVersion": null}', id="null-version"),
+            *(
+                pytest.param(json.dumps({"name": "vnetpods", "cniVersion": version}).encode(), id=f"version-{version}")
+                for version in ("", "0.1.0", "0.2.0", "1.2.0", "one", 1)
+            ),
+            pytest.param(b'{"cniVersion": "1.1.0"}', id="no-name"),
+            pytest.param(b'{"cniVersion": "1.1.0", "name": ["vnetpods"]}', id="name-a-list"),
+            pytest.param(b'{"cniVersion": "1.1.0", "name": "../x"}', id="name-a-path"),
+        ],
+    )
+    async def test_a_deletion_needs_container_and_interface_alone(
+        self, tmp_path: Path, stdin: bytes, spooled_at: float | None
+    ) -> None:
+        """A DEL that fails keeps its pod Terminating for ever, and one that is set aside keeps its address held."""
+        async with plugin(tmp_path, "10.0.0.5", "10.0.0.6") as cni:
+            await cni.ok(Verb.ADD)
+            await cni.ok(Verb.ADD, env={"CNI_CONTAINERID": "c2"})
+            await cni.ok(Verb.DEL, stdin=stdin, spooled_at=spooled_at)
+            assert await cni.desk.agree() == {"c2": "10.0.0.6"}
+
+    async def test_a_deletion_that_names_no_network_abandons_an_add(self, tmp_path: Path) -> None:
+        async with plugin(tmp_path) as cni:
+            add = asyncio.create_task(cni.refused(Verb.ADD))
+            await until(cni.desk.pool.waiting)
+            await cni.ok(Verb.DEL, stdin=b"")
+            code, said = await add
+            assert (code, "deleted while its address was being set up" in said) == (11, True)
+
+    async def test_a_deletion_leaves_another_network_alone(self, tmp_path: Path) -> None:
+        async with plugin(tmp_path, "10.0.0.5") as cni:
+            await cni.ok(Verb.ADD)
+            await cni.ok(Verb.DEL, conf={"name": "other", "cniVersion": None})
+            assert await cni.desk.agree() == {"c1": "10.0.0.5"}
 
     @pytest.mark.parametrize(
         ("verb", "name", "value"),
