@@ -2,6 +2,7 @@
 
 from vnetpods_api.conditions import Condition, ConditionStatus, ConditionType, Reason, condition, find, merge
 from vnetpods_api.nodeippool import (
+    AgentReport,
     Interface,
     ManagedFields,
     Metadata,
@@ -17,6 +18,7 @@ from vnetpods_api.nodeippool import (
 )
 
 __all__ = [
+    "AgentReport",
     "Condition",
     "ConditionStatus",
     "ConditionType",

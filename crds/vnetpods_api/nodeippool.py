@@ -36,7 +36,11 @@ class Spec(_Object, kw_only=True, frozen=True):
 
 
 class Interface(_Object, kw_only=True, frozen=True):
-    """One NIC that carries pod addresses; `addresses` and `releasing` hold single addresses and /28 blocks."""
+    """One NIC that carries pod addresses; `addresses` and `releasing` hold single addresses and /28 blocks.
+
+    `ip_configurations` names the ipConfiguration of each address, in the same order; empty from an operator that
+    doesn't tell.
+    """
 
     name: str
     mac: str
@@ -45,7 +49,15 @@ class Interface(_Object, kw_only=True, frozen=True):
     primary_address: str | None = None
     capacity: int | None = None
     addresses: tuple[str, ...] = ()
+    ip_configurations: tuple[str, ...] = ()
     releasing: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The ipConfiguration of each address; empty when the list doesn't name them all."""
+        if len(self.ip_configurations) != len(self.addresses):
+            return {}
+        return dict(zip(self.addresses, self.ip_configurations, strict=True))
 
 
 class Usage(msgspec.Struct, rename="camel", kw_only=True, frozen=True):
@@ -59,6 +71,15 @@ class Usage(msgspec.Struct, rename="camel", kw_only=True, frozen=True):
     """How many addresses the interfaces listed when these were counted; blocks count 16."""
 
 
+class AgentReport(_Object, kw_only=True, frozen=True):
+    """status.agent: which agent process reported, and what of the operator's it had read (docs/architecture.md)."""
+
+    instance: str
+    report: int
+    view: str | None = None
+    release_request: str | None = None
+
+
 class Status(_Object, kw_only=True, frozen=True):
     """Written by operator and agent, each its own fields."""
 
@@ -68,7 +89,10 @@ class Status(_Object, kw_only=True, frozen=True):
     direct_cidrs: tuple[str, ...] = msgspec.field(default=(), name="directCIDRs")
     capacity: int | None = None
     allocated: int | None = None
+    release_request: str | None = None
+    confirmed_view: str | None = None
     usage: Usage | None = None
+    agent: AgentReport | None = None
     released: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()

@@ -85,7 +85,7 @@ def differs(pool: NodeIPPool, wanted: Status) -> bool:
 def owned(found: Status) -> Status:
     """The operator's part of a status."""
     mine = tuple(c for t in OURS for c in found.conditions if c.type == t)
-    return msgspec.structs.replace(found, usage=None, released=(), kept=(), missing=(), conditions=mine)
+    return msgspec.structs.replace(found, usage=None, agent=None, released=(), kept=(), missing=(), conditions=mine)
 
 
 def direct(own: Sequence[str], peers: Sequence[str], configured: Sequence[str]) -> tuple[str, ...]:
