@@ -40,8 +40,9 @@ system: ## Debian packages that demo and tests need (does nothing when they are 
 venv: system .venv/.stamp ## The virtual environment
 
 .PHONY: programs
-programs: venv ## Kubernetes, etcd and containerd, built once into the cache (about 10 minutes cold)
+programs: venv ## Kubernetes, etcd, containerd and the shim, built once into the cache (about 10 minutes cold)
 	@$(V)/python -m tests.kube build
+	$(V)/python -m tests.agent.shim
 
 .PHONY: demo
 demo: venv programs ## The main job, end to end, on embedded parts (KEEP=1 leaves it up)

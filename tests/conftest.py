@@ -1,7 +1,9 @@
 """Every test runs in network and mount namespaces of the test process (see tests/isolation.py)."""
 
+from tests import pace
 from tests.isolation import isolate
 
+pace.factor()
 isolate()
 
-pytest_plugins = ["tests.kube.fixtures"]
+pytest_plugins = ["tests.limits", "tests.kube.fixtures"]

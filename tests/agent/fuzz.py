@@ -27,6 +27,7 @@ from pathlib import Path
 
 import structlog
 
+from tests import pace
 from tests.agent.shim import program
 from tests.isolation import isolate
 from vnetpods_agent.server import Limits, Server
@@ -178,7 +179,7 @@ async def _disturb(chance: random.Random, path: Path, descriptor: int) -> None:
             caller.setblocking(False)
             caller.connect(str(path))
             caller.send(encode_request(RequestFrame(Verb.STATUS, 1000, b"", b"alive")))
-            said = await asyncio.wait_for(loop.sock_recv(caller, 1000), 5)
+            said = await asyncio.wait_for(loop.sock_recv(caller, 1000), pace.stretched(5))
         if said != encode_answer(Response(0, b"alive")):
             raise FuzzError(f"server: an ordinary call was answered with {said!r}")
 
@@ -288,7 +289,7 @@ async def _run_shim(shim: Path, variables: dict[bytes, bytes], config: bytes) ->
         shim, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(pace.stretched(30)):
             stdout, stderr = await process.communicate(config)
     finally:
         if process.returncode is None:

@@ -22,7 +22,8 @@ from uuid import uuid4
 
 import msgspec
 
-from tests.agent.shim import Outcome, program
+from tests import pace
+from tests.agent.shim import PATIENT, Outcome, program
 from tests.kube import pki
 from tests.kube.apiserver import ApiServer
 from vnetpods_api import Interface, Status
@@ -34,10 +35,10 @@ SOON = 15.0
 
 async def until(what: Callable[[], Any], within: float = SOON) -> Any:
     """Waits for something to be true, and returns it."""
-    end = time.monotonic() + within
+    end = time.monotonic() + pace.stretched(within)
     while not (value := what()):
         if time.monotonic() > end:
-            raise AssertionError(f"not within {within} s: {what.__name__ or what}")
+            raise AssertionError(f"not within {pace.stretched(within)} s: {what.__name__ or what}")
         await asyncio.sleep(0.02)
     return value
 
@@ -62,7 +63,7 @@ class Machine:
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
-    shim: Path = field(default_factory=lambda: program("ADD_DEADLINE_MS=20000"))
+    shim: Path = field(default_factory=lambda: program(*PATIENT))
     name: str = field(default_factory=lambda: f"m-{uuid4().hex[:6]}")
     process: asyncio.subprocess.Process | None = None
     pods: list[str] = field(default_factory=list)

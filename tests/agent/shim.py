@@ -1,4 +1,8 @@
-"""The shim as the process that a container runtime starts: built for tests, called, its outcome read."""
+"""The shim as the process that a container runtime starts: built for tests, called, its outcome read.
+
+`python -m tests.agent.shim` builds what tests use before they run: the first time on a machine zig compiles a C library
+for each kind of build, which takes longer than a test may.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import asyncio
 import functools
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,23 +20,47 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from tests import pace
+from tests.kube.binaries import cache
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "agent" / "shim" / "shim.c"
 BUILD = SOURCE.with_name("build.py")
 
-# Short enough for a test, long enough for a busy machine.
-QUICK = ("ADD_DEADLINE_MS=2000", "DEL_DEADLINE_MS=700", "STATUS_DEADLINE_MS=700", "AGENT_RETURN_MS=1000")
+QUICK = tuple(
+    f"{name}={pace.factor() * milliseconds}"
+    for name, milliseconds in (
+        ("ADD_DEADLINE_MS", 2000),
+        ("DEL_DEADLINE_MS", 700),
+        ("STATUS_DEADLINE_MS", 700),
+        ("AGENT_RETURN_MS", 1000),
+    )
+)
+"""Short enough for a test, long enough for this machine."""
+PATIENT = (f"ADD_DEADLINE_MS={pace.factor() * 20_000}",)
+
+
+def build_all() -> None:
+    """What most tests use, and one of each kind of build."""
+    for defines in (QUICK, PATIENT):
+        program(*defines)
+    for arch in ("amd64", "arm64"):
+        program(arch=arch)
 
 
 @functools.cache
 def program(*defines: str, sanitize: bool = False, arch: str | None = None) -> Path:
-    """The shim built from the tree with these constants; kept in build/ under a name that follows from all of that."""
+    """The shim built from the tree with these constants; kept in the cache under a name that follows from all of
+    that.
+    """
     words = [*(f"--define={entry}" for entry in defines), *(["--sanitize"] if sanitize else [])]
     words += [f"--arch={arch}"] if arch else []
     digest = hashlib.sha256(SOURCE.read_bytes() + BUILD.read_bytes() + repr(words).encode()).hexdigest()[:16]
-    output = ROOT / "build" / "shim" / f"test-{digest}"
+    output = cache() / "shim" / digest
     if not output.exists():
-        subprocess.run([sys.executable, str(BUILD), *words, str(output)], check=True, stdout=subprocess.DEVNULL)
+        environment = {"ZIG_GLOBAL_CACHE_DIR": str(cache() / "zig"), "ZIG_LOCAL_CACHE_DIR": str(cache() / "zig")}
+        command = [sys.executable, str(BUILD), *words, str(output)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
     return output
 
 
@@ -97,3 +126,7 @@ def named_netns(*, link: str | None = None) -> Iterator[Path]:
         yield Path("/run/netns", name)
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+if __name__ == "__main__":
+    build_all()

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from tests import pace
 from tests.agent.machine import until
 from tests.kube.apiserver import ApiServer
 from vnetpods_agent.attachment import Pod as PodName
@@ -85,7 +86,7 @@ async def watching(pool: Pool) -> AsyncIterator[tuple[NodeIPPoolSource, asyncio.
 
 
 async def next_addresses(heard: asyncio.Queue[Supply]) -> list[str]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(pace.stretched(10)):
         supply = await heard.get()
     return [address for interface in supply.interfaces for address in interface.addresses]
 
@@ -151,7 +152,7 @@ async def test_the_operators_words_are_the_cause(pool: Pool) -> None:
     stalled = condition | {"reason": "Forbidden", "message": "the role lacks networkInterfaces/write"}
     await asyncio.to_thread(pool.status, conditions=[stalled])
     async with watching(pool) as (_, heard):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(pace.stretched(10)):
             supply = await heard.get()
         assert supply.cause == "Forbidden: the role lacks networkInterfaces/write"
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.agent.machine import machine, until
 from tests.agent.plugin import plugin
-from tests.agent.shim import QUICK, Outcome, Runtime, named_netns, program
+from tests.agent.shim import PATIENT, QUICK, Outcome, Runtime, named_netns, program
 from vnetpods_agent import wire
 from vnetpods_agent.server import Server
 from vnetpods_agent.spool import Spool
@@ -74,7 +74,7 @@ async def test_what_a_later_shim_has_spooled_is_done(tmp_path: Path) -> None:
 async def test_a_pod_comes_and_goes_through_a_later_shim(tmp_path: Path) -> None:
     """The whole agent: as after a downgrade that has left the shim behind."""
     async with machine(tmp_path) as node:
-        node.shim = program("ADD_DEADLINE_MS=20000", NEXT)
+        node.shim = program(*PATIENT, NEXT)
         node.pool(["10.240.0.5"])
         await node.start()
         netns = node.sandbox()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.agent import truths
 from tests.agent.machine import Machine, machine, until
-from tests.agent.shim import Outcome, program
+from tests.agent.shim import PATIENT, Outcome, program
 from vnetpods_agent.installer import install_shim
 
 ADDRESSES = [f"10.240.{third}.{last}" for third in (0, 1) for last in range(5, 105)]
@@ -88,7 +88,7 @@ async def test_agent_killed_under_load(tmp_path: Path) -> None:
 
 
 async def test_shim_replaced_under_load(tmp_path: Path) -> None:
-    builds = [program("ADD_DEADLINE_MS=20000"), program("ADD_DEADLINE_MS=21000")]
+    builds = [program(*PATIENT), program(*PATIENT, "AGENT_RETURN_MS=14000")]
     install_shim(builds[0], tmp_path / "opt")
     async with machine(tmp_path) as node:
         node.shim = tmp_path / "opt" / "vnetpods"
@@ -125,7 +125,7 @@ async def test_add_that_waits_for_an_address_survives_the_upgrade(tmp_path: Path
 async def test_spooled_del_leaves_a_later_add_of_the_same_container_alone(tmp_path: Path) -> None:
     """cnitool and Docker reuse container ids. The agent hangs, so the DEL is spooled; then it serves an ADD."""
     async with machine(tmp_path) as node:
-        node.shim = program("DEL_DEADLINE_MS=300", "ADD_DEADLINE_MS=20000")
+        node.shim = program("DEL_DEADLINE_MS=300", *PATIENT)
         node.pool(ADDRESSES)
         await node.start()
         netns = node.sandbox("p-1")

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests import pace
+
 PROGRAM = """
 import asyncio, time
 from vnetpods_agent.lane import Lane
@@ -36,7 +38,9 @@ asyncio.run(main())
 )
 def test_watchdog(stuck: str, code: int, said: str) -> None:
     program = PROGRAM.format(stuck=stuck)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=pace.stretched(30), check=False
+    )
     assert (done.returncode, "alive" in done.stdout) == (code, code == 0)
     assert said in done.stdout
     assert ("Thread 0x" in done.stderr) is bool(code)

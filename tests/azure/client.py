@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests import pace
 from tests.azure.arm.admin import RefusedError
 from tests.azure.arm.builder import Builder
 from tests.azure.process import STATE
@@ -99,7 +100,7 @@ class Azure(Builder):
         """Ends the process and waits until its namespaces are gone."""
         self.close()
         os.kill(self.pid, signal.SIGTERM)
-        deadline = time.monotonic() + START_LIMIT
+        deadline = time.monotonic() + pace.stretched(START_LIMIT)
         while Path(f"/proc/{self.pid}").exists() and not _zombie(self.pid):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the emulator (pid {self.pid}) doesn't end; see {self.folder}/azure.log")
@@ -121,7 +122,7 @@ def start(folder: Path, *, duration: float = 1.5, outlive: bool = True) -> Azure
             stderr=log,
             start_new_session=True,
         )
-    deadline = time.monotonic() + START_LIMIT
+    deadline = time.monotonic() + pace.stretched(START_LIMIT)
     while not (folder / STATE).exists():
         if process.poll() is not None or time.monotonic() > deadline:
             tail = (folder / "azure.log").read_text(encoding="utf-8", errors="replace")[-4000:]

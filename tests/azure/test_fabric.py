@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import pace
 from tests.azure import client
 from tests.azure.client import Azure
 from tests.azure.fabric import namespaces
@@ -75,7 +76,7 @@ def test_packets_pass_before_the_operation_says_so(azure: Azure) -> None:
         {"Authorization": "Bearer operator", "Content-Type": "application/json"},
         method="PUT",
     )
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=pace.stretched(5)) as answer:
         assert answer.headers["Azure-AsyncOperation"]
     azure.set_duration("Microsoft.Network/networkInterfaces", 0)
     assert azure.nic("w1-nic")["properties"]["provisioningState"] == "Updating"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import pace
 from tests.azure import client
 from tests.azure.client import Azure
 from tests.azure.fabric import namespaces
@@ -55,7 +56,7 @@ def subnet(azure: Azure, name: str, prefix: str, **properties: Any) -> None:
 
 def soon(found: Callable[[], Any], expected: Any) -> None:
     """Health probes need a moment."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + pace.stretched(5)
     while (last := found()) != expected:
         assert time.monotonic() < deadline, f"{last!r} is not {expected!r}"
         time.sleep(0.05)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import pace
 from tests.azure import client
 from tests.azure.arm.admin import RefusedError
 from tests.azure.client import ROOT
@@ -81,7 +82,7 @@ def test_ends_with_its_starter_if_wanted(tmp_path: Path) -> None:
     starter.kill()
     starter.wait()
     starter.stdout.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + pace.stretched(10)
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, "the emulator outlives its starter"
         time.sleep(0.02)

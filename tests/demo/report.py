@@ -15,6 +15,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from tests import pace
+
 T = TypeVar("T")
 
 
@@ -59,7 +61,7 @@ class Report:
 
     def until(self, what: str, look: Callable[[], T | None], *, within: float, every: float = 0.3) -> T:
         """Looks again and again until `look` gives something; StepFailed when it doesn't `within` seconds."""
-        started = time.monotonic()
+        started, within = time.monotonic(), pace.stretched(within)
         while True:
             found = look()
             if found:

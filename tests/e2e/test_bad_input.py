@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import pace
 from tests.demo.report import Report
 from tests.demo.world import PROGRAMS, WARM, World, machine_id
 from tests.kube.api import KubeError
@@ -81,7 +82,7 @@ def test_a_bad_configuration_stops_the_start(command: list[str], content: str, e
         [str(PROGRAMS / program), *arguments, "--config", str(file)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=pace.stretched(30),
         check=False,
     )
     assert done.returncode != 0

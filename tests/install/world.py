@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests import pace
 from tests.azure import client as azure
 from tests.demo.world import ADDRESSES, AGENT, NIC_SECONDS, OPERATOR, PLANE, ROOT, WORKERS, World
 from tests.install import building
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 NAMESPACE = "kube-system"
 CHART = ROOT / "helm" / "vnetpods"
 ACCOUNTS = ("vnetpods-operator", "vnetpods-agent")
-RELEASE_TIME = "3m"
+RELEASE_TIME = f"{pace.stretched(180):.0f}s"
 MAX_PODS = 60
 """So few that the operator has to count the pods in the host's network."""
 IDENTITY = "vnetpods"
@@ -87,7 +88,9 @@ class InstalledWorld(World):
         """As an administrator types it."""
         command = [str(binaries.program("helm")), *arguments, f"--namespace={NAMESPACE}"]
         command.append(f"--kubeconfig={self.cluster.admin_kubeconfig}")
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=240)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, check=False, timeout=pace.stretched(240)
+        )
         if done.returncode:
             raise HelmError(f"helm {' '.join(arguments)}: {done.stderr}")
         return done.stdout
@@ -104,7 +107,9 @@ class InstalledWorld(World):
         waiting = ("--wait", f"--timeout={RELEASE_TIME}")
         said = self.helm("upgrade", "vnetpods", str(CHART), "--values=-", *waiting, *arguments, stdin=json.dumps(given))
         for workload in ("deployment/vnetpods-operator", "daemonset/vnetpods-agent"):
-            self.cluster.kubectl("rollout", "status", workload, f"--namespace={NAMESPACE}", "--timeout=60s")
+            self.cluster.kubectl(
+                "rollout", "status", workload, f"--namespace={NAMESPACE}", f"--timeout={pace.stretched(60):.0f}s"
+            )
         return said
 
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tests import pace
 from tests.kube import pki
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Api:
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
         """Runs kubectl as the administrator and returns its output; KubeError carries its error."""
         command = [str(self.kubectl_program), f"--kubeconfig={self.admin_kubeconfig}", *arguments]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=pace.stretched(timeout), check=False
+        )
         if done.returncode:
             raise KubeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
@@ -52,7 +55,7 @@ class Api:
         out = self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifest)
         crds = [name for name in (line.split()[0] for line in out.splitlines()) if name.startswith("customresourced")]
         if crds:
-            self.kubectl("wait", "--for=condition=Established", "--timeout=30s", *crds)
+            self.kubectl("wait", "--for=condition=Established", f"--timeout={pace.stretched(30):.0f}s", *crds)
         return out
 
     def token(
@@ -100,7 +103,7 @@ class Api:
 
     def wait(self, what: str, condition: Callable[[], Any], timeout: float = 60) -> Any:
         """Polls until `condition` returns something true and returns that; the KubeError says what was waited for."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + pace.stretched(timeout)
         error: KubeError | None = None
         while True:
             try:
@@ -110,5 +113,5 @@ class Api:
             except KubeError as failed:  # objects that don't exist yet, a server that is away
                 error = failed
             if time.monotonic() > deadline:
-                raise KubeError(f"waited {timeout:g} s in vain for {what}") from error
+                raise KubeError(f"waited {pace.stretched(timeout):g} s in vain for {what}") from error
             time.sleep(POLL_SECONDS)

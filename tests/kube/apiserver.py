@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from tests import pace
 from tests.kube import binaries, pki
 from tests.kube.api import Api, KubeError
 
@@ -182,7 +183,8 @@ def await_ready(url: str, authority: Path, programs: Sequence[Started]) -> None:
     """Returns when /readyz says ok; KubeError carries the log of the program that died, or of the API server."""
     host, _, port = url.removeprefix("https://").partition(":")
     context = ssl.create_default_context(cafile=str(authority))
-    deadline = time.monotonic() + READY_SECONDS
+    limit = pace.stretched(READY_SECONDS)
+    deadline = time.monotonic() + limit
     while True:
         connection = http.client.HTTPSConnection(host, int(port), timeout=2, context=context)
         try:
@@ -197,7 +199,7 @@ def await_ready(url: str, authority: Path, programs: Sequence[Started]) -> None:
             if not program.running:
                 raise KubeError(f"{program.log.stem} ended at start; end of {program.log}:\n{program.tail()}")
         if time.monotonic() > deadline:
-            raise KubeError(f"{url} not ready after {READY_SECONDS} s; end of its log:\n{programs[-1].tail()}")
+            raise KubeError(f"{url} not ready after {limit:g} s; end of its log:\n{programs[-1].tail()}")
         time.sleep(0.05)
 
 

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import pace
+
 ROOT = Path("/sys/fs/cgroup")
 NEEDED = frozenset({"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids"})
 REMOVE_SECONDS = 10
@@ -74,7 +76,7 @@ def make(group: str) -> list[Path]:
 
 def remove(group: str) -> None:
     """Removes the sub-trees of a dead machine; its last processes may need a moment to vanish."""
-    deadline = time.monotonic() + REMOVE_SECONDS
+    deadline = time.monotonic() + pace.stretched(REMOVE_SECONDS)
     for hierarchy in hierarchies():
         folder = hierarchy.folder / group
         while folder.exists():

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests import pace
 from tests.kube import cgroups
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Daemon:
     @property
     def pid(self) -> int:
         """The program's process id as the host sees it (`nsenter` stays in between as its parent)."""
-        deadline = time.monotonic() + BOOT_SECONDS
+        deadline = time.monotonic() + pace.stretched(BOOT_SECONDS)
         while self.running and time.monotonic() < deadline:
             if pid := _only_child(self.process.pid):
                 return pid
@@ -117,7 +118,7 @@ class Daemon:
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 20) -> int:
         """Signals it and returns its exit status."""
         self.send(number)
-        return self.process.wait(timeout)
+        return self.process.wait(pace.stretched(timeout))
 
     def tail(self, lines: int = 12) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
@@ -247,7 +248,7 @@ class Machine:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=pace.stretched(timeout),
             check=False,
             env=self._environment({}),
         )
@@ -278,7 +279,7 @@ class Machine:
 
 
 def _await_gone(identities: Sequence[Identity]) -> None:
-    deadline = time.monotonic() + BOOT_SECONDS
+    deadline = time.monotonic() + pace.stretched(BOOT_SECONDS)
     while any(identity.alive for identity in identities):
         if time.monotonic() > deadline:
             raise MachineError(f"processes {[identity.pid for identity in identities]} don't end")

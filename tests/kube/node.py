@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests import pace
 from tests.kube import image, pki
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Node:
             [str(programs["containerd"]), "--config=/etc/containerd/config.toml"],
             {"GOGC": "50", "PATH": f"{programs['containerd-shim-runc-v2'].parent}:/usr/sbin:/usr/bin:/sbin:/bin"},
         )
-        deadline = time.monotonic() + SOCKET_SECONDS
+        deadline = time.monotonic() + pace.stretched(SOCKET_SECONDS)
         while self.machine.run(str(programs["ctr"]), "version", check=False).returncode:
             if not daemon.running or time.monotonic() > deadline:
                 raise NodeError(f"{self.name}: containerd doesn't answer; end of {daemon.log}:\n{daemon.tail()}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import pace
 from tests.kube import cluster as clusters
 from tests.kube import image
 from tests.kube.cluster import Cluster, Description, Member
@@ -103,7 +104,7 @@ def test_nodes_register_and_are_ready_only_once_they_have_a_network(cluster: Clu
 def test_pods_run_on_both_nodes_and_a_service_reaches_them(cluster: Cluster) -> None:
     cluster.wait("the default ServiceAccount", lambda: cluster.get("serviceaccount", "default"), 30)
     cluster.apply(deployment(4))
-    cluster.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+    cluster.kubectl("rollout", "status", "deployment/web", f"--timeout={pace.stretched(60):.0f}s")
     pods = cluster.pods("--selector=app=web")
     assert {pod["spec"]["nodeName"] for pod in pods} == set(SUBNETS)
     cluster.kubectl("expose", "deployment/web", "--port=80", "--target-port=8080")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import pace
 from tests.kube import cgroups
 from tests.kube.machine import Identity, Machine, MachineError
 
@@ -90,7 +91,7 @@ def test_a_command_that_fails_says_where_and_why(machine: Machine) -> None:
 def test_a_daemon_is_signalled_itself_and_its_words_are_kept(machine: Machine) -> None:
     script = "trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.05; done"
     daemon = machine.start("polite", ["sh", "-c", script])
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + pace.stretched(5)
     while "hello" not in daemon.tail() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert daemon.stop(signal.SIGTERM) == 3
@@ -121,7 +122,7 @@ def test_a_machine_shares_the_fate_of_its_starter_unless_it_is_kept(tmp_path: Pa
     pid, started, group = done.stdout.split()
     identity = Identity(int(pid), int(started))
     try:
-        deadline = time.monotonic() + (5 if fate == "die" else 0.5)
+        deadline = time.monotonic() + (pace.stretched(5) if fate == "die" else 0.5)
         while identity.alive and time.monotonic() < deadline:
             time.sleep(0.02)
         assert identity.alive == (fate == "keep")

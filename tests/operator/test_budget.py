@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import pace
 from vnetpods_operator.budget import Bucket, Budget, Kind, Ticket, Urgency, ticket
 from vnetpods_operator.cloud import Throttled
 
@@ -104,7 +105,7 @@ async def test_a_node_may_become_urgent_while_it_waits() -> None:
 
 async def test_subscriptions_and_kinds_are_apart() -> None:
     of = budget(0.001)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(pace.stretched(1)):
         await of.acquire("one", Kind.WRITE)
         await of.acquire("ONE", Kind.READ)
         await of.acquire("two", Kind.WRITE)
@@ -126,7 +127,7 @@ async def test_nobody_sits_before_a_bucket_that_azure_closed_for_long() -> None:
     """The workers that sat there would be missing to nodes of other subscriptions."""
     of = budget(0.001)
     await of.acquire("s", Kind.WRITE)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(pace.stretched(1)):
         early = asyncio.create_task(of.acquire("s", Kind.WRITE))
         await asyncio.sleep(0)
         of.close("s", Kind.WRITE, 3600)
@@ -147,5 +148,5 @@ async def test_new_rates_apply_at_once() -> None:
     await of.acquire("s", Kind.READ)
     rates[0] = 1000.0
     of.adjust()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(pace.stretched(1)):
         await of.acquire("s", Kind.READ)

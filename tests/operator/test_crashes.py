@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests import pace
 from tests.operator.agents import Agent
 from tests.operator.worlds import NIC_WRITE, World
 from vnetpods_operator.faults import Point
@@ -57,7 +58,7 @@ async def crash(world: World, point: Point, nth: int) -> None:
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGKILL
+        assert await asyncio.wait_for(process.wait(), pace.stretched(30)) == -signal.SIGKILL
     finally:
         if process.returncode is None:
             process.kill()

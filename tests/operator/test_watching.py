@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests import pace
 from tests.operator.worlds import World
 from vnetpods_api import OwnerReference
 from vnetpods_operator import watching
@@ -41,7 +42,7 @@ async def test_lists_of_several_pages(world: World, monkeypatch: pytest.MonkeyPa
 
 
 async def test_the_crd_is_waited_for(world: World) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(pace.stretched(5)):
         await watching.served(world.kube)
 
 

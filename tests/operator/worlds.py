@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from tests import pace
 from tests.azure.arm.server import Emulator
 from tests.kube.apiserver import ApiServer
 from tests.operator.agents import Agent
@@ -126,14 +127,14 @@ class World:
     ) -> Any:
         """Waits until `check` returns something true."""
         loop = asyncio.get_running_loop()
-        end, seen = loop.time() + timeout, None
+        end, seen = loop.time() + pace.stretched(timeout), None
         while loop.time() < end:
             with contextlib.suppress(NotFound):
                 seen = await check()
                 if seen:
                     return seen
             await asyncio.sleep(0.02)
-        raise AssertionError(f"not within {timeout} s: {what}; last seen {seen!r}")
+        raise AssertionError(f"not within {pace.stretched(timeout)} s: {what}; last seen {seen!r}")
 
     async def until_reason(self, node: str, reason: str) -> Condition:
         async def check() -> Condition | None:
@@ -175,7 +176,7 @@ class World:
             assert not task.done(), task.result()
         finally:
             running.stop()
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, pace.stretched(10))
         assert not lost
 
     @contextlib.asynccontextmanager
@@ -188,7 +189,7 @@ class World:
             yield process
             if process.returncode is None:
                 process.terminate()
-            assert await asyncio.wait_for(process.wait(), 20) == 0
+            assert await asyncio.wait_for(process.wait(), pace.stretched(20)) == 0
         finally:
             if process.returncode is None:
                 process.kill()
