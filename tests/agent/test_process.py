@@ -1,4 +1,4 @@
-"""The agent as a process: how fast it is there, how it ends, what it costs."""
+"""The agent as a process: how it starts, how it ends, what it costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.agent.machine import Machine, machine, until
@@ -16,7 +15,6 @@ from vnetpods_api import Usage
 
 
 async def test_it_serves_a_known_pool_at_once_and_without_its_source(tmp_path: Path) -> None:
-    """Within a second; of the processor, so that what else the machine does doesn't count."""
     async with machine(tmp_path) as node:
         node.pool(["10.240.0.5"])
         await node.start()
@@ -24,21 +22,18 @@ async def test_it_serves_a_known_pool_at_once_and_without_its_source(tmp_path: P
         await node.stop()
         (tmp_path / "pool.yaml").unlink()
         await node.start()
-        assert node.processor_seconds() < 1
-        assert node.events("serving")[-1]["seconds"] < 2
         assert await node.add("c1", node.sandbox()) == "10.240.0.5"
 
 
 async def test_sigterm_finishes_what_is_in_flight_and_sends_the_waiting_on(tmp_path: Path) -> None:
-    async with machine(tmp_path) as node:
+    """Waiting calls don't use up the grace, which is an hour here."""
+    async with machine(tmp_path, stopGrace=3600) as node:
         node.pool(["10.240.0.5"])
         await node.start()
         await node.add("c1", node.sandbox())
         waiting = asyncio.create_task(node.add("c2", node.sandbox()))
         await until(lambda: node.report().usage == Usage(assigned=1, waiting=1))
-        began = time.monotonic()
         await node.stop()
-        assert time.monotonic() - began < 5
         assert node.process
         assert node.process.returncode == 0
         node.pool(["10.240.0.5", "10.240.0.6"])
@@ -87,14 +82,17 @@ sys.stdout.write(answer.read().decode())
 async def test_new_pods_get_what_the_nic_takes_by_now(tmp_path: Path) -> None:
     """Those that are there keep what they have: their other end can't be changed any more."""
     async with machine(tmp_path) as node:
-        node.pool(["10.240.0.5", "10.240.0.6"])
+        node.pool([f"10.240.1.{n}" for n in range(256)])
         await node.start()
-        first, second = node.sandbox(), node.sandbox()
-        await node.add("c1", first)
+        first = node.sandbox()
+        await node.add("first", first)
         shrink(node)
-        await asyncio.sleep(1)
-        await node.add("c2", second)
-        assert (mtu(first), mtu(second)) == (1500, 1400)
+        for number in range(255):  # until the agent has heard of it
+            await node.add(f"c{number}", later := node.sandbox())
+            if mtu(later) == 1400:
+                break
+            await asyncio.sleep(0.05)
+        assert (mtu(first), mtu(later)) == (1500, 1400)
 
 
 def shrink(node: Machine) -> None:
@@ -123,17 +121,22 @@ def resident(node: Machine) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
 
-def test_import_time() -> None:
-    """Of the processor, so that what else the machine does doesn't count. rich is there for development only."""
+HEAVY = {"azure", "cryptography", "jsonschema", "kopf", "kubernetes", "pyroute2", "requests", "yaml"}
+"""None of them is needed before the first call is served: pyroute2 alone costs 0.1 s and 24 MB."""
+
+
+def test_little_is_imported_before_the_first_call() -> None:
+    """What a start takes is mostly imports. rich is there for development only."""
     program = """
-import sys, time
+import sys
 sys.modules["rich"] = None
-began = time.process_time()
+before = set(sys.modules)
 import vnetpods_agent.service
-print(time.process_time() - began)
+print(*(set(sys.modules) - before))
 """
-    taken = min(float(subprocess.check_output([sys.executable, "-c", program])) for _ in range(3))
-    assert taken < 0.3
+    imported = subprocess.check_output([sys.executable, "-c", program], text=True).split()
+    assert HEAVY & {name.partition(".")[0] for name in imported} == set()
+    assert len(imported) < 450  # 401 with Python 3.11
 
 
 async def test_uninstall_takes_the_conflist_first_and_leaves_pods_running(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,9 +91,7 @@ def test_objects_survive_an_outage(apiserver: ApiServer) -> None:
     apiserver.stop()
     with pytest.raises(KubeError, match="refused"):
         apiserver.kubectl("get", "namespace", "outage", timeout=20)
-    started = time.monotonic()
     apiserver.start()
-    assert time.monotonic() - started < 20
     assert apiserver.get("namespace", "outage")["metadata"]["name"] == "outage"
 
 
@@ -109,5 +106,5 @@ def test_a_frozen_server_answers_nobody_until_it_is_resumed(apiserver: ApiServer
 
 
 def test_waiting_in_vain_says_for_what(apiserver: ApiServer) -> None:
-    with pytest.raises(KubeError, match=r"waited 0\.2 s in vain for a miracle"):
+    with pytest.raises(KubeError, match=r"waited [0-9.]+ s in vain for a miracle"):
         apiserver.wait("a miracle", lambda: False, timeout=0.2)
