@@ -47,12 +47,13 @@ IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 RTEXT_FILTER_SKIP_STATS = 8
 IFF_UP = 0x1
 IFA_ADDRESS, IFA_LOCAL = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_PERMANENT = 0x80
 FRA_PRIORITY, FRA_FWMARK, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 6, 10, 14, 15, 16, 21
 FR_ACT_TO_TBL, RTN_UNICAST = 1, 1
-RT_TABLE_MAIN, RTNH_F_ONLINK = 254, 4
+RT_TABLE_MAIN, RTNH_F_ONLINK, RTPROT_KERNEL = 254, 4, 2
+IFA_F_SECONDARY = 0x1
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 PROTOCOL = 118
@@ -189,6 +190,7 @@ class Route:
     """`ip route add DESTINATION/PREFIX [via GATEWAY] dev INDEX [onlink] table TABLE proto PROTOCOL scope …`.
 
     The scope is link without a gateway, else global. `onlink`: the gateway isn't looked for in other routes first.
+    `source`: what the host's own packets get (`src`); only read, never set.
     """
 
     destination: str
@@ -198,6 +200,7 @@ class Route:
     table: int = RT_TABLE_MAIN
     protocol: int = PROTOCOL
     onlink: bool = False
+    source: str = ""
 
 
 def route_add(route: Route) -> bytes:
@@ -358,24 +361,26 @@ def read_link(payload: bytes) -> Link:
 
 @dataclass(frozen=True, slots=True)
 class HeldAddress:
-    """An IPv4 address on an interface."""
+    """An IPv4 address on an interface; `secondary`: the interface has an earlier one of the same subnet."""
 
     index: int
     address: str
     prefix: int
+    secondary: bool = False
 
 
 def read_address(payload: bytes) -> HeldAddress:
-    _, prefix, _, _, index = IFADDRMSG.unpack_from(payload)
+    _, prefix, flags, _, index = IFADDRMSG.unpack_from(payload)
     found = dict(attributes(payload, IFADDRMSG.size))
-    return HeldAddress(index, socket.inet_ntoa(found.get(IFA_LOCAL) or found[IFA_ADDRESS]), prefix)
+    address = socket.inet_ntoa(found.get(IFA_LOCAL) or found[IFA_ADDRESS])
+    return HeldAddress(index, address, prefix, bool(flags & IFA_F_SECONDARY))
 
 
 def read_route(payload: bytes) -> Route:
     """Routes of other kinds (several next hops, blackholes) come out with index 0."""
     _, prefix, _, _, table, protocol, _, _, flags = RTMSG.unpack_from(payload)
     found = dict(attributes(payload, RTMSG.size))
-    gateway = found.get(RTA_GATEWAY)
+    gateway, source = found.get(RTA_GATEWAY), found.get(RTA_PREFSRC)
     return Route(
         destination=socket.inet_ntoa(found.get(RTA_DST, bytes(4))),
         prefix=prefix,
@@ -384,6 +389,7 @@ def read_route(payload: bytes) -> Route:
         table=_value(found.get(RTA_TABLE)) or table,
         protocol=protocol,
         onlink=bool(flags & RTNH_F_ONLINK),
+        source=socket.inet_ntoa(source) if source else "",
     )
 
 

@@ -9,20 +9,20 @@ protocol 118, `azv…` links with our alias, and, among addresses, those of the 
 from __future__ import annotations
 
 import errno
-import ipaddress
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vnetpods_agent.attachment import HOST_PREFIX, Address, mac
-from vnetpods_agent.dataplane import HostState, forwarding, hostend, kernel, routing
+from vnetpods_agent.dataplane import HostState, forwarding, hostaddresses, hostend, kernel, routing
 from vnetpods_agent.dataplane import rtnetlink as rt
 from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.events import Area
+from vnetpods_agent.dataplane.hostaddresses import Found
 from vnetpods_agent.dataplane.kernel import Uplink
 from vnetpods_agent.dataplane.programs import ProgramFailed, output
-from vnetpods_agent.dataplane.ruleset import TABLE, collapsed, deletion, families, ruleset
+from vnetpods_agent.dataplane.ruleset import TABLE, deletion, families, ruleset
 
 ADDRESS_TAKEN = "AddressTakenFromHost"
 ADDRESS_ON_HOST = "AddressOnHost"
@@ -86,32 +86,36 @@ class Upkeep:
         return found, kernel.elsewhere(found, links, kernel.routes(self._route))
 
     def _addresses(self, state: HostState) -> list[Happening]:
-        """The host must not own pods' addresses: it would answer for them itself. Never a primary, never one outside
-        the pool.
-        """
-        pool = collapsed(address for nic in state.nics for address in nic.addresses)
-        primaries = {nic.primary_address for nic in state.nics}
-        names = {link.index: link.name for link in kernel.links(self._route)}
-        taken: list[tuple[Address, str]] = []
-        staying: list[tuple[Address, str]] = []
-        for held in kernel.addresses(self._route):
-            name = names.get(held.index, "")
-            address = ipaddress.IPv4Address(held.address)
-            if held.address in primaries or name.startswith(HOST_PREFIX) or not any(address in net for net in pool):
+        """The host must not own pods' addresses: it would answer for them itself. See `hostaddresses`."""
+        links, held = kernel.links(self._route), kernel.addresses(self._route)
+        uplinks = kernel.uplinks(state.nics, links, held)
+        taken: list[str] = []
+        staying: list[Found] = []
+        for found in hostaddresses.found(uplinks, links, held, kernel.routes(self._route)):
+            address, name = found.held.address, found.interface
+            stays = found.stays or ("" if state.take_from_host else f"takeFromHost is off; {_ADVICE}")
+            if not stays and not _keeps_the_others(self._ipv4 / "conf", name):
+                stays = f"net.ipv4.conf.{name}.promote_secondaries can't be set, so others would go with it; {_ADVICE}"
+            if stays:
+                staying.append(replace(found, stays=stays))
                 continue
-            if state.take_from_host and _keeps_the_others(self._ipv4 / "conf", name):
-                # ip addr del 10.0.0.7/24 dev eth0
-                removal = rt.address_delete(held.address, held.prefix, held.index)
-                self._route.carry_out([Step(f"remove from {name}", held.address, removal, _GONE)])
-                taken.append((Address(held.address), name))
-            else:
-                staying.append((Address(held.address), name))
-        self.held_by_host = frozenset(address for address, _ in staying)
-        said = (
-            (ADDRESS_TAKEN, "removed from the node's interfaces", taken),
-            (ADDRESS_ON_HOST, "of the pool and on the node's interfaces", staying),
-        )
-        return [Happening(kind, f"{what}: {_some(found)}; {_ADVICE}") for kind, what, found in said if found]
+            # ip addr del 10.0.0.7/24 dev eth0
+            removal = rt.address_delete(address, found.held.prefix, found.held.index)
+            self._route.carry_out([Step(f"remove from {name}", address, removal, _GONE)])
+            taken.append(f"{address} ({name})")
+        self.held_by_host = frozenset(Address(found.held.address) for found in staying)
+        happenings = [
+            Happening(
+                ADDRESS_ON_HOST, f"of the pool, but on the node's interfaces, so no pod gets it: {_some(some)}: {why}"
+            )
+            for why in dict.fromkeys(found.stays for found in staying)
+            if (some := [f"{found.held.address} ({found.interface})" for found in staying if found.stays == why])
+        ]
+        if taken:
+            happenings.append(
+                Happening(ADDRESS_TAKEN, f"removed from the node's interfaces: {_some(taken)}; {_ADVICE}")
+            )
+        return happenings
 
     def _settings(self, state: HostState) -> list[Happening]:
         uplinks, elsewhere = self._uplinks(state)
@@ -176,7 +180,11 @@ class Upkeep:
         return [Happening(RESTORED, f"policy routing of secondary NICs: {added} rules and routes were missing")]
 
     def _ruleset(self, state: HostState) -> list[Happening]:
-        text = ruleset(state, *self._uplinks(state), ipv6=(SYSCTL / "ipv6").exists())
+        uplinks, elsewhere = self._uplinks(state)
+        there = replace(
+            state, nics=tuple(uplink.nic for uplink in uplinks)
+        )  # the others' addresses are another machine's
+        text = ruleset(there, uplinks, elsewhere, ipv6=(SYSCTL / "ipv6").exists())
         known = text == self._loaded
         if known and list_tables() == self._listing:
             return []
@@ -252,9 +260,9 @@ class Upkeep:
         return []
 
 
-def _some(found: Sequence[tuple[Address, str]]) -> str:
+def _some(found: Sequence[str]) -> str:
     """One Event however many there are."""
-    shown = ", ".join(f"{address} ({name})" for address, name in found[:_SHOWN])
+    shown = ", ".join(found[:_SHOWN])
     return shown if len(found) <= _SHOWN else f"{shown} and {len(found) - _SHOWN} more"
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agent.dataplane.world import World, inside, run
+from tests.agent.dataplane.keeper import HURRY, STATE, Keeper
+from tests.agent.dataplane.world import PodHandle, World, inside, run
+from vnetpods_agent.dataplane.hoststate import HostReconciler
 from vnetpods_agent.dataplane.reaper import Reaper
 from vnetpods_agent.dataplane.transparent import Transparent
 
@@ -41,3 +43,21 @@ def plane(world: World, reaper: Reaper) -> Iterator[Transparent]:
 def forwarding(world: World) -> None:
     """What the host reconciler sees to, for tests without one."""
     run("sysctl -qw net.ipv4.ip_forward=1")
+
+
+@pytest.fixture
+def keeper(world: World) -> Iterator[Keeper]:
+    events: list[tuple[str, str]] = []
+    reconciler = HostReconciler(lambda kind, message: events.append((kind, message)), HURRY)
+    reconciler.start()
+    yield Keeper(reconciler, events)
+    reconciler.close()
+
+
+@pytest.fixture
+def pod(world: World, plane: Transparent, keeper: Keeper) -> PodHandle:
+    """One on a host that is kept as it should be."""
+    keeper.declare(STATE)
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    return pod

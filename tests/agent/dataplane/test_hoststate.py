@@ -7,16 +7,18 @@ import errno
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from tests.agent.dataplane.keeper import HURRY, NIC, STATE, Keeper
 from tests.agent.dataplane.world import (
     AMOUNT,
     AZURE_DNS,
     DIRECT,
+    GATEWAY,
     IMDS,
     INTERNET,
     NIC_MAC,
@@ -38,42 +40,6 @@ from vnetpods_agent.dataplane.kernel import uplink_limits
 from vnetpods_agent.dataplane.ruleset import TABLE
 from vnetpods_agent.dataplane.transparent import Transparent
 from vnetpods_agent.dataplane.upkeep import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, Upkeep, list_tables
-
-NIC = Nic(NIC_MAC, PRIMARY, ("10.240.0.0/16",), POOL)
-STATE = HostState((NIC,), DIRECT)
-HURRY = 0.1
-
-
-@dataclass
-class Keeper:
-    """A reconciler and what it said."""
-
-    reconciler: HostReconciler
-    events: list[tuple[str, str]] = field(default_factory=list)
-
-    def declare(self, state: HostState) -> None:
-        self.reconciler.declare(state)
-        assert self.reconciler.wait(5), self.events
-
-    def kinds(self) -> set[str]:
-        return {kind for kind, _ in self.events}
-
-
-@pytest.fixture
-def keeper(world: World) -> Iterator[Keeper]:
-    events: list[tuple[str, str]] = []
-    reconciler = HostReconciler(lambda kind, message: events.append((kind, message)), HURRY)
-    reconciler.start()
-    yield Keeper(reconciler, events)
-    reconciler.close()
-
-
-@pytest.fixture
-def pod(world: World, plane: Transparent, keeper: Keeper) -> PodHandle:
-    keeper.declare(STATE)
-    pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
-    return pod
 
 
 @pytest.mark.parametrize(
@@ -230,6 +196,7 @@ def test_the_primary_survives_even_when_the_pool_address_came_first(world: World
     run("ip addr flush dev eth0")
     run("ip addr add 10.240.0.7/16 dev eth0")
     run(f"ip addr add {PRIMARY}/16 dev eth0")
+    run(f"ip route replace default via {GATEWAY} dev eth0 src {PRIMARY}")  # as DHCP clients make it
     assert "secondary" in next(line for line in run("ip addr show eth0").splitlines() if PRIMARY in line)
     keeper.declare(STATE)
     assert "10.240.0.7" not in run("ip addr show eth0")

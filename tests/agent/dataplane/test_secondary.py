@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agent.dataplane.test_hoststate import HURRY, NIC
+from tests.agent.dataplane.keeper import HURRY, NIC
 from tests.agent.dataplane.world import (
     AZURE_DNS,
     DIRECT,
