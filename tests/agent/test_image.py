@@ -1,5 +1,5 @@
-"""A disk that was captured with the agent's state on it, and boots as another machine whose own address that state lists
-for pods.
+"""A disk that was captured with the agent's state on it boots as another machine, whose own address is listed for pods
+there.
 """
 
 from __future__ import annotations

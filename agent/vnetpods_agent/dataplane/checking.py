@@ -35,6 +35,10 @@ def _host_side(attachment: Attachment, link: rt.Link | None, host: Conversation)
         yield f"the host's interface is called {link.name} instead of {attachment.host_ifname}: {newer}"
     if hostend.owner(link) != (attachment.key, address):
         yield f"the host's {link.name} doesn't name {attachment.key} with {address} as its owner"
+    if link.arp:
+        yield f"the host's {link.name} answers ARP"
+    if link.lacks(hostend.SETTINGS):
+        yield f"net.ipv4.conf.{link.name} has other settings than pods need"
     routes = host.dump(Step("list routes to", link.name, rt.routes_dump(index=link.index)), rt.read_route)
     if not any((route.destination, route.prefix) == (address, 32) for route in routes):
         yield f"the host has no route to {address} through {link.name}"

@@ -11,10 +11,12 @@ import enum
 import os
 import selectors
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 from vnetpods_agent.attachment import HOST_PREFIX
 from vnetpods_agent.dataplane.conversation import BUFFER, NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
+from vnetpods_agent.dataplane.hostend import FIRST_INDEX
 from vnetpods_agent.dataplane.rtnetlink import (
     IFINFOMSG,
     IFLA_IFNAME,
@@ -48,7 +50,7 @@ _NETLINK_NETFILTER = 12
 _ROUTE_GROUPS = (1, 5, 7, 8, 24)  # RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV4_NETCONF
 _NFNLGRP_NFTABLES = 7
 _SUBSYS_NFTABLES = 10
-_RTM_NEWNETCONF = 80
+_RTM_NEWNETCONF, _NETCONFA_IFINDEX = 80, 1
 _SO_RCVBUFFORCE = 33
 _ROOM = 1 << 21
 _AREAS = {
@@ -56,7 +58,6 @@ _AREAS = {
     RTM_DELADDR: {Area.ADDRESSES, Area.ROUTING},
     RTM_DELROUTE: {Area.ROUTING, Area.PODS},
     RTM_DELRULE: {Area.ROUTING},
-    _RTM_NEWNETCONF: {Area.SETTINGS},
 }
 
 
@@ -129,6 +130,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _route_areas(kind: int, payload: bytes) -> set[Area]:
     if kind in {RTM_NEWLINK, RTM_DELLINK}:
         return _link_areas(kind, payload)
+    if kind == _RTM_NEWNETCONF:
+        return _setting_areas(payload)
     if kind == RTM_DELROUTE and RTMSG.unpack_from(payload)[5] != PROTOCOL:
         return set()  # somebody else's: a router's table changes all the time
     return _AREAS.get(kind, set())
@@ -140,6 +143,13 @@ def _link_areas(kind: int, payload: bytes) -> set[Area]:
         return {Area.PODS} if kind == RTM_NEWLINK else set()
     # an uplink may have come, gone, been renamed or got another MTU
     return {Area.ADDRESSES, Area.SETTINGS, Area.ROUTING, Area.RULESET, Area.PODS}
+
+
+def _setting_areas(payload: bytes) -> set[Area]:
+    """Settings of one interface, or (a negative number) of all. Each new one of a pod tells its own."""
+    raw = dict(attributes(payload, 4)).get(_NETCONFA_IFINDEX, b"")
+    index = int.from_bytes(raw, sys.byteorder, signed=True)
+    return {Area.PODS} if index >= FIRST_INDEX else {Area.SETTINGS, Area.PODS}
 
 
 def _netfilter_areas(kind: int, payload: bytes) -> set[Area]:

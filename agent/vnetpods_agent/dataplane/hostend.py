@@ -17,12 +17,27 @@ import re
 
 from vnetpods_agent.attachment import HOST_PREFIX, Address, Attachment, AttachmentKey
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface
+from vnetpods_agent.dataplane import rtnetlink as rt
 from vnetpods_agent.dataplane.rtnetlink import Link
 
 GATEWAY = "169.254.1.1"
 """Every pod's next hop. It exists nowhere; a permanent neighbour stands for it."""
 DYING = 0x766E7064
 """The device group ("vnpd") of host ends that are on their way out; the kernel deletes a whole group in one go."""
+SETTINGS = {
+    rt.FORWARDING: 1,
+    rt.RP_FILTER: 0,
+    rt.PROXY_ARP: 0,
+    rt.ACCEPT_REDIRECTS: 0,
+    rt.SEND_REDIRECTS: 0,
+    rt.ACCEPT_SOURCE_ROUTE: 0,
+    rt.ROUTE_LOCALNET: 0,
+}
+"""What a new link would inherit from net.ipv4.conf.default, which hardened hosts set as they need it for themselves. No
+reverse path filter: the rule set checks sources already, and on a link without an address loose is as strict as strict.
+"""
+FIRST_INDEX = 0x40000000
+"""Our links' indexes begin here; the kernel counts others' from 1."""
 INDEX_ATTEMPTS = 3
 _ALIAS_MARK = "vnetpods"
 _ALIAS_MAX = 255  # IFALIASZ - 1, include/uapi/linux/if.h
@@ -76,7 +91,7 @@ def indexes(key: AttachmentKey, attempt: int = 0) -> tuple[int, int]:
     to a second).
     """
     digest = hashlib.sha1(f"{attempt} {key.network} {key}".encode(), usedforsecurity=False).digest()
-    host = 0x40000000 | int.from_bytes(digest[:4], "big") & 0x3FFFFFFE
+    host = FIRST_INDEX | int.from_bytes(digest[:4], "big") & 0x3FFFFFFE
     return host, host | 1
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 NLMSGHDR = struct.Struct("=IHHII")
@@ -44,8 +44,12 @@ IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_GSO_
 IFLA_PROP_LIST, IFLA_ALT_IFNAME, NLA_F_NESTED = 52, 53, 0x8000
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
+IFLA_INET_CONF = 1
+# IPV4_DEVCONF_*, include/uapi/linux/ip.h: what /proc/sys/net/ipv4/conf/LINK has, by the same names
+FORWARDING, PROXY_ARP, ACCEPT_REDIRECTS, SEND_REDIRECTS, RP_FILTER, ACCEPT_SOURCE_ROUTE = 1, 3, 4, 6, 8, 9
+ROUTE_LOCALNET = 26
 RTEXT_FILTER_SKIP_STATS = 8
-IFF_UP = 0x1
+IFF_UP, IFF_NOARP = 0x1, 0x80
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
@@ -119,10 +123,11 @@ def veth_create(here: VethEnd, there: VethEnd, netns_fd: int) -> bytes:
     return request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload)
 
 
-def link_set(index: int, *attributes: bytes, up: bool | None = None) -> bytes:
-    """`ip link set dev INDEX [up|down] …`."""
-    flags = IFF_UP if up else 0
-    head = IFINFOMSG.pack(0, 0, index, flags, 0 if up is None else IFF_UP)
+def link_set(index: int, *attributes: bytes, up: bool | None = None, arp: bool | None = None) -> bytes:
+    """`ip link set dev INDEX [up|down] [arp on|off] …`."""
+    flags = (IFF_UP if up else 0) | (IFF_NOARP if arp is False else 0)
+    change = (0 if up is None else IFF_UP) | (0 if arp is None else IFF_NOARP)
+    head = IFINFOMSG.pack(0, 0, index, flags, change)
     return request(RTM_NEWLINK, 0, head + b"".join(attributes))
 
 
@@ -156,6 +161,12 @@ def link_without_ipv6_address() -> bytes:
     """`… addrgenmode none`: no link-local address, hence no DAD, MLD and router solicitations."""
     mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
     return attribute(IFLA_AF_SPEC, attribute(socket.AF_INET6, mode))
+
+
+def link_settings(settings: Mapping[int, int]) -> bytes:
+    """`sysctl net.ipv4.conf.LINK.NAME=VALUE …`."""
+    values = b"".join(_number(number, value) for number, value in settings.items())
+    return attribute(IFLA_AF_SPEC, attribute(socket.AF_INET, attribute(IFLA_INET_CONF, values)))
 
 
 def link_get(index: int = 0, name: str = "") -> bytes:
@@ -323,7 +334,9 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface as the kernel describes it; `peer` is the index of a veth's other end."""
+    """A network interface as the kernel describes it; `peer` is the index of a veth's other end. `ipv4` are its
+    settings, by IPV4_DEVCONF_* - 1.
+    """
 
     index: int
     name: str
@@ -337,12 +350,20 @@ class Link:
     master: int
     peer: int
     altnames: tuple[str, ...] = ()
+    arp: bool = True
+    ipv4: tuple[int, ...] = ()
+
+    def lacks(self, settings: Mapping[int, int]) -> bool:
+        """Whether one of the settings is another; a kernel that doesn't tell any lacks none."""
+        return bool(self.ipv4) and any(self.ipv4[number - 1] != value for number, value in settings.items())
 
 
 def read_link(payload: bytes) -> Link:
     _, _, index, flags, _ = IFINFOMSG.unpack_from(payload)
     found = dict(attributes(payload, IFINFOMSG.size))
     info = dict(attributes(found.get(IFLA_LINKINFO, b"")))
+    families = dict(attributes(found.get(IFLA_AF_SPEC, b"")))
+    ipv4 = dict(attributes(families.get(socket.AF_INET, b""))).get(IFLA_INET_CONF, b"")
     return Link(
         index=index,
         name=_string(found.get(IFLA_IFNAME, b"")),
@@ -356,6 +377,8 @@ def read_link(payload: bytes) -> Link:
         master=_value(found.get(IFLA_MASTER)),
         peer=_value(found.get(IFLA_LINK)),
         altnames=tuple(_string(name) for _, name in attributes(found.get(IFLA_PROP_LIST, b""))),
+        arp=not flags & IFF_NOARP,
+        ipv4=struct.unpack(f"={len(ipv4) // 4}I", ipv4),
     )
 
 

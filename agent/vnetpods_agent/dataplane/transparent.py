@@ -1,7 +1,8 @@
 """The transparent data plane: every pod behind a point-to-point link of its own, routed by the host.
 
 End state of an attachment, and who would undo it:
-- host: veth `azv…` with the owner in its alias, MAC and MTU as in the row, up, no IPv6 address;
+- host: veth `azv…` with the owner in its alias, MAC and MTU as in the row, up, no IPv6 address, deaf to ARP (who asks
+  under many addresses would else fill the machine's neighbour table), with IPv4 settings of its own (see `hostend`);
 - host: route ADDRESS/32 to it (protocol 118), permanent neighbour ADDRESS -> the pod end's MAC;
 - pod: lo up; eth0 with MAC and MTU, up, ADDRESS/32; route to 169.254.1.1, default via it, permanent neighbour -> the
   host end's MAC.
@@ -60,8 +61,8 @@ def host_steps(attachment: Attachment, index: int) -> list[Step]:
     return [
         # ip link set azv… addrgenmode none (before it goes up; nobody speaks IPv6 here)
         Step("keep IPv6 off", name, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6),
-        # ip link set azv… up
-        Step("bring up", name, rt.link_set(index, up=True)),
+        # ip link set azv… up arp off; sysctl net.ipv4.conf.azv….forwarding=1 …
+        Step("bring up", name, rt.link_set(index, rt.link_settings(hostend.SETTINGS), up=True, arp=False)),
         # ip neigh replace 10.0.0.5 lladdr <pod end> dev azv… nud permanent (before the route: nothing is asked by ARP)
         Step("add the neighbour of", address, rt.neighbour_add(address, attachment.pod_mac, index)),
         # ip route replace 10.0.0.5/32 dev azv… proto 118 scope link

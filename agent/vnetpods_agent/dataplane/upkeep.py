@@ -215,7 +215,12 @@ class Upkeep:
                 )
             if not link.up:
                 steps.append(Step("bring up", link.name, rt.link_set(link.index, up=True), _GONE))
-            if rt.Neighbour(link.index, address, pod_mac, permanent=True) not in neighbours:
+            if link.arp:  # those of earlier versions, too; the kernel forgets the link's neighbours with this
+                steps.append(Step("make deaf to ARP", link.name, rt.link_set(link.index, arp=False), _GONE))
+            if link.lacks(hostend.SETTINGS):
+                settings = rt.link_set(link.index, rt.link_settings(hostend.SETTINGS))
+                steps.append(Step("restore the settings of", link.name, settings, _GONE))
+            if link.arp or rt.Neighbour(link.index, address, pod_mac, permanent=True) not in neighbours:
                 steps.append(
                     Step("add the neighbour of", address, rt.neighbour_add(address, pod_mac, link.index), _GONE)
                 )

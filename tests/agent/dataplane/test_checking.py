@@ -13,6 +13,8 @@ DEVIATIONS = [
     ("ip link set {azv} alias other", "doesn't name {key} with 10.240.0.5 as its owner"),
     ("ip link set {azv} name azvother", "is called azvother instead of {azv}"),
     ("ip link set {azv} mtu 1400", "eth0 has MTU 1500, more than the host's end with 1400"),
+    ("ip link set {azv} arp on", "the host's {azv} answers ARP"),
+    ("sysctl -qw net.ipv4.conf.{azv}.forwarding=0", "net.ipv4.conf.{azv} has other settings than pods need"),
     ("ip route del 10.240.0.5", "the host has no route to 10.240.0.5"),
     ("ip neigh del 10.240.0.5 dev {azv}", "the host's {azv} has no permanent neighbour 10.240.0.5 with {pod_mac}"),
     ("ip link del {azv}", "the host has no interface of {key}"),

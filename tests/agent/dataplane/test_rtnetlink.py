@@ -57,6 +57,12 @@ CASES = [
         },
         id="alias-and-up",
     ),
+    pytest.param(
+        rt.link_set(7, up=True, arp=False),
+        ifinfmsg,
+        {"index": 7, "flags": 0x81, "change": 0x81},
+        id="up-and-deaf",
+    ),
     pytest.param(rt.link_set(7, up=False), ifinfmsg, {"index": 7, "flags": 0, "change": 1}, id="down"),
     pytest.param(rt.link_set(7, rt.link_group(rt.PROTOCOL)), ifinfmsg, {"index": 7, "IFLA_GROUP": 118}, id="group"),
     pytest.param(rt.link_set(7, rt.link_mac(MAC)), ifinfmsg, {"IFLA_ADDRESS": MAC}, id="mac"),
@@ -215,16 +221,19 @@ def test_a_link_is_read() -> None:
         ("IFLA_PROP_LIST", {"attrs": [("IFLA_ALT_IFNAME", "one"), ("IFLA_ALT_IFNAME", "two")]}),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth")]}),
     ]
-    link = rt.read_link(packed(ifinfmsg, index=4, flags=1, attrs=attrs))
-    assert link == rt.Link(4, "azv1", True, MAC, 1400, 62780, "mine", "veth", 9, 0, 5, ("one", "two"))
+    link = rt.read_link(packed(ifinfmsg, index=4, flags=0x81, attrs=attrs))
+    assert link == rt.Link(4, "azv1", True, MAC, 1400, 62780, "mine", "veth", 9, 0, 5, ("one", "two"), arp=False)
 
 
 def test_addresses_routes_neighbours_and_rules_are_read() -> None:
     address = packed(ifaddrmsg, family=2, prefixlen=24, index=3, attrs=[("IFA_LOCAL", "10.0.0.5")])
     assert rt.read_address(address) == rt.HeldAddress(3, "10.0.0.5", 24)
+    later = packed(ifaddrmsg, family=2, prefixlen=24, flags=1, index=3, attrs=[("IFA_LOCAL", "10.0.0.6")])
+    assert rt.read_address(later) == rt.HeldAddress(3, "10.0.0.6", 24, secondary=True)
     attrs = [("RTA_DST", "10.0.0.0"), ("RTA_OIF", 3), ("RTA_GATEWAY", "10.9.0.1"), ("RTA_TABLE", 11801)]
+    attrs.append(("RTA_PREFSRC", "10.0.0.4"))
     route = packed(rtmsg, family=2, dst_len=8, proto=118, flags=4, attrs=attrs)
-    assert rt.read_route(route) == rt.Route("10.0.0.0", 8, 3, "10.9.0.1", 11801, onlink=True)
+    assert rt.read_route(route) == rt.Route("10.0.0.0", 8, 3, "10.9.0.1", 11801, onlink=True, source="10.0.0.4")
     neighbour = packed(ndmsg, family=2, ifindex=3, state=0x80, attrs=[("NDA_DST", "10.0.0.5"), ("NDA_LLADDR", MAC)])
     assert rt.read_neighbour(neighbour) == rt.Neighbour(3, "10.0.0.5", MAC, permanent=True)
     attrs = [("FRA_PRIORITY", 11801), ("FRA_FWMARK", 256), ("FRA_FWMASK", 3840), ("FRA_TABLE", 11801)]

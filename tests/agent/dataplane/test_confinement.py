@@ -1,0 +1,130 @@
+"""What a pod can't do to its node, and what a node's settings don't do to a pod."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+
+from tests.agent.dataplane.keeper import STATE, Keeper
+from tests.agent.dataplane.world import PEER, PRIMARY, PodHandle, World, caller_seen, eventually, inside, run, run_in
+from vnetpods_agent.dataplane.transparent import Transparent
+
+HARDENED = (
+    "forwarding=0",
+    "rp_filter=1",
+    "proxy_arp=1",
+    "accept_redirects=1",
+    "send_redirects=1",
+    "accept_source_route=1",
+    "route_localnet=1",
+)
+OURS = (
+    "forwarding=1",
+    "rp_filter=0",
+    "proxy_arp=0",
+    "accept_redirects=0",
+    "send_redirects=0",
+    "accept_source_route=0",
+    "route_localnet=0",
+)
+"""Of every host end, whatever new interfaces get by default."""
+
+
+def ask_by_arp(pod: PodHandle, wanted: str, times: int) -> int:
+    """Requests for `wanted` under as many addresses; how many answers came."""
+    with inside(pod.namespace):
+        packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+    with packets:
+        packets.bind(("eth0", 0x0806))
+        packets.settimeout(0.3)
+        mac = bytes.fromhex(pod.attachment.pod_mac.replace(":", ""))
+        for number in range(times):
+            source = f"10.77.{number // 250}.{number % 250 + 1}"
+            body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + socket.inet_aton(source)
+            packets.send(b"\xff" * 6 + mac + b"\x08\x06" + body + bytes(6) + socket.inet_aton(wanted))
+        answers = 0
+        try:
+            while True:
+                answers += packets.recv(64)[20:22] == b"\x00\x02"
+        except TimeoutError:
+            return answers
+
+
+@pytest.mark.parametrize("wanted", [PRIMARY, "169.254.1.1", "10.240.0.1"])
+def test_forged_arp_requests_make_no_neighbours_and_get_no_answer(world: World, pod: PodHandle, wanted: str) -> None:
+    """The limit of the neighbour table is the machine's: one pod could cost all others theirs."""
+    run(f"sysctl -qw net.ipv4.conf.{pod.host_ifname}.proxy_arp=1")
+    run("ip route add 10.77.0.0/16 dev " + pod.host_ifname)  # else reverse path filtering would do
+    before = run(f"ip neigh show dev {pod.host_ifname}")
+    assert ask_by_arp(pod, wanted, 150) == 0
+    assert run(f"ip neigh show dev {pod.host_ifname}") == before
+    assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
+
+
+def test_an_end_of_an_earlier_version_becomes_deaf_and_goes_on(world: World, pod: PodHandle) -> None:
+    run(f"ip link set {pod.host_ifname} arp on")
+    eventually(lambda: "NOARP" in run(f"ip link show {pod.host_ifname}"))
+    eventually(lambda: pod.attachment.pod_mac in run(f"ip neigh show dev {pod.host_ifname} nud permanent"))
+    assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
+    assert caller_seen(world.outside, pod.namespace, pod.address) is not None
+
+
+def test_host_ends_have_settings_of_their_own(world: World, keeper: Keeper, plane: Transparent) -> None:
+    keeper.declare(STATE)
+    for setting in HARDENED:
+        run(f"sysctl -qw net.ipv4.conf.default.{setting}")
+    keeper.reconciler.close()  # from the first moment on
+    pod = world.pod("10.240.0.5")
+    plane.attach(pod.attachment, pod.doors)
+    conf = f"net.ipv4.conf.{pod.host_ifname}."
+    assert {f"{name}={run('sysctl -n ' + conf + name).strip()}" for name in (o.split("=")[0] for o in OURS)} == set(
+        OURS
+    )
+    assert plane.check(pod.attachment, pod.doors) == []
+    assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
+    assert caller_seen(world.outside, pod.namespace, pod.address) is not None
+
+
+@pytest.mark.parametrize("setting", HARDENED)
+@pytest.mark.parametrize("who", ["it", "all"])
+def test_and_keep_them(pod: PodHandle, who: str, setting: str) -> None:
+    """Tools that harden a host write them to every interface, with or without the kernel's telling."""
+    name = setting.partition("=")[0]
+    run(f"sysctl -qw net.ipv4.conf.{pod.host_ifname if who == 'it' else 'all'}.{setting}")
+    run(f"sysctl -qw net.ipv4.conf.{pod.host_ifname}.{setting}")
+    ours = next(each for each in OURS if each.startswith(name)).partition("=")[2]
+    eventually(lambda: run(f"sysctl -n net.ipv4.conf.{pod.host_ifname}.{name}").strip() == ours, 15)
+
+
+def test_ipv6_from_a_pod_goes_nowhere(world: World, pod: PodHandle) -> None:
+    """Pods have no IPv6 address: whatever comes under one is forged."""
+    for namespace, device in ((world.host, pod.host_ifname), (world.host, "eth0"), (world.outside, "nic0")):
+        run_in(namespace, f"sysctl -qw net.ipv6.conf.{device}.disable_ipv6=0")
+    run("sysctl -qw net.ipv6.conf.all.forwarding=1")
+    run_in(pod.namespace, "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0")
+    run_in(pod.namespace, "ip -6 addr add fd00:1::5/64 dev eth0 nodad")
+    run(f"ip -6 addr add fd00:1::1/64 dev {pod.host_ifname} nodad")
+    mac = pod.attachment.host_mac
+    run_in(pod.namespace, f"ip -6 neigh replace fd00:1::1 lladdr {mac} dev eth0 nud permanent")
+    run(f"ip -6 neigh replace fd00:1::5 lladdr {pod.attachment.pod_mac} dev {pod.host_ifname} nud permanent")
+
+    def reaches() -> bool:
+        with inside(world.host):
+            listener = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with inside(pod.namespace):
+            caller = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with listener, caller:
+            listener.bind(("fd00:1::1", 7))
+            listener.settimeout(0.4)
+            caller.sendto(b"hello", ("fd00:1::1", 7))
+            try:
+                return listener.recv(16) == b"hello"
+            except TimeoutError:
+                return False
+
+    assert not reaches()
+    run("nft add rule ip6 vnetpods from_pods accept")  # the way itself is open
+    run("nft flush chain ip6 vnetpods from_pods")
+    assert reaches()
