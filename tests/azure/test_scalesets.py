@@ -28,10 +28,13 @@ async def addresses(network: NetworkManagementClient, instance: str) -> list[str
     return [str(part.private_ip_address) async for nic in found for part in nic.ip_configurations]
 
 
-async def grow(compute: ComputeManagementClient, instance: str, *names: str, **properties: Any) -> None:
+async def grow(
+    compute: ComputeManagementClient, instance: str, *names: str, primary: bool | None = True, **properties: Any
+) -> None:
     """What the operator does: GET, image reference to null, more configurations, PUT with If-Match."""
     vm = await compute.virtual_machine_scale_set_vms.get(GROUP, "pool", instance)
     parts = vm.network_profile_configuration.network_interface_configurations[0].ip_configurations
+    parts[0].primary = primary
     subnet = {"id": parts[0].subnet.id}
     for name in names:
         parts.append({"name": name, "properties": {"subnet": subnet, "primary": False, **properties}})
@@ -173,3 +176,11 @@ async def test_flexible_instances_are_ordinary_machines(cloud: Emulator, network
     assert vm.virtual_machine_scale_set.id.endswith("/flex")
     nic = await network.network_interfaces.get(GROUP, "flex_1-nic")
     assert nic.virtual_machine.id.endswith("/virtualMachines/flex_1")
+
+
+async def test_of_several_entries_in_a_model_one_must_be_the_primary(compute: ComputeManagementClient) -> None:
+    vm = await compute.virtual_machine_scale_set_vms.get(GROUP, "pool", "0")
+    parts = vm.network_profile_configuration.network_interface_configurations[0].ip_configurations
+    assert [part.primary for part in parts] == [None], "models of instances say nothing about it"
+    code = "VMScaleSetNetworkInterfaceConfigurationMustHaveOneIpConfigAsPrimary"
+    assert await refusal(grow(compute, "0", "vnetpods-1", primary=None)) == (400, code)

@@ -73,6 +73,31 @@ async def test_uniform_instance(world: World) -> None:
     assert uniform_addresses(world, "set/0") == set()
 
 
+async def test_the_first_entry_of_an_instance_is_written_as_its_primary(world: World) -> None:
+    node, _ = await uniform(world)
+    model = world.azure.build.get("Microsoft.Compute/virtualMachineScaleSets/virtualMachines", "set/1")
+    assert "primary" not in str(entries_of(model)), "as recorded: models of instances don't say"
+    async with world.operator():
+        await world.until_allocated(node, 4)
+    model = world.azure.build.get("Microsoft.Compute/virtualMachineScaleSets/virtualMachines", "set/1")
+    assert [one["properties"]["primary"] for one in entries_of(model)] == [True, False, False, False, False]
+
+
+def entries_of(model: dict[str, Any]) -> list[dict[str, Any]]:
+    (nic,) = model["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"]
+    found: list[dict[str, Any]] = nic["properties"]["ipConfigurations"]
+    return found
+
+
+async def test_what_another_writes_to_an_instance_at_the_same_time_stays(world: World) -> None:
+    world.azure.build.fault("writer", operation=INSTANCE_WRITE, change="configuration", argument="foreign")
+    node, _ = await uniform(world)
+    async with world.operator():
+        await world.until_allocated(node, 4)
+    assert "foreign" in uniform_entries(world)
+    assert len(world.azure.build.requests(INSTANCE_WRITE)) == 2, "the first was refused with 412"
+
+
 async def test_c24_the_image_of_a_gallery_is_not_echoed(world: World) -> None:
     """cilium#19695: 403 LinkedAuthorizationFailed on the gallery, retried until the subscription throttled."""
     gallery = "/subscriptions/11111111-1111-1111-1111-111111111111/resourceGroups/g/providers/Microsoft.Compute"

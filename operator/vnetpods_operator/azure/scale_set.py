@@ -141,12 +141,23 @@ def _edited(nic: Nic, change: Change) -> dict[str, Any]:
 
 def _with_entries(configuration: dict[str, Any], change: Change) -> dict[str, Any]:
     properties = dict(configuration["properties"])
-    before = {one["name"] for one in properties["ipConfigurations"]}
-    entries = edited_configurations(properties["ipConfigurations"], change, lambda: secrets.token_hex(4))
+    present = _with_primary(properties["ipConfigurations"])
+    before = {one["name"] for one in present}
+    entries = edited_configurations(present, change, lambda: secrets.token_hex(4))
     for made in entries:
         if made["name"] not in before:  # the model knows no allocation method
             del made["properties"]["privateIPAllocationMethod"]
     return configuration | {"properties": properties | {"ipConfigurations": entries}}
+
+
+def _with_primary(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Models of instances carry no `primary`; of several entries Azure wants to be told which one it is (else 400
+    VMScaleSetNetworkInterfaceConfigurationMustHaveOneIpConfigAsPrimary), and what the set made is the first.
+    """
+    if any(entry(one).primary for one in entries):
+        return entries
+    first = entries[0]
+    return [first | {"properties": (first.get("properties") or {}) | {"primary": True}}, *entries[1:]]
 
 
 def _entries(model: dict[str, Any], name: str) -> list[Entry]:

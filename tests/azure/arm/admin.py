@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from tests.azure.arm.clock import Clock, VirtualClock
 from tests.azure.arm.cloud import Cloud
 from tests.azure.arm.ids import key
+from tests.azure.arm.kinds import BY_TYPE
 from tests.azure.arm.requests import Request
 from tests.azure.arm.writes import OWNER
 
@@ -95,6 +96,18 @@ class Admin:
 
     def clear_faults(self) -> None:
         self._cloud.faults.clear()
+
+    def keep(self, resource: str) -> str:
+        return self._cloud.lags.keep(
+            resource, self._cloud.store.all(), lambda found: BY_TYPE[found.id.kind].shown(self._cloud, found)
+        )
+
+    def lag(self, mark: str, seconds: float | None, alternating: bool) -> None:
+        until = None if seconds is None else self._clock.now() + seconds
+        self._cloud.lags.start(mark, until, alternating=alternating)
+
+    def release(self, mark: str | None) -> None:
+        self._cloud.lags.release(mark)
 
     def configure(self, **settings: Any) -> None:
         for name, value in settings.items():

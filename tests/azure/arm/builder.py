@@ -122,7 +122,7 @@ class Builder:
         `…/virtualMachineScaleSets/<name>/virtualMachines/<n>`, flexible ones are VMs called `<name>_<n>`. Computers are
         called `<name>00000<n>`. Returns the set's id."""
         reference = {"id": self.id("Microsoft.Network/virtualNetworks/subnets", subnet)}
-        first = {"name": "ipconfig1", "properties": {"subnet": reference, "primary": True}}
+        first = {"name": "ipconfig1", "properties": {"subnet": reference}}  # models carry no `primary` (recorded)
         nic = {"name": f"{name}-nic", "properties": {"primary": True, "ipConfigurations": [first]}}
         image = {"publisher": "Debian", "offer": "debian-12", "sku": "12-gen2", "version": "latest"}
         properties: Body = {"orchestrationMode": mode}
@@ -218,6 +218,29 @@ class Builder:
 
     def clear_faults(self) -> None:
         self._call("clear_faults")
+
+    def keep(self, resource: str = "*") -> str:
+        """Remembers how the resources whose id fits the shell pattern look now; returns the mark for `lag`."""
+        return str(self._call("keep", resource=resource))
+
+    def lag(
+        self,
+        resource: str = "*",
+        *,
+        mark: str | None = None,
+        seconds: float | None = None,
+        alternating: bool = False,
+    ) -> str:
+        """Reads of these resources answer what they were at the mark (None: what they are now), body and etag, for so
+        many seconds of cloud time or until `release`; `alternating`: the first read does, the second doesn't, and so
+        on. Returns the mark."""
+        kept = self.keep(resource) if mark is None else mark
+        self._call("lag", mark=kept, seconds=seconds, alternating=alternating)
+        return kept
+
+    def release(self, mark: str | None = None) -> None:
+        """Reads that this mark held back (None: all) see again what is."""
+        self._call("release", mark=mark)
 
     def advance(self, seconds: float) -> None:
         """Moves a virtual clock."""

@@ -16,6 +16,7 @@ from tests.azure.arm.errors import ArmError
 from tests.azure.arm.faults import Fault, Faults
 from tests.azure.arm.ids import ResourceId, key
 from tests.azure.arm.kinds import BY_TYPE
+from tests.azure.arm.lags import Lags
 from tests.azure.arm.operations import Operations
 from tests.azure.arm.requests import Entry, Ledger, Reply, Request
 from tests.azure.arm.roles import Roles
@@ -37,6 +38,7 @@ class Cloud:
         self.operations = Operations()
         self.ledger = Ledger()
         self.faults = Faults()
+        self.lags = Lags()
         self.roles = Roles()
         self.budgets = Budgets(self.settings)
         self.generation = 0
@@ -90,6 +92,8 @@ class Cloud:
             reply = self._faulty(request, wanted, now, fault) if fault else self._admitted(request, wanted, now)
         except ArmError as error:
             reply = Reply(error.status, error.body(), error.headers)
+        # what is answered is a copy: the store's own body would change under a slow answer or in a caller's hands
+        reply.body = msgspec.json.decode(msgspec.json.encode(reply.body))
         if fault is not None:
             mishaps.spoil(fault, reply)
         reply.headers.setdefault("x-ms-request-id", guid("request", self._requests))
@@ -142,9 +146,17 @@ class Cloud:
                 request.principal, subscription, request.method, wanted.permission, scope, now
             )
             self._permit(request, wanted)
-        reply = self._served(request, wanted, now, outcome)
+        reply = self._lagging(request, wanted, now) or self._served(request, wanted, now, outcome)
+        if wanted.asked == "list" and request.principal != OWNER:
+            self.lags.listed(reply, now)
         reply.headers.update(remaining)
         return reply
+
+    def _lagging(self, request: Request, wanted: routes.Target, now: float) -> Reply | None:
+        """What a read that lags answers."""
+        if request.method != "GET" or request.principal == OWNER or wanted.asked != "resource" or wanted.id is None:
+            return None
+        return self.lags.answer(wanted.id, now)
 
     def _permit(self, request: Request, wanted: routes.Target) -> None:
         """Least privilege: the action itself, and joining what the body refers to."""

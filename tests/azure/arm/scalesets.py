@@ -165,6 +165,7 @@ def _write_nics(model: Model, instance: Resource, wanted: list[Body], now: float
     """Gives the instance's NICs what its model says; the first refusal ends it, before anything of that NIC has
     changed."""
     check_names(wanted, instance.id)
+    _check_primaries(wanted)
     order = [reference.rsplit("/", 1)[1].lower() for reference in machines.nic_ids(instance.body)]
     for entry in wanted:
         nic = instance.id.child("networkInterfaces", entry["name"])
@@ -188,6 +189,20 @@ def _write_nics(model: Model, instance: Resource, wanted: list[Body], now: float
         model.store.add(resource)
         nics.written(model, resource, previous)
         resource.changed("Succeeded")
+
+
+def _check_primaries(wanted: list[Body]) -> None:
+    """One entry alone is the primary without saying so; of several, one must say so."""
+    for entry in wanted:
+        parts = (entry.get("properties") or {}).get("ipConfigurations") or []
+        primaries = [part for part in parts if (part.get("properties") or {}).get("primary")]
+        if len(parts) > 1 and len(primaries) != 1:
+            raise ArmError(
+                400,
+                "VMScaleSetNetworkInterfaceConfigurationMustHaveOneIpConfigAsPrimary",
+                f"Network interface configuration {entry['name']} must have one IP configuration marked as primary, "
+                f"{len(primaries)} are.",
+            )
 
 
 def _renamed(model: Model, error: ArmError) -> ArmError:

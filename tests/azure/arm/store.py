@@ -82,6 +82,10 @@ class Store:
         del self._all[resource.id.key]
         del self._kinds[resource.id.kind][resource.id.key]
 
+    def all(self) -> Iterator[Resource]:
+        """Everything there is."""
+        yield from list(self._all.values())
+
     def of_kind(self, kind: str) -> Iterator[Resource]:
         """All resources of a type (`Microsoft.Network/networkInterfaces`), oldest first."""
         yield from list(self._kinds.get(kind.lower(), {}).values())
