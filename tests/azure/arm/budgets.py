@@ -88,7 +88,11 @@ class Budgets:
         if wait:
             words = f"Number of requests for subscription '{subscription}' exceeded the limit."
             raise _refusal("SubscriptionRequestsThrottled", words, wait)
-        headers = {f"x-ms-ratelimit-remaining-subscription-{kind}": str(int(bucket.left))}
+        headers = {
+            f"x-ms-ratelimit-remaining-subscription-{kind}": str(int(bucket.left)),
+            # of all principals together: fifteen times as much
+            f"x-ms-ratelimit-remaining-subscription-global-{kind}": str(int(14 * size + bucket.left)),
+        }
         if permission.lower().startswith("microsoft.network/"):
             self._network(subscription, "reads" if kind == "reads" else "writes", now)
         if permission.lower() == INSTANCE_WRITE and method == "PUT":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tests.azure.arm import mishaps, nics, reads, routes, scalesets, writes
+from tests.azure.arm import mishaps, nics, parts, plain, reads, routes, scalesets, writes
 from tests.azure.arm.addresses import SubnetSpace
 from tests.azure.arm.budgets import Budgets
 from tests.azure.arm.errors import ArmError
@@ -24,6 +24,8 @@ from tests.azure.arm.settings import Settings
 from tests.azure.arm.store import Resource, Store, guid
 from tests.azure.arm.writes import OWNER
 
+ARM_CODES = ("ResourceGroupNotFound", "ResourceNotFound", "InvalidResourceType", "SubscriptionRequestsThrottled")
+"""What ARM says without asking the service."""
 HISTORY = 16
 """How many earlier states of a NIC are kept for instance metadata."""
 
@@ -62,6 +64,9 @@ class Cloud:
 
     def link(self, target: str, user: str) -> None:
         self._links.setdefault(key(target), {})[key(user)] = user
+        found = self.store.get(target)
+        if found is not None and found.id.kind == plain.PUBLIC_IP.lower():
+            plain.used(self, found)
 
     def unlink(self, target: str, user: str) -> None:
         self._links.get(key(target), {}).pop(key(user), None)
@@ -91,7 +96,7 @@ class Cloud:
                 fault = self.faults.match(request, wanted.permission)
             reply = self._faulty(request, wanted, now, fault) if fault else self._admitted(request, wanted, now)
         except ArmError as error:
-            reply = Reply(error.status, error.body(), error.headers)
+            reply = Reply(error.status, error.body(), {"x-ms-failure-cause": _cause(error), **error.headers})
         # what is answered is a copy: the store's own body would change under a slow answer or in a caller's hands
         reply.body = msgspec.json.decode(msgspec.json.encode(reply.body))
         if fault is not None:
@@ -178,7 +183,10 @@ class Cloud:
         return self._resource(request, wanted.id, now, outcome)
 
     def _resource(self, request: Request, wanted: ResourceId, now: float, outcome: writes.Outcome | None) -> Reply:
+        scalesets.check_instance_id(wanted)
         kind = BY_TYPE.get(wanted.kind)
+        if kind is None and request.method != "GET":
+            return parts.write(self, request, wanted, now)
         if kind is None:
             return reads.part(self, request, wanted)
         if request.method == "PUT":
@@ -188,6 +196,11 @@ class Cloud:
         if request.method == "DELETE":
             return writes.delete(self, request, wanted, now)
         return reads.get(self, request, kind, wanted)
+
+
+def _cause(error: ArmError) -> str:
+    """Who refused: ARM itself, or the service behind it."""
+    return "gateway" if error.status in (401, 403) or error.code in ARM_CODES else "service"
 
 
 def _check_request(request: Request) -> None:

@@ -46,6 +46,10 @@ def not_found(text: str, group: str) -> ArmError:
     )
 
 
+def unknown_group(name: str) -> ArmError:
+    return ArmError(404, "ResourceGroupNotFound", f"Resource group '{name}' could not be found.")
+
+
 def check_names(entries: Sequence[Mapping[str, Any]], where: object) -> None:
     """Every entry of a list in a body must have a name."""
     if not all(entry.get("name") for entry in entries):

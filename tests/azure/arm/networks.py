@@ -88,6 +88,8 @@ def written(model: Model, vnet: Resource, previous: Body | None) -> None:
 
 def shown(model: Model, vnet: Resource) -> Body:
     inside = [subnets.shown(model, subnet) for subnet in model.store.below(vnet.id.text, SUBNET)]
+    if vnet.state == "Updating":  # as recorded, its subnets with it
+        inside = [{**one, "properties": {**one["properties"], "provisioningState": "Updating"}} for one in inside]
     peerings = [peering.body for peering in model.store.below(vnet.id.text, PEERING)]
     return {**vnet.body, "properties": {**vnet.properties, "subnets": inside, "virtualNetworkPeerings": peerings}}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
@@ -27,11 +28,22 @@ class Operation:
     finish: Callable[[Operation], None]
     error: ArmError | None = None
     status: str = "InProgress"
+    began: float = 0.0
 
-    def body(self) -> dict[str, Any]:
+    def body(self, *, timed: bool = False) -> dict[str, Any]:
+        """What a poll answers; `timed` as Microsoft.Compute does it."""
+        found: dict[str, Any] = {"status": self.status}
+        if timed:
+            found = {"startTime": _iso(self.began), **found, "name": self.id}
+            if self.status != "InProgress":
+                found["endTime"] = _iso(self.due)
         if self.error is not None and self.status in ("Failed", "Canceled"):
-            return {"status": self.status, "error": self.error.error()}
-        return {"status": self.status}
+            found["error"] = self.error.error()
+        return found
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat()
 
 
 class Operations:
@@ -43,10 +55,15 @@ class Operations:
         self._number = count()
 
     def start(
-        self, target: str, due: float, finish: Callable[[Operation], None], error: ArmError | None = None
+        self,
+        target: str,
+        now: float,
+        due: float,
+        finish: Callable[[Operation], None],
+        error: ArmError | None = None,
     ) -> Operation:
         number = next(self._number)
-        operation = Operation(guid("operation", number), target, due, finish, error)
+        operation = Operation(guid("operation", number), target, due, finish, error, began=now)
         self._all[operation.id] = operation
         heapq.heappush(self._queue, (due, number, operation))
         return operation

@@ -50,9 +50,17 @@ def write_public_ip(model: Model, resource: ResourceId, body: Body, current: Res
     properties.setdefault("publicIPAllocationMethod", "Dynamic")
     properties.setdefault("publicIPAddressVersion", "IPv4")
     properties.setdefault("idleTimeoutInMinutes", 4)
-    properties["ipAddress"] = current.properties["ipAddress"] if current else _lowest_public(model)
+    had = current.properties.get("ipAddress") if current else None
+    if had or properties["publicIPAllocationMethod"].lower() == "static" or model.links(resource.key):
+        properties["ipAddress"] = had or _lowest_public(model)  # a dynamic one has none until something uses it
     written.setdefault("sku", {"name": "Basic", "tier": "Regional"})
     return written
+
+
+def used(model: Model, resource: Resource) -> None:
+    """Something uses the public IP now: a dynamic one gets its address."""
+    if not resource.properties.get("ipAddress"):
+        resource.properties["ipAddress"] = _lowest_public(model)
 
 
 def shown_public_ip(model: Model, resource: Resource) -> Body:
@@ -64,7 +72,7 @@ def shown_public_ip(model: Model, resource: Resource) -> Body:
 
 
 def _lowest_public(model: Model) -> str:
-    used = {other.properties["ipAddress"] for other in model.store.of_kind(PUBLIC_IP)}
+    used = {other.properties.get("ipAddress") for other in model.store.of_kind(PUBLIC_IP)}
     return next(str(address) for address in PUBLIC_RANGE.hosts() if str(address) not in used)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tests.azure.arm import machines, networks, power, routes, scalesets
-from tests.azure.arm.errors import ArmError, not_found
+from tests.azure.arm.errors import ArmError, not_found, unknown_group
 from tests.azure.arm.ids import ResourceId
 from tests.azure.arm.kinds import BY_TYPE
 from tests.azure.arm.model import Kind, Model
@@ -28,6 +28,8 @@ def existing(model: Model, wanted: ResourceId) -> Resource:
     found = model.store.get(wanted)
     if found is not None:
         return found
+    if not model.store.has_group(wanted):
+        raise unknown_group(wanted.group)
     if len(wanted.types) > 1 and model.store.get(wanted.parent) is not None:
         raise ArmError(404, "NotFound", f"Resource {wanted} not found.")
     raise not_found(str(wanted.parent if len(wanted.types) > 1 else wanted), wanted.group)
@@ -103,8 +105,8 @@ def operation(model: Readable, wanted: routes.Target) -> Reply:
     if found is None:
         raise ArmError(404, "OperationNotFound", f"The operation {wanted.name} was not found.")
     running = found.status == "InProgress"
-    headers = {"Retry-After": str(model.settings.retry_after)} if running else {}
+    headers = {"Retry-After": model.settings.next_retry_after()} if running else {}
     due = found.due if running else None
     if wanted.action == "operationresults":
         return Reply(202 if running else 204, None, headers, due=due)
-    return Reply(200, found.body(), headers, due=due)
+    return Reply(200, found.body(timed="microsoft.compute" in found.target.lower()), headers, due=due)

@@ -63,7 +63,9 @@ def write_instance(model: Model, instance: ResourceId, body: Body, current: Reso
             "InstanceIdsListInstanceIdNotActiveVM",
             f"The provided instanceId {instance.name} is not an active instance.",
         )
-    properties = {name: value for name, value in (body.get("properties") or {}).items() if value is not None}
+    if not body.get("properties"):  # tags alone are a write, too
+        return {**current.body, "tags": body.get("tags") or {}}
+    properties = {name: value for name, value in body["properties"].items() if value is not None}
     storage = dict(properties.get("storageProfile") or current.properties["storageProfile"])
     if not storage.get("imageReference"):
         storage["imageReference"] = current.properties["storageProfile"]["imageReference"]
@@ -84,6 +86,13 @@ def write_instance(model: Model, instance: ResourceId, body: Body, current: Reso
 
 def written_instance(model: Model, instance: Resource, previous: Body | None) -> None:
     instance.body["name"] = f"{instance.id.parent.name}_{instance.id.name}"
+
+
+def check_instance_id(wanted: ResourceId) -> None:
+    """Instances are numbered."""
+    types = tuple(kind.lower() for kind in wanted.types[:2])
+    if types == ("virtualmachinescalesets", "virtualmachines") and not wanted.names[1].isdecimal():
+        raise ArmError(400, "InvalidParameter", f"The value of parameter instanceId is invalid: '{wanted.names[1]}'.")
 
 
 def remove_instance(model: Model, instance: Resource, now: float) -> None:

@@ -62,11 +62,13 @@ class Settings:
 
     durations: dict[str, float] = field(default_factory=dict)
     """Resource type in lower case (or "*") → seconds; what is missing is done at once."""
-    retry_after: int = 1
-    """The Retry-After of an unfinished operation, in whole seconds."""
-    operation_style: Literal["header", "body", "none"] = "header"
-    """How a write is followed: an Azure-AsyncOperation header; only the body's provisioningState Updating; or (as newer
-    API versions may) not at all, it is done and says Succeeded."""
+    retry_after: int | tuple[int, ...] = 1
+    """The Retry-After of an unfinished operation, in whole seconds; of several each in its turn (recorded: 1 to 10 on
+    writes and deletions, 2 to 160 on polls)."""
+    operation_style: Literal["recorded", "header", "body", "none"] = "recorded"
+    """How the write of a NIC is followed. As recorded: an Azure-AsyncOperation header, while the body says Succeeded
+    at once and the etag stays when the operation ends; by that header and a body that says Updating until then (as all
+    other types of Microsoft.Network); only by such a body; or (as the newest API versions) not at all: it is done."""
     removed_stays_taken: float = 0.0
     """How long a removed address still counts as allocated when asked for (8 minutes were seen)."""
     page: int = 500
@@ -78,6 +80,13 @@ class Settings:
     """Whether the published read and write budgets are enforced."""
     limits: Limits = field(default_factory=Limits)
     guesses: Guesses = field(default_factory=Guesses)
+
+    def next_retry_after(self) -> str:
+        if isinstance(self.retry_after, int):
+            return str(self.retry_after)
+        first, *others = self.retry_after
+        self.retry_after = (*others, first)
+        return str(first)
 
     def duration(self, kind: str) -> float:
         return self.durations.get(kind.lower(), self.durations.get("*", 0.0))

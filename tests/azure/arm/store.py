@@ -27,6 +27,7 @@ class Resource:
     id: ResourceId
     body: Body
     state: str = "Succeeded"
+    """Its provisioningState."""
     revision: int = 0
     operation: str = ""
     memory: dict[str, Any] = field(default_factory=dict)
@@ -70,13 +71,20 @@ class Store:
     def __init__(self) -> None:
         self._all: dict[str, Resource] = {}
         self._kinds: dict[str, dict[str, Resource]] = {}
+        self._groups: set[str] = set()
+        """Keys of resource groups that something was ever in; a group outlives what is in it."""
 
     def get(self, wanted: ResourceId | str) -> Resource | None:
         return self._all.get(_key(wanted))
 
     def add(self, resource: Resource) -> None:
         self._all[resource.id.key] = resource
+        self._groups.add(_group(resource.id))
         self._kinds.setdefault(resource.id.kind, {})[resource.id.key] = resource
+
+    def has_group(self, wanted: ResourceId) -> bool:
+        """Whether there is the resource group that the id names."""
+        return _group(wanted) in self._groups
 
     def remove(self, resource: Resource) -> None:
         del self._all[resource.id.key]
@@ -97,6 +105,10 @@ class Store:
 
     def __len__(self) -> int:
         return len(self._all)
+
+
+def _group(wanted: ResourceId) -> str:
+    return f"{wanted.subscription}/{wanted.group}".lower()
 
 
 def _key(wanted: ResourceId | str) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tests.azure.arm import power, scalesets
-from tests.azure.arm.errors import ArmError
+from tests.azure.arm import networks, nics, power, scalesets
+from tests.azure.arm.errors import ArmError, unknown_group
 from tests.azure.arm.ids import ResourceId
 from tests.azure.arm.model import Kind, Model
 from tests.azure.arm.operations import Operation, Operations
@@ -46,6 +46,8 @@ def put(
     if not isinstance(request.body, dict):
         raise ArmError(400, "InvalidRequestContent", "The request content was invalid and could not be deserialized.")
     current = model.store.get(wanted)
+    if request.principal != OWNER and not model.store.has_group(wanted):
+        raise unknown_group(wanted.group)
     if current is None and len(wanted.types) > 1 and model.store.get(wanted.parent) is None:
         raise ArmError(
             404, "ParentResourceNotFound", f"Failed to perform 'write' on resource {wanted}: its parent was not found."
@@ -83,12 +85,16 @@ def delete(model: Writable, request: Request, wanted: ResourceId, now: float) ->
         return Reply(204)
     _check_etag(model, request, wanted, found)
     model.delete(found, now)
+    return accepted(model, request, wanted, now)
+
+
+def accepted(model: Writable, request: Request, wanted: ResourceId, now: float) -> Reply:
+    """The answer to a deletion, which can be followed in two ways."""
     duration = _duration(model, request, wanted)
-    if duration <= 0:
-        return Reply(200)
-    operation = model.operations.start(str(wanted), now + duration, lambda operation: None)
-    headers = _headers(model, request, wanted, operation)
-    return Reply(202, None, headers) if headers else Reply(200)
+    operation = model.operations.start(str(wanted), now, now + duration, lambda operation: None)
+    headers = _headers(model, request, wanted, operation, always=True)
+    result = headers["Azure-AsyncOperation"].replace("/operations/", "/operationResults/")
+    return Reply(202, None, {**headers, "Location": result})
 
 
 def action(model: Writable, request: Request, wanted: ResourceId, name: str, now: float) -> Reply:
@@ -103,8 +109,8 @@ def action(model: Writable, request: Request, wanted: ResourceId, name: str, now
         power.act(found, name)
     model.generation += 1
     duration = _duration(model, request, wanted)
-    operation = model.operations.start(str(wanted), now + duration, lambda operation: None)
-    return Reply(202, None, _headers(model, request, wanted, operation))
+    operation = model.operations.start(str(wanted), now, now + duration, lambda operation: None)
+    return Reply(202, None, _headers(model, request, wanted, operation, always=True))
 
 
 def _store(
@@ -124,13 +130,21 @@ def _store(
     model.generation += 1
     operation = None
     if duration > 0 or outcome:
-        operation = _start(model, resource, now + duration, outcome.error if outcome else None)
-    resource.changed("Updating" if resource.operation else "Succeeded")
-    return Reply(
-        200 if previous else 201,
-        kind.shown(model, resource),
-        _headers(model, request, wanted, operation, always=outcome is not None),
-    )
+        operation = _start(model, resource, now, now + duration, outcome.error if outcome else None)
+    resource.changed(_state(model, resource, new=previous is None) if resource.operation else "Succeeded")
+    headers = _headers(model, request, wanted, operation, always=outcome is not None)
+    if is_compute(wanted):
+        headers["ETag"] = resource.etag
+    created = previous is None or wanted.kind == networks.TYPE.lower()  # VNets say 201 for an update, too
+    return Reply(201 if created else 200, kind.shown(model, resource), headers)
+
+
+def _state(model: Model, resource: Resource, *, new: bool) -> str:
+    """The provisioningState that a write leaves while its operation runs."""
+    if is_compute(resource.id):
+        return "Creating" if new else "Updating"
+    at_once = resource.id.kind == nics.TYPE.lower() and model.settings.operation_style == "recorded"
+    return "Succeeded" if at_once else "Updating"
 
 
 def _failing(model: Writable, request: Request, kind: Kind, wanted: ResourceId, now: float, outcome: Outcome) -> Reply:
@@ -138,22 +152,28 @@ def _failing(model: Writable, request: Request, kind: Kind, wanted: ResourceId, 
     current = model.store.get(wanted)
     due = now + _duration(model, request, wanted)
     if current is None:
-        operation = model.operations.start(str(wanted), due, lambda operation: None, outcome.error)
+        operation = model.operations.start(str(wanted), now, due, lambda operation: None, outcome.error)
         body = {**request.body, "id": str(wanted), "name": wanted.name}
     else:
-        operation = _start(model, current, due, outcome.error)
-        current.changed("Updating")
+        operation = _start(model, current, now, due, outcome.error)
+        current.changed(_state(model, current, new=False))
         body = kind.shown(model, current)
     return Reply(200 if current else 201, body, _headers(model, request, wanted, operation, always=True))
 
 
-def _start(model: Writable, resource: Resource, due: float, error: ArmError | None = None) -> Operation:
+def _start(model: Writable, resource: Resource, now: float, due: float, error: ArmError | None = None) -> Operation:
     def finish(operation: Operation) -> None:
-        if resource.operation == operation.id:
-            resource.operation = ""
-            resource.changed("Failed" if operation.error else "Succeeded")
+        if resource.operation != operation.id:
+            return
+        resource.operation = ""
+        state = "Failed" if operation.error else "Succeeded"
+        if is_compute(resource.id):  # etags there are those of writes
+            resource.state = state
+            resource.stamp()
+        elif state != resource.state:
+            resource.changed(state)
 
-    operation = model.operations.start(str(resource.id), due, finish, error)
+    operation = model.operations.start(str(resource.id), now, due, finish, error)
     resource.operation = operation.id
     return operation
 
@@ -166,12 +186,16 @@ def _duration(model: Model, request: Request, wanted: ResourceId) -> float:
 def _headers(
     model: Model, request: Request, wanted: ResourceId, operation: Operation | None, *, always: bool = False
 ) -> dict[str, str]:
-    if operation is None or not (model.settings.operation_style == "header" or always):
+    if operation is None or not (model.settings.operation_style in ("recorded", "header") or always):
         return {}
     provider = f"/subscriptions/{wanted.subscription}/providers/{wanted.provider}"
     version = request.query["api-version"]
     url = f"{request.base}{provider}/locations/{LOCATION}/operations/{operation.id}?api-version={version}"
-    return {"Azure-AsyncOperation": url, "Retry-After": str(model.settings.retry_after)}
+    return {"Azure-AsyncOperation": url, "Retry-After": model.settings.next_retry_after()}
+
+
+def is_compute(wanted: ResourceId) -> bool:
+    return wanted.provider.lower() == "microsoft.compute"
 
 
 def _check_etag(model: Model, request: Request, wanted: ResourceId, current: Resource | None) -> None:
@@ -181,7 +205,7 @@ def _check_etag(model: Model, request: Request, wanted: ResourceId, current: Res
     if current is None or given != current.etag:
         have = current.etag if current else "none"
         detail = f"Etag provided in if-match header {given} does not match etag {have} of resource {wanted}."
-        details = [("PreconditionFailedEtagMismatch", detail)]
+        details = [] if is_compute(wanted) else [("PreconditionFailedEtagMismatch", detail)]
         raise ArmError(412, "PreconditionFailed", f"Precondition failed. {detail}", details)
 
 
@@ -206,7 +230,7 @@ def _check_running(model: Writable, wanted: ResourceId, current: Resource | None
         429,
         "RetryableErrorDueToAnotherOperation",
         f"Operation on resource {wanted} was canceled because another {other}.",
-        headers={"Retry-After": str(model.settings.retry_after)},
+        headers={"Retry-After": model.settings.next_retry_after()},
     )
 
 
