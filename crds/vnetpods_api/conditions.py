@@ -63,6 +63,8 @@ class Reason(StrEnum):
     UNSUPPORTED_MACHINE = "UnsupportedMachine"  # a kind of machine that is not handled
     NO_INTERFACE = "NoInterface"  # the machine has no NIC that could carry addresses
     FORBIDDEN = "Forbidden"  # the operator's role lacks an action
+    SIGN_IN_REFUSED = "SignInRefused"  # the operator's identity can't sign in: an expired secret, another tenant
+    MACHINE_NOT_ALLOWED = "MachineNotAllowed"  # the Node names a machine that the configuration does not allow
     REFUSED = "Refused"  # Azure refuses the change and would again: the message has its words
     INVALID_SIZING = "InvalidSizing"  # spec.sizing and the configuration contradict each other
     NIC_FAILED = "NicFailed"  # the NIC's provisioning state is Failed and repairing did not help

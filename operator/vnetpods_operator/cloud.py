@@ -10,6 +10,7 @@ AzureError
 ├── NicFull        no further ipConfiguration fits
 ├── NoInterface    the machine has no NIC that pods may use
 ├── Forbidden      the role lacks an action: a person must act, look again after minutes
+├── SignInRefused  the operator can't sign in, and couldn't again: a person must act
 ├── Gone           the machine or NIC does not exist
 ├── Refused        any other refusal that the same request would meet again
 └── Unavailable    no answer, a passing error, no credentials at the moment
@@ -70,6 +71,10 @@ class Forbidden(AzureError):
         match = linked or found
         self.action = match[1] if match else ""
         self.scope = match[2] if match else ""
+
+
+class SignInRefused(AzureError):
+    """Neither this nor the next attempt to sign in succeeds: an expired secret, a wrong tenant, no such identity."""
 
 
 class Gone(AzureError):

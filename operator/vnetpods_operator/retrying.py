@@ -17,6 +17,7 @@ _MEANING: dict[type[cloud.AzureError], tuple[Reason, bool, float, float]] = {
     cloud.AddressTaken: (Reason.ADDRESS_LOST, False, 15.0, 600.0),
     cloud.NicFull: (Reason.AT_CAPACITY, False, 60.0, 1800.0),
     cloud.Forbidden: (Reason.FORBIDDEN, True, 120.0, 1800.0),
+    cloud.SignInRefused: (Reason.SIGN_IN_REFUSED, True, 60.0, 600.0),
     cloud.Gone: (Reason.MACHINE_NOT_FOUND, True, 60.0, 1800.0),
     cloud.NoInterface: (Reason.NO_INTERFACE, True, 120.0, 1800.0),
     cloud.Refused: (Reason.REFUSED, True, 60.0, 1800.0),

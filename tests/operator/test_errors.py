@@ -57,6 +57,12 @@ CASES = [
     ("instance-went-away", (400, "InstanceIdsListInstanceIdNotActiveVM"), cloud.Gone),
     ("passing", (503, "ServiceUnavailable"), cloud.Unavailable),
     ("passing-without-a-code", (502,), cloud.Unavailable),
+    ("management-lock", (409, "ScopeLocked"), cloud.Refused),
+    ("disabled-subscription", (409, "ReadOnlyDisabledSubscription"), cloud.Refused),
+    ("provider-not-registered", (409, "MissingSubscriptionRegistration"), cloud.Refused),
+    ("policy", (403, "RequestDisallowedByPolicy"), cloud.Refused),
+    ("no-such-type", (404, "InvalidResourceType"), cloud.Refused),
+    ("quota-of-compute", (429, "OperationNotAllowed"), cloud.Throttled),
     ("unknown-refusal", (400, "SomethingNew"), cloud.Refused),
 ]
 
@@ -128,6 +134,7 @@ def test_forbidden_names_action_and_scope(message: str) -> None:
     ("raised", "kind"),
     [
         (sdk.ClientAuthenticationError("no token"), cloud.Unavailable),
+        (sdk.ClientAuthenticationError("AADSTS90033: A transient error has occurred."), cloud.Unavailable),
         (sdk.ServiceRequestError("refused"), cloud.Unavailable),
         (sdk.ServiceResponseError("cut"), cloud.Unavailable),
         (TimeoutError(), cloud.Unavailable),
@@ -194,3 +201,73 @@ def test_an_answer_that_nobody_understands_is_no_answer(odd: Any) -> None:
         translated("reading it"),
     ):
         odd["properties"]["addressSpace"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "who"),
+    [
+        (409, "ScopeLocked", "Owner or User Access Administrator"),
+        (409, "ReadOnlyDisabledSubscription", "billing owner"),
+        (409, "MissingSubscriptionRegistration", "registers the resource provider"),
+        (403, "RequestDisallowedByPolicy", "policy assignment"),
+        (404, "InvalidResourceType", "azure.networkApiVersion"),
+    ],
+)
+def test_what_stands_is_left_alone_for_minutes_and_says_who_acts(status: int, code: str, who: str) -> None:
+    found = error(status, code, message="the lock is named here")
+    problem = problem_of(found)
+    assert problem.stalled
+    assert "the lock is named here" in problem.message
+    assert who in problem.message
+    assert [wait_after(found, failures) for failures in (1, 2, 3)] == [60, 120, 240]
+
+
+CHAIN = """\
+DefaultAzureCredential failed to retrieve a token from the included credentials.
+Attempted credentials:
+\tEnvironmentCredential: Authentication failed: AADSTS7000222: The provided client secret keys for app 'x' are expired.
+\tWorkloadIdentityCredential: WorkloadIdentityCredential authentication unavailable. Missing client id.
+\tManagedIdentityCredential: ManagedIdentityCredential authentication unavailable, no response from the IMDS endpoint.
+To mitigate this issue, please refer to the troubleshooting guidelines here at https://aka.ms/azsdk."""
+
+
+def signing_in(message: str) -> cloud.AzureError:
+    with pytest.raises(cloud.AzureError) as caught, translated("reading NIC n"):
+        raise sdk.ClientAuthenticationError(message)
+    return caught.value
+
+
+def test_a_failed_sign_in_says_its_inner_cause_and_stands() -> None:
+    found = signing_in(CHAIN)
+    problem = problem_of(found)
+    assert problem.reason is Reason.SIGN_IN_REFUSED
+    assert problem.stalled
+    assert problem.message == (
+        "reading NIC n: no credentials: EnvironmentCredential: Authentication failed: AADSTS7000222: "
+        "The provided client secret keys for app 'x' are expired."
+    )
+    assert wait_after(found, 1) >= 60
+
+
+def test_metadata_that_does_not_answer_may_pass() -> None:
+    found = signing_in("\n".join(line for line in CHAIN.splitlines() if "AADSTS" not in line))
+    assert type(found) is cloud.Unavailable
+    assert "no response from the IMDS endpoint" in str(found)
+    assert "failed to retrieve" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "remedy"),
+    [
+        ("InvalidAuthenticationTokenTenant", cloud.SignInRefused, "AZURE_TENANT_ID"),
+        ("InvalidAuthenticationToken", cloud.SignInRefused, "azure.scope"),
+        ("ExpiredAuthenticationToken", cloud.Unavailable, ""),
+    ],
+)
+def test_a_token_that_arm_does_not_accept(code: str, kind: type[cloud.AzureError], remedy: str) -> None:
+    response: Any = Response(401, code, message="The access token is from the wrong issuer 'x'.")
+    with pytest.raises(kind) as caught, translated("reading NIC n"):
+        raise sdk.ClientAuthenticationError(response=response)
+    assert type(caught.value) is kind
+    assert "wrong issuer" in str(caught.value)
+    assert remedy in str(caught.value)

@@ -15,6 +15,7 @@ from typing import Any
 
 from azure.core import exceptions as sdk
 
+from vnetpods_operator.azure.standing import REMEDIES, SIGN_IN, sign_in_cause, sign_in_stands
 from vnetpods_operator.cloud import (
     AddressTaken,
     AzureError,
@@ -24,6 +25,7 @@ from vnetpods_operator.cloud import (
     Gone,
     NicFull,
     Refused,
+    SignInRefused,
     SubnetFull,
     Throttled,
     Unavailable,
@@ -53,7 +55,6 @@ _BY_CODE: dict[str, type[AzureError]] = {
     "NotFound": Gone,
     "AuthorizationFailed": Forbidden,
     "LinkedAuthorizationFailed": Forbidden,
-    "InvalidAuthenticationToken": Unavailable,
     "InternalServerError": Unavailable,
     "ServerTimeout": Unavailable,
     "GatewayTimeout": Unavailable,
@@ -71,7 +72,7 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except sdk.ClientAuthenticationError as error:
-        raise Unavailable(f"{what}: no credentials: {_first_line(error.message)}", "NoCredentials") from error
+        raise _not_signed_in(error, what) from error
     except sdk.HttpResponseError as error:
         raise from_response(error, what) from error
     except (sdk.AzureError, TimeoutError) as error:
@@ -104,17 +105,31 @@ def from_response(error: sdk.HttpResponseError, what: str) -> AzureError:
     """The error that the body's code means, else the one that the status means."""
     code, message, inner = _codes(error)
     text = f"{what}: {message or _first_line(error.message)}"
-    for candidate in (code, *inner):
-        kind = _BY_CODE.get(candidate.removeprefix(_SCALE_SET_PREFIX))
-        if kind is not None:
-            return kind(text, candidate)
     status = error.status_code or 0
+    for candidate in (code, *inner):
+        if candidate in REMEDIES:
+            return Refused(f"{text}; {REMEDIES[candidate]}", candidate)
+        kind = _BY_CODE.get(candidate.removeprefix(_SCALE_SET_PREFIX))
+        if kind is not None and not (kind is Refused and status == 429):  # Compute throttles under such a code
+            return kind(text, candidate)
     if status == 429:
         return Throttled(text, code or "TooManyRequests", retry_after(error.response))
     if status in _BY_STATUS:
         return _BY_STATUS[status](text, code)
     passing = status >= 500 or status < 300  # a failed operation whose code says nothing to us
     return Unavailable(text, code or str(status)) if passing else Refused(text, code or str(status))
+
+
+def _not_signed_in(error: sdk.ClientAuthenticationError, what: str) -> AzureError:
+    """Either ARM did not accept a token (401), or none was to be had."""
+    code, message, _ = _codes(error)
+    if code:
+        stands = code in SIGN_IN
+        text = f"{what}: Azure does not accept the sign-in: {message or code}"
+        return SignInRefused(f"{text}; {SIGN_IN[code]}", code) if stands else Unavailable(text, code)
+    cause = sign_in_cause(str(error.message))
+    kind = SignInRefused if sign_in_stands(str(error.message)) else Unavailable
+    return kind(f"{what}: no credentials: {cause}", "NoCredentials")
 
 
 def retry_after(response: Any) -> float:
@@ -133,7 +148,7 @@ def retry_after(response: Any) -> float:
 def _codes(error: sdk.HttpResponseError) -> tuple[str, str, list[str]]:
     """Code and message of the body's error, and the codes nested in its details."""
     found: Any = error.error
-    if found is None:
+    if found is None or isinstance(found, str):
         return "", "", []
     inner = [str(detail.code) for detail in found.details or () if detail.code]
     return str(found.code or ""), str(found.message or ""), inner
