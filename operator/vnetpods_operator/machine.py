@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from vnetpods_api.names import IP_CONFIGURATION_PREFIX
 from vnetpods_operator import situation
+from vnetpods_operator.cloud import AzureError, Refused
 
 ENTRIES_PER_NIC = 256
 """ipConfigurations that Azure allows on a NIC, and on all NICs of a machine together."""
@@ -93,14 +94,43 @@ class Nic:
         return next((entry.address for entry in self.entries if entry.primary), None)
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadableNic:
+    """A NIC that the machine has and that can't be read: `error` says why. `primary` as far as the machine says."""
+
+    id: str
+    name: str
+    primary: bool
+    error: AzureError
+
+
+@dataclass(frozen=True, slots=True)
+class Nics:
+    """A machine's NICs, the primary first, and those that couldn't be read; not both are empty."""
+
+    found: tuple[Nic, ...]
+    unreadable: tuple[UnreadableNic, ...] = ()
+
+
 class Machine(Protocol):
     """One kind of virtual machine. Both verbs raise the errors of vnetpods_operator.cloud and nothing else."""
 
-    async def nics(self) -> tuple[Nic, ...]:
-        """Reads the machine and its NICs, the primary first."""
+    async def nics(self) -> Nics:
+        """Reads the machine and its NICs. One that can't be read doesn't keep the others from being used."""
 
     async def write(self, nic: Nic, change: situation.Change) -> Nic:
         """Makes the change in one write that fails when the NIC is no longer as read; returns the NIC read back."""
+
+
+def fence(nic: Nic) -> str:
+    """The etag that a write is bound to; Refused when there is none: the write could undo another's and not know it."""
+    if nic.etag in ("", "*"):
+        text = (
+            f"Azure gives no etag for {nic.name}, so a write could undo what others write at the same time; set "
+            "azure.computeApiVersion in the operator's configuration to 2024-03-01 or later (docs/operator.md)"
+        )
+        raise Refused(text, "NoEtag")
+    return nic.etag
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import structlog
+
 from vnetpods_api import ConditionType, Interface, NodeIPPool, find
 from vnetpods_operator import planner, situation
-from vnetpods_operator.cloud import NoInterface
+from vnetpods_operator.choosing import chosen
 from vnetpods_operator.configuration import Interfaces
-from vnetpods_operator.machine import Machine, Naming, Nic, usable_by_pods
+from vnetpods_operator.machine import Machine, Naming, Nic, UnreadableNic, usable_by_pods
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.roster import Grants, Problem, Record, Roster
 from vnetpods_operator.situation import Observed, Plan, Wanted
 from vnetpods_operator.subnets import Subnets
+
+log = structlog.get_logger()
 
 SURPRISED_SECONDS = 0.5
 """How long to wait before something surprising is read again."""
@@ -52,6 +56,8 @@ class Look:
     naming: Naming
     problem: Problem | None = None
     nics: tuple[Nic, ...] = ()
+    unreadable: tuple[UnreadableNic, ...] = ()
+    """NICs of the machine that are not needed and can't be read."""
     views: tuple[situation.Nic, ...] = ()
     plan: Plan | None = None
 
@@ -73,10 +79,17 @@ class Observer:
 
     async def read(self, look: Look, rule: Interfaces) -> None:
         """Reads the machine's NICs; twice if they surprise."""
-        look.nics = _chosen(await look.machine.nics(), rule)
+        await self._read(look, rule)
         if _surprising(look):
             await asyncio.sleep(SURPRISED_SECONDS)
-            look.nics = _chosen(await look.machine.nics(), rule)
+            await self._read(look, rule)
+
+    async def _read(self, look: Look, rule: Interfaces) -> None:
+        nics = await look.machine.nics()
+        listed = {interface.name.lower() for interface in look.pool.status.interfaces}
+        look.nics, look.unreadable = chosen(nics, rule, listed), nics.unreadable
+        for one in nics.unreadable:
+            log.warning("NIC left out, it can't be read", node=look.node.name, nic=one.id, error=str(one.error))
 
     def from_pool(self, look: Look) -> None:
         """Plans by what the pool says: enough to see whether Azure has to be asked."""
@@ -177,18 +190,6 @@ def _surprising(look: Look) -> bool:
     there = {entry.address: entry.ours for nic in look.nics for entry in nic.entries if entry.address}
     unknown = {address for address, ours in there.items() if ours} - listed
     return bool(unknown or listed - there.keys())
-
-
-def _chosen(nics: tuple[Nic, ...], rule: Interfaces) -> tuple[Nic, ...]:
-    chosen = tuple(nic for nic in nics if rule.chosen(nic.name, nic.primary, nic.tags) and nic.subnet and nic.mac)
-    if not chosen:
-        raise NoInterface("none of the machine's NICs is one of the configured interfaces")
-    names = [nic.name.lower() for nic in chosen]
-    for name in names:
-        if names.count(name) > 1:
-            text = f"two of the machine's NICs, in different resource groups, are named {name}; choose one by its tags"
-            raise NoInterface(text)
-    return chosen
 
 
 def _serves(pool: NodeIPPool) -> bool:

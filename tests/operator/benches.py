@@ -15,7 +15,7 @@ from vnetpods_api import NodeIPPool, Reason
 from vnetpods_operator import azure
 from vnetpods_operator.budget import Budget, Kind
 from vnetpods_operator.configuration import Config
-from vnetpods_operator.machine import Machine, MachineId, Nic
+from vnetpods_operator.machine import Machine, MachineId, Nic, Nics
 from vnetpods_operator.nodes import Node, node_from
 from vnetpods_operator.reconciler import Outcome, Parts, Reconciler
 from vnetpods_operator.roster import Problem, Roster
@@ -37,7 +37,7 @@ class Interrupted:
     machine: Machine
     what: list[object]
 
-    async def nics(self) -> tuple[Nic, ...]:
+    async def nics(self) -> Nics:
         return await self.machine.nics()
 
     async def write(self, nic: Nic, change: Change) -> Nic:

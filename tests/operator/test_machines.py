@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from typing import Any
 
 import pytest
@@ -155,22 +155,20 @@ async def test_what_an_operator_of_before_has_left_half_made_is_not_swept_but_to
 async def test_a_list_of_nics_that_lags_takes_no_address_from_pods(world: World, monkeypatch: Any) -> None:
     """Not even where the machine is Failed for a reason of its own and its pool was deleted."""
     node, agent = await uniform(world)
+    mark = world.azure.build.keep("*/networkinterfaces/*")
     async with bench(world, agent) as found:
         for _ in range(2):
             await found.look()
         await agent.sync()
         agent.start(3)
         await agent.sync()
-        actual, model = ScaleSetInstance._actual, ScaleSetInstance._model
-
-        async def lagging(instance: ScaleSetInstance) -> list[Nic]:
-            return [replace(n, entries=tuple(e for e in n.entries if not e.ours)) for n in await actual(instance)]
+        model = ScaleSetInstance._model
 
         async def failed(instance: ScaleSetInstance) -> dict[str, Any]:
             found = await model(instance)
             return found | {"properties": found["properties"] | {"provisioningState": "Failed"}}
 
-        monkeypatch.setattr(ScaleSetInstance, "_actual", lagging)
+        world.azure.build.lag(mark=mark)
         monkeypatch.setattr(ScaleSetInstance, "_model", failed)
         await world.kube.request("DELETE", f"{PATH}/{node}")
         found.roster.drop_pool(node)
@@ -180,6 +178,7 @@ async def test_a_list_of_nics_that_lags_takes_no_address_from_pods(world: World,
             await found.look()
             assert agent.held <= uniform_addresses(world, "set/1")
         monkeypatch.undo()
+        world.azure.build.release()
         record.not_before = record.audit_at = 0.0
         await found.look()
         await agent.sync()
@@ -233,6 +232,59 @@ async def test_only_the_primary_nic_by_default(world: World, two_nics: str) -> N
         pool = await world.until_allocated(node, 4)
     assert [i.name for i in pool.status.interfaces] == ["main-nic"]
     assert world.addresses("extra-nic") == set()
+
+
+@pytest.mark.parametrize("fault", ["null", "404", "403", "500"])
+async def test_a_nic_that_is_not_chosen_and_cannot_be_read_hinders_nobody(
+    world: World, two_nics: str, fault: str
+) -> None:
+    match fault:
+        case "null":
+            body = world.azure.build.nic("extra-nic")
+            body["properties"]["ipConfigurations"] = None
+            world.azure.build.fault("garbage", resource="*/extra-nic", argument=json.dumps(body), times=None)
+        case status:
+            code = {"404": "ResourceNotFound", "403": "AuthorizationFailed", "500": "InternalServerError"}[status]
+            world.azure.build.fault("status", resource="*/extra-nic", status=int(status), code=code, times=None)
+    node = await world.node("two", two_nics)
+    async with world.operator():
+        pool = await world.until_allocated(node, 4)
+        ready = await world.condition(node)
+    assert [i.name for i in pool.status.interfaces] == ["main-nic"]
+    assert ready is not None
+    assert ready.status == "True"
+
+
+@pytest.mark.parametrize(("fault", "reason"), [(403, "Forbidden"), (404, "MachineNotFound")])
+async def test_a_chosen_nic_that_cannot_be_read_is_not_taken_for_gone(
+    world: World, two_nics: str, fault: int, reason: str
+) -> None:
+    world.settings["interfaces"] = {"names": ["extra-*"]}
+    world.settings["audit"] = "300ms"
+    node = await world.node("two", two_nics)
+    async with world.operator():
+        before = await world.until_allocated(node, 4)
+        code = {"Forbidden": "AuthorizationFailed", "MachineNotFound": "ResourceNotFound"}[reason]
+        world.azure.build.fault("status", resource="*/extra-nic", status=fault, code=code, times=None)
+        await world.until_reason(node, reason)
+    assert [i.addresses for i in (await world.pool(node)).status.interfaces] == [
+        i.addresses for i in before.status.interfaces
+    ]
+
+
+@pytest.mark.parametrize("etag", ["", "*"], ids=["none", "one that fits everything"])
+async def test_a_write_that_nothing_fences_is_refused(world: World, etag: str) -> None:
+    """Old versions of the compute API give instances no etag: a write could undo another's."""
+    node, _ = await uniform(world)
+    kind = "Microsoft.Compute/virtualMachineScaleSets/virtualMachines"
+    body = world.azure.build.get(kind, "set/1") | {"etag": etag}
+    world.azure.build.fault(
+        "garbage", method="GET", resource="*/virtualMachines/1", argument=json.dumps(body), times=None
+    )
+    async with world.operator():
+        refused = await world.until_reason(node, "Refused")
+    assert "azure.computeApiVersion" in refused.message
+    assert world.azure.build.requests(INSTANCE_WRITE) == []
 
 
 async def test_another_nic_by_name_with_its_own_subnet(world: World, two_nics: str) -> None:

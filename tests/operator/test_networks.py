@@ -10,6 +10,7 @@ from tests.operator.benches import Nobody
 from tests.operator.worlds import World
 from vnetpods_operator import azure
 from vnetpods_operator.azure import client
+from vnetpods_operator.azure.client import NicId
 from vnetpods_operator.azure.networks import Networks
 from vnetpods_operator.budget import Budget
 from vnetpods_operator.configuration import Azure
@@ -54,10 +55,10 @@ async def test_nics_of_machines_that_are_gone_are_forgotten(monkeypatch: pytest.
     async with azure.opened(Azure(), budget, Nobody(), lambda: StaticCredential("operator")) as arm:
         monkeypatch.setattr(client, "NICS_SECONDS", 0.0)
         for number in range(10):
-            arm.learn_nics(f"machine-{number}", ("nic",))
+            arm.learn_nics(f"machine-{number}", (NicId("nic", True),))
         monkeypatch.undo()
-        arm.learn_nics("last", ("nic",))
-        assert arm.known_nics("LAST") == ("nic",)
+        arm.learn_nics("last", (NicId("nic", True),))
+        assert arm.known_nics("LAST") == (NicId("nic", True),)
         assert arm.remembered == 1
 
 

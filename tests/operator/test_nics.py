@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnetpods_operator.azure.nics import edited, parse
+from vnetpods_operator.choosing import chosen
 from vnetpods_operator.cloud import NoInterface
 from vnetpods_operator.configuration import Interfaces
-from vnetpods_operator.machine import MachineId, Naming, UnsupportedProvider, usable_by_pods
-from vnetpods_operator.observing import _chosen
+from vnetpods_operator.machine import MachineId, Naming, Nics, UnsupportedProvider, usable_by_pods
 from vnetpods_operator.situation import Change
 
 SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/pods"
@@ -57,9 +57,9 @@ def test_nics_of_one_name_are_not_taken_for_each_other() -> None:
     """A name is unique in a resource group only, and stands for the NIC in the pool."""
     one = parse(body())
     other = replace(one, id=one.id.replace("/g/", "/h/"), name=one.name.upper(), primary=False)
-    assert _chosen((one, other), Interfaces()) == (one,)
+    assert chosen(Nics((one, other)), Interfaces(), ()) == (one,)
     with pytest.raises(NoInterface, match="named n"):
-        _chosen((one, other), Interfaces(names=("*",)))
+        chosen(Nics((one, other)), Interfaces(names=("*",)), ())
 
 
 @pytest.mark.parametrize(

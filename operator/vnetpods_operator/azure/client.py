@@ -14,6 +14,7 @@ import contextlib
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import azure.core.pipeline.policies as core
@@ -55,6 +56,14 @@ def operation_of(method: str, url: str) -> str:
     """The name under which a request is counted, such as `put_nic`."""
     kind = next((name for name, pattern in _OPERATIONS if pattern.search(url)), "other")
     return f"{method.lower()}_{kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class NicId:
+    """A NIC as its machine names it."""
+
+    id: str
+    primary: bool
 
 
 class Watcher(Protocol):
@@ -142,12 +151,12 @@ class Arm:
         self._authentication = AsyncARMChallengeAuthenticationPolicy(credential, config.scope)
         self.unseen: defaultdict[str, set[str]] = defaultdict(set)
         """By machine: lower-case names of entries that this process has made and not yet read with an address."""
-        self._nics: dict[str, tuple[tuple[str, ...], float]] = {}
+        self._nics: dict[str, tuple[tuple[NicId, ...], float]] = {}
         self._network: dict[str, NetworkManagementClient] = {}
         self._compute: dict[str, ComputeManagementClient] = {}
 
-    def known_nics(self, machine: str) -> tuple[str, ...]:
-        """Ids of the machine's NICs, if they were read not long ago."""
+    def known_nics(self, machine: str) -> tuple[NicId, ...]:
+        """The machine's NICs, if they were read not long ago."""
         ids, until = self._nics.get(machine.lower(), ((), 0.0))
         return ids if asyncio.get_running_loop().time() < until else ()
 
@@ -156,7 +165,7 @@ class Arm:
         """Machines whose NICs are known."""
         return len(self._nics)
 
-    def learn_nics(self, machine: str, ids: tuple[str, ...]) -> None:
+    def learn_nics(self, machine: str, ids: tuple[NicId, ...]) -> None:
         now = asyncio.get_running_loop().time()
         self._nics = {key: known for key, known in self._nics.items() if known[1] > now}  # machines come and go
         self._nics[machine.lower()] = (ids, now + NICS_SECONDS)

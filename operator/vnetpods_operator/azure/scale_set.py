@@ -25,9 +25,9 @@ from vnetpods_operator.azure.client import Arm
 from vnetpods_operator.azure.errors import ending, translated
 from vnetpods_operator.azure.nics import edited_configurations, entry, parse
 from vnetpods_operator.azure.virtual_machine import body
-from vnetpods_operator.cloud import AddressTaken, Gone
+from vnetpods_operator.cloud import AddressTaken, AzureError, Gone
 from vnetpods_operator.faults import Point, reached
-from vnetpods_operator.machine import Entry, MachineId, Nic
+from vnetpods_operator.machine import Entry, MachineId, Nic, Nics, UnreadableNic, fence
 from vnetpods_operator.situation import BLOCK, Change
 
 
@@ -38,17 +38,19 @@ class ScaleSetInstance:
     arm: Arm
     id: MachineId
 
-    async def nics(self) -> tuple[Nic, ...]:
+    async def nics(self) -> Nics:
         """The instance's NICs as they are, and what its model has beyond them."""
         model = await self._model()
-        found = await self._actual()
+        found, unreadable = await self._actual()
         with translated(f"reading {self._name}"):
             state = (model.get("properties") or {}).get("provisioningState") or "Succeeded"
             self._unseen.difference_update(
                 entry.name.lower() for nic in found for entry in nic.entries if entry.address
             )
             nics = [_with_model(nic, model, state, self._unseen) for nic in found]
-        return tuple(sorted(nics, key=lambda nic: not nic.primary))
+        if unreadable and not nics:
+            raise unreadable[0].error
+        return Nics(tuple(sorted(nics, key=lambda nic: not nic.primary)), unreadable)
 
     async def write(self, nic: Nic, change: Change) -> Nic:
         """One PUT of the model; raises Changed when it isn't as read any more."""
@@ -56,6 +58,7 @@ class ScaleSetInstance:
             text = f"a uniform scale set cannot be asked for {', '.join(change.restore)} by value"
             raise AddressTaken(f"writing {self._name}: {text}", "NotSupported")
         what = f"writing {self._name}"
+        etag = fence(nic)
         model: Any = _edited(nic, change)
         self._unseen.update(_names(model, nic.name) - _names(nic.body, nic.name))
         with translated(what):
@@ -64,7 +67,7 @@ class ScaleSetInstance:
                 str(self.id.scale_set),
                 self.id.name,
                 model,
-                etag=nic.etag,
+                etag=etag,
                 match_condition=MatchConditions.IfNotModified,
                 cls=body,
                 **self.arm.compute_arguments(),
@@ -72,7 +75,7 @@ class ScaleSetInstance:
         reached(Point.NIC_ACCEPTED)
         async with ending(what, self.arm.config.operation_timeout):
             await poller.result()
-        after = next((other for other in await self.nics() if other.name == nic.name), None)
+        after = next((other for other in (await self.nics()).found if other.name == nic.name), None)
         if after is None:
             raise Gone(f"{what}: its NIC {nic.name} is gone", "NotFound")
         return after
@@ -93,14 +96,28 @@ class ScaleSetInstance:
         found: dict[str, Any] = model
         return found
 
-    async def _actual(self) -> list[Nic]:
+    async def _actual(self) -> tuple[list[Nic], tuple[UnreadableNic, ...]]:
         """The API version of this list is fixed in the SDK (2018-10-01)."""
         network = self.arm.network(self.id.subscription)
         with translated(f"reading the NICs of {self._name}"):
             pages = network.network_interfaces.list_virtual_machine_scale_set_vm_network_interfaces(
                 self.id.group, str(self.id.scale_set), self.id.name
             )
-            return [parse(nic.as_dict()) async for nic in pages]
+            bodies = [nic.as_dict() async for nic in pages]
+        answers = [self._parsed(one) for one in bodies]
+        return (
+            [one for one in answers if isinstance(one, Nic)],
+            tuple(one for one in answers if isinstance(one, UnreadableNic)),
+        )
+
+    def _parsed(self, found: dict[str, Any]) -> Nic | UnreadableNic:
+        id_ = str(found.get("id"))
+        name = id_.rpartition("/")[2]
+        try:
+            with translated(f"reading NIC {name} of {self._name}"):
+                return parse(found)
+        except AzureError as error:
+            return UnreadableNic(id_, name, bool((found.get("properties") or {}).get("primary")), error)
 
 
 def _with_model(nic: Nic, model: dict[str, Any], state: str, unseen: set[str]) -> Nic:

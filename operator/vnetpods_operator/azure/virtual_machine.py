@@ -7,17 +7,16 @@ after ARM accepted the PUT, the next `nics()` shows what became of it: entries o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from vnetpods_operator.azure.client import Arm
+from vnetpods_operator.azure.client import Arm, NicId
 from vnetpods_operator.azure.errors import ending, translated
 from vnetpods_operator.azure.nics import edited, parse
-from vnetpods_operator.cloud import Gone
+from vnetpods_operator.cloud import AzureError, Gone, Throttled
 from vnetpods_operator.faults import Point, reached
-from vnetpods_operator.machine import MachineId, Nic
+from vnetpods_operator.machine import MachineId, Nic, Nics, UnreadableNic, fence
 from vnetpods_operator.situation import Change
 
 
@@ -33,27 +32,42 @@ class VirtualMachine:
     arm: Arm
     id: MachineId
 
-    async def nics(self) -> tuple[Nic, ...]:
+    async def nics(self) -> Nics:
         """Reads the NICs; the VM, for its list of them, only when that is old or proves wrong."""
         known = self.arm.known_nics(self.id.id)
         if known:
-            with contextlib.suppress(Gone):
-                found = await self._read(known)
-                if all(self._mine(nic) for nic in found):
-                    return found
+            nics = await self._read(known)
+            gone = any(isinstance(one.error, Gone) for one in nics.unreadable)
+            if not gone and all(self._mine(nic) for nic in nics.found):
+                return nics
         with translated(f"reading virtual machine {self.id.name} in {self.id.group}"):
             machine: Any = await self.arm.compute(self.id.subscription).virtual_machines.get(
                 self.id.group, self.id.name, cls=body, **self.arm.compute_arguments()
             )
             profile = (machine.get("properties") or {}).get("networkProfile") or {}
-            ids = tuple(str(reference["id"]) for reference in profile.get("networkInterfaces") or [])
-        found = await self._read(ids)
+            references = profile.get("networkInterfaces") or []
+            ids = tuple(
+                NicId(str(one["id"]), bool((one.get("properties") or {}).get("primary", len(references) == 1)))
+                for one in references
+            )
+        nics = await self._read(ids)
+        if nics.unreadable and not nics.found:
+            raise nics.unreadable[0].error
         self.arm.learn_nics(self.id.id, ids)
-        return found
+        return nics
 
-    async def _read(self, ids: tuple[str, ...]) -> tuple[Nic, ...]:
-        nics = await asyncio.gather(*(self._nic(resource) for resource in ids))
-        return tuple(sorted(nics, key=lambda nic: not nic.primary))
+    async def _read(self, ids: tuple[NicId, ...]) -> Nics:
+        answers = await asyncio.gather(*(self._try(one) for one in ids))
+        found = sorted((a for a in answers if isinstance(a, Nic)), key=lambda nic: not nic.primary)
+        return Nics(tuple(found), tuple(a for a in answers if isinstance(a, UnreadableNic)))
+
+    async def _try(self, wanted: NicId) -> Nic | UnreadableNic:
+        try:
+            return await self._nic(wanted.id)
+        except Throttled:  # about the subscription, not about this NIC
+            raise
+        except AzureError as error:
+            return UnreadableNic(wanted.id, wanted.id.rpartition("/")[2], wanted.primary, error)
 
     def _mine(self, nic: Nic) -> bool:
         """Whether the NIC is still attached to this VM."""
@@ -67,7 +81,7 @@ class VirtualMachine:
         wanted: Any = edited(nic.body, change, lambda: secrets.token_hex(4))
         with translated(what):
             poller = await self.arm.network(subscription).network_interfaces.begin_create_or_update(
-                group, name, wanted, headers={"If-Match": nic.etag}, cls=body, **self.arm.network_arguments()
+                group, name, wanted, headers={"If-Match": fence(nic)}, cls=body, **self.arm.network_arguments()
             )
         reached(Point.NIC_ACCEPTED)
         async with ending(what, self.arm.config.operation_timeout):

@@ -71,7 +71,8 @@ def _changed(parts: list[Body], fault: Fault) -> list[Body]:
         first["loadBalancerBackendAddressPools"] = [*pools, {"id": fault.argument}]
         return parts
     if fault.change == "configuration":
-        subnet = parts[0]["properties"]["subnet"]
+        first = parts[0]["properties"]
+        subnet, first["primary"] = first["subnet"], True
         return [*parts, {"name": fault.argument or "foreign", "properties": {"subnet": subnet, "primary": False}}]
     prefix = (fault.argument or "vnetpods-").lower()
     ours = [part for part in parts if part["name"].lower().startswith(prefix)]
