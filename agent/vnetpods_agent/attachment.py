@@ -7,14 +7,32 @@ routes) is derived from the row here, so that after a crash at any point the sam
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NewType
 
 Address = NewType("Address", str)
 """One IPv4 address in canonical text form, without prefix length."""
 
+_LARGEST_BLOCK = 28  # Azure's block size for a NIC; anything wider is somebody's mistake
+
 HOST_PREFIX = "azv"
 """What Calico's policy engine is told to look for (FELIX_INTERFACEPREFIX=azv)."""
+
+
+@lru_cache(maxsize=4096)
+def expand(unit: str) -> tuple[Address, ...]:
+    """The addresses of a unit, an entry of `interfaces[].addresses`; none when it isn't an IPv4 address or a block of
+    at most sixteen.
+    """
+    try:
+        network = ipaddress.IPv4Network(unit, strict=False)
+    except ValueError:
+        return ()
+    if network.prefixlen < _LARGEST_BLOCK:
+        return ()
+    return tuple(Address(str(address)) for address in network)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -64,8 +82,10 @@ class Attachment:
 
     `netns` is the path the runtime gave; it is only repeated in answers and logs, never trusted (it may be reused).
     `nic_mac` names the NIC that owns the address ("00:0d:3a:1b:c7:21"). `mtu` and `gso_max_size` in bytes, as that NIC
-    has them (see Limits). `created` in seconds since the epoch. `host_name` is the host interface's name when it isn't
-    the one that would follow from what is known of the pod.
+    has them (see Limits). `host_name` is the host interface's name when it isn't the one that would follow from what is
+    known of the pod. `created` in seconds since the epoch is for people: clocks are set. What is decided goes by
+    `attached_boottime` (CLOCK_BOOTTIME within the boot `boot_id`; 0: a former version's) and by `arrival`, which counts
+    attachments in the order in which they came (0 likewise).
     """
 
     key: AttachmentKey
@@ -78,6 +98,8 @@ class Attachment:
     pod: Pod | None = None
     gso_max_size: int = GSO_MAX_SIZE
     host_name: str = ""
+    attached_boottime: float = 0.0
+    arrival: int = 0
 
     @property
     def host_ifname(self) -> str:

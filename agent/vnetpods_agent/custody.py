@@ -83,6 +83,7 @@ class Surroundings:
     """What custody needs to know of the rest of the agent."""
 
     clock: Callable[[], float]
+    uptime: Callable[[], float]  # CLOCK_BOOTTIME
     boot_id: str
     limits: Callable[[str], Limits]  # of the NIC with that MAC
     cause: Callable[[], str]  # why there are no more addresses
@@ -107,6 +108,7 @@ class Custody:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._arrivals = 0
 
     # what others ask
 
@@ -155,6 +157,7 @@ class Custody:
         """What the ledger holds, before any address is given out. What has been recognised meanwhile stays; but of it
         the ledger knows more.
         """
+        self._arrivals = max(self._arrivals, *(a.arrival for a in content.attachments.values()), 0)
         for key, attachment in content.attachments.items():
             known = self.attachments.get(key)
             if known is None and self._pool.holder(attachment.address) is None:
@@ -162,7 +165,7 @@ class Custody:
                 self._pool.adopt(attachment.address, key)
             elif known and known.address == attachment.address and not self.busy(key):
                 self.attachments[key] = attachment
-        self._pool.restore({}, content.rests, content.withdrawn)
+        self._pool.restore({}, content.rests, content.withdrawn, content.retired)
 
     async def void(self, attachment: Attachment, since: float) -> None:
         """The attachment has come to an end without us, at `since`; nothing of it is in the kernel."""
@@ -274,6 +277,7 @@ class Custody:
     def _attachment(self, wanted: Wanted, address: Address) -> Attachment:
         mac = self._pool.mac(address)
         limits = self._around.limits(mac)
+        self._arrivals += 1
         return Attachment(
             wanted.key,
             address,
@@ -284,6 +288,8 @@ class Custody:
             self._around.clock(),
             wanted.pod,
             limits.gso_max_size,
+            attached_boottime=self._around.uptime(),
+            arrival=self._arrivals,
         )
 
     async def _address(self, wanted: Wanted, deadline: float, errand: _Errand) -> Address:

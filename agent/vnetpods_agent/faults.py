@@ -22,7 +22,7 @@ POINTS: Final = (
     "del.detached",  # the address is unreachable, its row is still there
     "del.released",  # the row is gone, nobody has been told
     "release.withdrawn",  # the ledger has it, the source hasn't been told
-    "release.reported",  # the source has confirmed, the ledger doesn't know
+    "release.reported",  # the source has been told, we don't know it
     "pool.saving",  # pool.json is written beside its place
 )
 """All points. The crash tests visit each."""

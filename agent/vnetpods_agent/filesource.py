@@ -2,7 +2,7 @@
 
 It has the shape of a NodeIPPool's status, in YAML or JSON:
     interfaces: [{name: eth0, mac: "00:0d:3a:…", subnet: pods, prefixes: [10.240.0.0/16], primaryAddress: 10.240.0.4,
-                  addresses: [10.240.0.5, 10.240.4.0/28], releasing: []}]
+                  addresses: [10.240.0.5, 10.240.4.0/28], ipConfigurations: [vnetpods-1, vnetpods-2], releasing: []}]
     directCIDRs: [10.240.0.0/12]
 Whoever manages the file replaces it by rename; it is looked at every second. Reports go to `<file>.report.json` beside
 it, by rename too, in the shape of the same status, so that the release handshake works as with a NodeIPPool.
@@ -59,9 +59,8 @@ class FileSource:
             await asyncio.sleep(_PERIOD)
 
     async def publish(self, report: Report) -> None:
-        status = Status(usage=report.usage, released=report.released, kept=report.kept, missing=report.missing)
         try:
             file = self._path.with_name(self._path.name + ".report.json")
-            await asyncio.to_thread(save, file, msgspec.json.encode(status))
+            await asyncio.to_thread(save, file, msgspec.json.encode(report.status))
         except OSError as error:
             raise SourceUnavailable(f"{self._path}.report.json can't be written: {error}") from error

@@ -26,9 +26,9 @@ from vnetpods_agent.dataplane.hoststate import HostReconciler
 from vnetpods_agent.dataplane.kernel import uplink_limits
 from vnetpods_agent.events import Event, Events
 from vnetpods_agent.lane import Lane
-from vnetpods_agent.ledger import Ledger, LedgerUnavailable
+from vnetpods_agent.ledger import Ledger, LedgerError
 from vnetpods_agent.pool import Pool
-from vnetpods_agent.records import Withdraw
+from vnetpods_agent.records import Retire, Withdraw
 from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.saving import save
 from vnetpods_agent.source import AddressSource, Supply
@@ -149,8 +149,7 @@ class Listener:
     async def _hear(self, supply: Supply) -> None:
         """Raises DataPlaneError, before anything has been taken over."""
         parts, status = self._parts, supply.status
-        if supply.live and not parts.reporter.live:
-            await self._take_back(status)
+        first = supply.live and not parts.reporter.live
         if not status.interfaces:  # says nothing about addresses, but perhaps why there are none
             known = self._status
             status = msgspec.structs.replace(status, interfaces=known.interfaces, direct_cidrs=known.direct_cidrs)
@@ -160,8 +159,12 @@ class Listener:
         there = await parts.kernel.submit(parts.host.glance) if new else frozenset()
         # in one breath: an ADD that came in between could get an address that the host holds
         self._status = status
-        parts.pool.supply(status.interfaces)
+        parts.pool.supply(status.interfaces, status.release_request)
+        believed = parts.pool.believe(status.released) if first else []
+        settled = parts.reporter.settle()
         self._declare()
+        await self._remember(believed)
+        await settled
         await parts.custody.name_nics()
         self._tell_missing()
         if supply.live:
@@ -174,14 +177,12 @@ class Listener:
         if any(map(parts.pool.mac, there)) and await asyncio.to_thread(parts.host.wait, _HOST_STATE):
             parts.custody.serve()  # what was taken from the host
 
-    async def _take_back(self, status: Status) -> None:
+    async def _remember(self, believed: list[tuple[str, str]]) -> None:
         """What we have told the source and a lost ledger doesn't know any more is out of use all the same."""
-        pool = self._parts.pool
-        units = [unit for unit in status.released if not pool.is_withdrawn(unit) and not pool.holds(unit)]
-        if units:
-            pool.withdraw(units)
-            with contextlib.suppress(LedgerUnavailable):
-                await self._parts.ledger.commit(Withdraw(tuple(units)))
+        if believed:
+            named = tuple((name, unit) for name, unit in believed if name)
+            with contextlib.suppress(LedgerError):
+                await self._parts.ledger.commit(Retire(named), Withdraw(tuple(believed)))
 
     def _declare(self) -> None:
         """The data plane cares for all addresses that pods may have, listed or missing."""

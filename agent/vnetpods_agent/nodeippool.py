@@ -27,7 +27,6 @@ from vnetpods_api import (
     ConditionType,
     NodeIPPool,
     Reason,
-    Status,
     apply_body,
     condition,
     from_object,
@@ -118,13 +117,8 @@ class NodeIPPoolSource:
             self._version = version
 
     async def publish(self, report: Report) -> None:
-        status = Status(
-            usage=report.usage,
-            released=report.released,
-            kept=report.kept,
-            missing=report.missing,
-            conditions=tuple(merge(self._conditions, [_agent_ready(report, datetime.now(UTC))])),
-        )
+        conditions = tuple(merge(self._conditions, [_agent_ready(report, datetime.now(UTC))]))
+        status = msgspec.structs.replace(report.status, conditions=conditions)
         query = {"fieldManager": AGENT_MANAGER, "force": "true"}
         body = apply_body(self._node, status=status, resource_version=self._version)
         try:

@@ -1,16 +1,17 @@
 """The addresses of this node: which one the next pod gets, who waits, and which ones go back to the subnet.
 
 Pure: no I/O, no clock; `now` is seconds since the epoch and always an argument. The event loop owns the only instance.
-Nothing here is durable: what must survive (who holds what, when an address came free, what was withdrawn) is in the
+Nothing here is durable: what must survive (who holds what, when an address came free, what was promised back) is in the
 ledger, and `restore` takes it from there. The rules are those of docs/architecture.md.
 
 A *unit* is an entry of `interfaces[].addresses` as the operator wrote it: one address or a /28 block. The release
-handshake speaks of units, pods get addresses. An address is
+handshake speaks of units and of the names of the ipConfigurations behind them, pods get addresses. An address is
     held      by a pod, or by an ADD that is under way;
     idle      listed and not held; of these the one unused for longest comes first, those never used before all others;
     cooling   idle, released less than `cooldown` ago: others may still send to its former pod;
-    blocked   in a unit that is releasing or withdrawn: out of use, whatever else it is;
-    withdrawn promised back: out of use until the source has confirmed that the promise is taken back;
+    blocked   in a unit that is releasing or promised back: out of use, whatever else it is;
+    promised  back: in a unit whose ipConfiguration is retired. The same unit under another name is another life. A unit
+              that was promised when no names were told is out of use until it is gone from the list or gets a name;
     unusable  on one of the host's own interfaces, of a NIC that the machine doesn't have, or leaving: on a former
               pod's that is not yet gone from the kernel;
     missing   held, but no longer listed: the pod is left alone, and the operator asks Azure for it again.
@@ -18,26 +19,25 @@ handshake speaks of units, pods get addresses. An address is
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import lru_cache
+from dataclasses import dataclass
 
-from vnetpods_agent.attachment import Address, AttachmentKey
+from vnetpods_agent.attachment import Address, AttachmentKey, expand
 from vnetpods_api import Interface, Usage
+from vnetpods_api.names import IP_CONFIGURATION_PREFIX
 
-_LARGEST_BLOCK = 28  # Azure's block size for a NIC; anything wider is somebody's mistake
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is listed of a unit: its NIC, and its ipConfiguration, empty when the list doesn't tell."""
 
-@lru_cache(maxsize=4096)
-def expand(unit: str) -> tuple[Address, ...]:
-    """The addresses of a unit; none when it isn't an IPv4 address or a block of at most sixteen."""
-    try:
-        network = ipaddress.IPv4Network(unit, strict=False)
-    except ValueError:
-        return ()
-    if network.prefixlen < _LARGEST_BLOCK:
-        return ()
-    return tuple(Address(str(address)) for address in network)
+    mac: str
+    name: str
+
+    @property
+    def ours(self) -> bool:
+        """Only what the operator made has a name that never comes back."""
+        return self.name.startswith(IP_CONFIGURATION_PREFIX)
 
 
 class Pool:
@@ -48,16 +48,22 @@ class Pool:
         cooldown: float,
         elsewhere: Callable[[], frozenset[Address]] = frozenset,
         leaving: Callable[[], Collection[Address]] = frozenset,
+        absent: Callable[[], Collection[str]] = frozenset,
     ) -> None:
-        """`elsewhere`, what isn't this node's to give out, and `leaving` are asked at every decision."""
+        """`elsewhere`, what isn't this node's to give out, `leaving`, and `absent`, the MACs of listed NICs that this
+        machine doesn't have, are asked at every decision.
+        """
         self.cooldown = cooldown
+        self.request: str | None = None  # what `released` and `kept` answer
         self._elsewhere = elsewhere
         self._leaving = leaving
+        self._absent = absent
         self._mac: dict[Address, str] = {}  # every listed address and its NIC
         self._heard = False
-        self._units: frozenset[str] = frozenset()
+        self._entries: dict[str, _Entry] = {}
         self._releasing: tuple[str, ...] = ()
-        self._withdrawn: dict[str, None] = {}
+        self._retired: dict[str, str] = {}  # name -> unit
+        self._withdrawn: dict[str, str] = {}  # unit -> name, as the ledger has it
         self._blocked: frozenset[Address] = frozenset()
         self._held: dict[Address, AttachmentKey] = {}
         self._idle: dict[Address, None] = {}  # in the order of last use
@@ -67,25 +73,35 @@ class Pool:
     # what others know
 
     def restore(
-        self, held: Mapping[Address, AttachmentKey], since: Mapping[Address, float], withdrawn: Iterable[str]
+        self,
+        held: Mapping[Address, AttachmentKey],
+        since: Mapping[Address, float],
+        withdrawn: Mapping[str, str],
+        retired: Mapping[str, str],
     ) -> None:
         """Takes over what the ledger remembers, before any address is given out."""
         self._held.update(held)
         self._since.update(since)
-        self._withdrawn.update(dict.fromkeys(withdrawn))
+        self._withdrawn.update(withdrawn)
+        self._retired.update(retired)
         self._arrange()
 
-    def supply(self, interfaces: Iterable[Interface]) -> None:
-        """What the operator lists now. Addresses that are gone are forgotten, unless a pod holds them; no interface at
-        all says nothing.
+    def supply(self, interfaces: Iterable[Interface], request: str | None = None) -> None:
+        """What the operator lists now, and by which request it asks for some of it. Addresses that are gone are
+        forgotten, unless a pod holds them; no interface at all says nothing.
         """
         interfaces = tuple(interfaces)
         if not interfaces:
             return
         self._heard = True
         primaries = {interface.primary_address for interface in interfaces}
-        self._units = frozenset(unit for interface in interfaces for unit in interface.addresses)
-        self._releasing = tuple(unit for interface in interfaces for unit in interface.releasing if unit in self._units)
+        self.request = request
+        self._entries = {
+            unit: _Entry(interface.mac, interface.names.get(unit, ""))
+            for interface in interfaces
+            for unit in interface.addresses
+        }
+        self._releasing = tuple(u for interface in interfaces for u in interface.releasing if u in self._entries)
         self._mac = {
             address: interface.mac
             for interface in interfaces
@@ -145,49 +161,78 @@ class Pool:
 
     # the release handshake
 
-    def withdrawable(self, now: float) -> list[str]:
-        """Units asked back that no pod holds, and whose former pods are gone and have cooled down; `withdraw` them once
-        the ledger has it.
+    def retirable(self, now: float) -> list[tuple[str, str]]:
+        """(name, unit) of what is asked back, or was promised before it had a name, that no pod holds, and whose former
+        pods are gone and have cooled down; `retire` them, in memory and in the ledger.
         """
-        leaving = self._leaving()
+        leaving, absent = self._leaving(), self._absent()
+        asked = dict.fromkeys((*self._releasing, *(u for u, name in self._withdrawn.items() if not name)))
         return [
-            unit
-            for unit in self._releasing
-            if unit not in self._withdrawn
+            (entry.name, unit)
+            for unit in asked
+            if (entry := self._entries.get(unit)) and entry.ours and entry.mac not in absent
+            if entry.name not in self._retired
             and not any(a in self._held or a in leaving or self._cooling(a, now) for a in expand(unit))
         ]
 
-    def withdraw(self, units: Iterable[str]) -> None:
-        """The ledger has it: these are out of use until they are reinstated."""
-        self._withdrawn.update(dict.fromkeys(units))
+    def retire(self, entries: Collection[tuple[str, str]]) -> None:
+        """These ipConfigurations are out of use for good."""
+        self._retired.update((name, unit) for name, unit in entries if name)
+        self._withdrawn.update((unit, name) for name, unit in entries)
         self._arrange()
 
-    def returning(self) -> list[str]:
-        """Withdrawn units that nobody asks for any more. They may be reinstated when the source has confirmed a report
-        without them.
-        """
-        releasing = set(self._releasing)
-        return [unit for unit in self._withdrawn if unit not in releasing]
-
-    def reinstate(self, units: Iterable[str]) -> None:
-        """Confirmed and in the ledger: usable again, if listed; else forgotten."""
-        for unit in units:
+    def unretire(self, entries: Iterable[tuple[str, str]]) -> None:
+        """The ledger refused, and nobody has been told."""
+        for name, unit in entries:
+            self._retired.pop(name, None)
             self._withdrawn.pop(unit, None)
         self._arrange()
 
+    def believe(self, units: Iterable[str]) -> list[tuple[str, str]]:
+        """Units that were promised back, as the source remembers; returns (name, unit) of those unknown here."""
+        lost = [
+            (entry.name, unit)
+            for unit in units
+            if (entry := self._entries.get(unit)) and (entry.ours or not entry.name)
+            if entry.name not in self._retired and unit not in self._withdrawn and not self.holds(unit)
+        ]
+        self.retire(lost)
+        return lost
+
+    def settle(self) -> tuple[list[tuple[str, str]], list[str]]:
+        """What the ledger has to learn for versions that know no names: (name, unit) of what is listed and promised
+        back, and units that no longer are.
+        """
+        promised = [
+            (entry.name, unit)
+            for unit, entry in self._entries.items()
+            if entry.name in self._retired and self._withdrawn.get(unit) != entry.name and not self.holds(unit)
+        ]
+        void = [unit for unit, name in self._withdrawn.items() if not self._stands(unit, name)]
+        for unit in void:
+            del self._withdrawn[unit]
+        self._withdrawn.update((unit, name) for name, unit in promised)
+        if void:
+            self._arrange()
+        return promised, void
+
     def released(self) -> tuple[str, ...]:
-        """What the report lists under `released`."""
-        return tuple(unit for unit in self._releasing if unit in self._withdrawn)
+        """What the report lists under `released`: all that is listed and retired, asked for or not."""
+        absent = self._absent()
+        return tuple(
+            unit
+            for unit, entry in self._entries.items()
+            if entry.name in self._retired and entry.mac not in absent and not self.holds(unit)
+        )
 
     def kept(self) -> tuple[str, ...]:
         """Units asked back that can't be given: pods hold them, and may for months."""
-        return tuple(unit for unit in self._releasing if self.holds(unit))
+        absent = self._absent()
+        return tuple(u for u in self._releasing if self._entries[u].mac not in absent and self.holds(u))
 
-    def withdrawn(self) -> tuple[str, ...]:
-        return tuple(self._withdrawn)
-
-    def is_withdrawn(self, unit: str) -> bool:
-        return unit in self._withdrawn
+    def promises(self) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+        """(name, unit) of all that was ever promised back, and of what is listed of it."""
+        return tuple(self._retired.items()), tuple((name, unit) for unit, name in self._withdrawn.items())
 
     def holds(self, unit: str) -> bool:
         """Whether a pod has an address of the unit."""
@@ -269,8 +314,24 @@ class Pool:
         del self._idle[address]
         self._held[address] = key
 
+    def _stands(self, unit: str, name: str) -> bool:
+        """Whether the promise is about what is listed there now. (What was promised without a name, and has one by now,
+        is on its way to be retired.)
+        """
+        if not self._heard:
+            return True
+        entry = self._entries.get(unit)
+        if entry is None or self.holds(unit):
+            return False
+        return entry.name == name or (not name and entry.ours)
+
     def _arrange(self) -> None:
-        self._blocked = frozenset(a for unit in (*self._releasing, *self._withdrawn) for a in expand(unit))
+        out = [
+            unit
+            for unit, entry in self._entries.items()
+            if entry.name in self._retired or self._withdrawn.get(unit) == ""
+        ]
+        self._blocked = frozenset(a for unit in (*self._releasing, *out) for a in expand(unit))
         idle = [address for address in self._mac if address not in self._held]
         idle.sort(key=lambda address: self._since.get(address, 0.0))
         self._idle = dict.fromkeys(idle)

@@ -1,14 +1,18 @@
 """What the ledger records, and how that lies in SQLite: plain data, and the statements between it and a connection.
 
-Schema (format 2). The key is the CNI specification's: "the combination of network name, container ID and interface
-name" names an attachment. UNIQUE(address) makes a double assignment impossible whatever happens in memory.
+Schema (format 3). The key is the CNI specification's: "the combination of network name, container ID and interface
+name" names an attachment. UNIQUE(address) makes a double assignment impossible whatever happens in memory, and two
+triggers that an address is both held and promised back.
     attachment(network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created,
-               pod_namespace, pod_name, pod_uid, gso_max_size, host_name)   the last two since format 2
-    rest(address, since)      when an address was released last: cool-down and order of use
-    withdrawn(unit)           units this node will not use again (release handshake)
+               pod_namespace, pod_name, pod_uid, gso_max_size, host_name,   these two since format 2
+               attached_boottime, arrival)                                  since format 3
+    rest(address, since, boot_id, boottime, number)   when an address was released last: cool-down and order of use
+    retired(name, unit)       ipConfigurations that this node will not use again, the newest RETIRED of them
+    withdrawn(unit, name)     units of the list that are promised back: for versions that don't know names
     meta(name, value)         format, and readable_by: the lowest format whose code may read and write this file
 A later format may add columns with defaults and tables; this code names its columns, so it reads such a file and leaves
-the rest alone as long as readable_by allows it. That is how an upgrade can be taken back.
+the rest alone as long as readable_by allows it. That is how an upgrade can be taken back. An empty `withdrawn.name` is
+of a version that doesn't know names, or of a list without.
 """
 
 from __future__ import annotations
@@ -18,39 +22,82 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod, expand
 
-FORMAT = 2
+FORMAT = 3
 READABLE_BY = 1
+RETIRED = 8192
+"""Retired names that are kept: an old list could bring them back."""
+
+
+def _block(address: str) -> str:
+    """SQL: the /28 of an address."""
+    network = f"rtrim({address}, '0123456789')"
+    return f"{network} || (CAST(substr({address}, length({network}) + 1) AS INTEGER) & 240) || '/28'"
+
+
+def _in(address: str, unit: str) -> str:
+    """SQL: whether the address is one of the unit."""
+    first = f"substr({unit}, 1, length({unit}) - 3)"
+    return f"({unit} = {address} OR ({unit} LIKE '%/28' AND {_block(first)} = {_block(address)}))"
+
+
+_PROMISED = f"""
+CREATE TABLE retired (name TEXT PRIMARY KEY, unit TEXT NOT NULL) STRICT;
+CREATE TRIGGER held_is_not_promised BEFORE INSERT ON withdrawn
+WHEN EXISTS (SELECT 1 FROM attachment WHERE {_in("address", "NEW.unit")})
+BEGIN SELECT RAISE(ABORT, 'a pod holds an address of it'); END;
+CREATE TRIGGER promised_is_not_held BEFORE INSERT ON attachment
+WHEN EXISTS (SELECT 1 FROM withdrawn WHERE {_in("NEW.address", "unit")})
+BEGIN SELECT RAISE(ABORT, 'the address is promised back'); END;
+"""  # noqa: S608 - constants
 UPGRADES: Mapping[int, str] = {
     1: """
 ALTER TABLE attachment ADD COLUMN gso_max_size INTEGER NOT NULL DEFAULT 65536;
 ALTER TABLE attachment ADD COLUMN host_name TEXT NOT NULL DEFAULT '';
-"""
+""",
+    2: f"""
+ALTER TABLE attachment ADD COLUMN attached_boottime REAL NOT NULL DEFAULT 0;
+ALTER TABLE attachment ADD COLUMN arrival INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE rest ADD COLUMN boot_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE rest ADD COLUMN boottime REAL NOT NULL DEFAULT 0;
+ALTER TABLE rest ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE withdrawn ADD COLUMN name TEXT NOT NULL DEFAULT '';
+DELETE FROM withdrawn WHERE EXISTS (SELECT 1 FROM attachment WHERE {_in("address", "unit")});
+{_PROMISED}
+""",  # noqa: S608 - constants
 }
 """For every earlier format, the statements that make the next one of it."""
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE attachment (
   network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
   address TEXT NOT NULL UNIQUE,
   netns TEXT NOT NULL, nic_mac TEXT NOT NULL, mtu INTEGER NOT NULL, boot_id TEXT NOT NULL, created REAL NOT NULL,
   pod_namespace TEXT, pod_name TEXT, pod_uid TEXT,
   gso_max_size INTEGER NOT NULL DEFAULT 65536, host_name TEXT NOT NULL DEFAULT '',
+  attached_boottime REAL NOT NULL DEFAULT 0, arrival INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (network, container_id, ifname)
 ) STRICT;
-CREATE TABLE rest (address TEXT PRIMARY KEY, since REAL NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE withdrawn (unit TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE rest (
+  address TEXT PRIMARY KEY, since REAL NOT NULL,
+  boot_id TEXT NOT NULL DEFAULT '', boottime REAL NOT NULL DEFAULT 0, number INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE TABLE withdrawn (unit TEXT PRIMARY KEY, name TEXT NOT NULL DEFAULT '') STRICT, WITHOUT ROWID;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-"""
+{_PROMISED}"""
 _COLUMNS = (
     "network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created, pod_namespace, pod_name, pod_uid, "
-    "gso_max_size, host_name"
+    "gso_max_size, host_name, attached_boottime, arrival"
 )
-_INSERT = f"INSERT INTO attachment ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"  # noqa: S608 - constants
+_INSERT = f"INSERT INTO attachment ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"  # noqa: S608 - constants
 _DELETE = "DELETE FROM attachment WHERE network = ? AND container_id = ? AND ifname = ?"
-_SELECT = f"SELECT {_COLUMNS} FROM attachment ORDER BY created"  # noqa: S608 - constants
+_SELECT = f"SELECT {_COLUMNS} FROM attachment ORDER BY arrival, created"  # noqa: S608 - constants
 _REST = """INSERT OR REPLACE INTO rest (address, since)
 SELECT address, ? FROM attachment WHERE network = ? AND container_id = ? AND ifname = ?"""
+_WITHDRAW = "INSERT OR REPLACE INTO withdrawn (name, unit) VALUES (?, ?)"
+_RETIRE = "INSERT OR IGNORE INTO retired (name, unit) VALUES (?, ?)"
+_OLD = f"DELETE FROM retired WHERE rowid <= (SELECT max(rowid) FROM retired) - {RETIRED}"  # noqa: S608 - a number
+_HELD = f"DELETE FROM withdrawn WHERE {_in('?1', 'unit')}"  # noqa: S608 - constants
 
 
 class UnknownFormat(Exception):  # noqa: N818 - its name is the finding
@@ -63,10 +110,11 @@ class Content:
 
     attachments: dict[AttachmentKey, Attachment] = field(default_factory=dict)
     rests: dict[Address, float] = field(default_factory=dict)
-    withdrawn: dict[str, None] = field(default_factory=dict)
+    withdrawn: dict[str, str] = field(default_factory=dict)
+    retired: dict[str, str] = field(default_factory=dict)
 
     def copy(self) -> Content:
-        return Content(dict(self.attachments), dict(self.rests), dict(self.withdrawn))
+        return Content(dict(self.attachments), dict(self.rests), dict(self.withdrawn), dict(self.retired))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +140,23 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Retire:
+    """These ipConfigurations, (name, unit) each, will never be used again on this node. Goes with a Withdraw."""
+
+    entries: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Withdraw:
-    units: tuple[str, ...]
+    """These units are listed and promised back, (name, unit) each; the name is empty when the list told none."""
+
+    entries: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Reinstate:
+    """These units are no longer listed as what was promised back."""
+
     units: tuple[str, ...]
 
 
@@ -108,22 +167,31 @@ class Forget:
     addresses: tuple[Address, ...]
 
 
-FACTS = (Adopt, Release)
-Operation = Assign | Adopt | Release | Withdraw | Reinstate | Forget
+FACTS = (Adopt, Release, Reinstate)
+Operation = Assign | Adopt | Release | Retire | Withdraw | Reinstate | Forget
 
 
-def enter(content: Content, operations: Sequence[Operation]) -> None:
+def enter(content: Content, operations: Sequence[Operation]) -> None:  # noqa: C901, PLR0912 - one case each
     """What `statements` does to the file, done to the mirror."""
     for operation in operations:
         match operation:
-            case Assign(attachment) | Adopt(attachment):
+            case Assign(attachment):
                 content.attachments[attachment.key] = attachment
+            case Adopt(attachment):
+                content.attachments[attachment.key] = attachment
+                for unit in [unit for unit in content.withdrawn if attachment.address in expand(unit)]:
+                    del content.withdrawn[unit]
             case Release(key, since):
                 released = content.attachments.pop(key, None)
                 if released is not None:
                     content.rests[released.address] = since
-            case Withdraw(units):
-                content.withdrawn.update(dict.fromkeys(units))
+            case Retire(entries):
+                for name, unit in entries:
+                    content.retired.setdefault(name, unit)
+                for name in list(content.retired)[:-RETIRED]:
+                    del content.retired[name]
+            case Withdraw(entries):
+                content.withdrawn.update((unit, name) for name, unit in entries)
             case Reinstate(units):
                 for unit in units:
                     content.withdrawn.pop(unit, None)
@@ -151,14 +219,21 @@ def overtake(content: Content, facts: Sequence[Operation]) -> Content:
 
 def statements(operation: Operation) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
     match operation:
-        case Assign(attachment) | Adopt(attachment):
+        case Assign(attachment):
             yield _DELETE, [_key(attachment.key)]  # the same container in a new namespace
+            yield _INSERT, [_row(attachment)]
+        case Adopt(attachment):  # the pod has it, whatever was promised
+            yield _HELD, [(attachment.address,)]
+            yield _DELETE, [_key(attachment.key)]
             yield _INSERT, [_row(attachment)]
         case Release(key, since):
             yield _REST, [(since, *_key(key))]
             yield _DELETE, [_key(key)]
-        case Withdraw(units):
-            yield "INSERT OR IGNORE INTO withdrawn (unit) VALUES (?)", [(unit,) for unit in units]
+        case Retire(entries):
+            yield _RETIRE, entries
+            yield _OLD, [()]
+        case Withdraw(entries):
+            yield _WITHDRAW, entries
         case Reinstate(units):
             yield "DELETE FROM withdrawn WHERE unit = ?", [(unit,) for unit in units]
         case Forget(addresses):
@@ -166,11 +241,12 @@ def statements(operation: Operation) -> Iterator[tuple[str, Sequence[tuple[Any, 
 
 
 def rewrite(connection: sqlite3.Connection, content: Content) -> None:
-    for table in ("attachment", "rest", "withdrawn"):
+    for table in ("attachment", "rest", "withdrawn", "retired"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
     connection.executemany(_INSERT, [_row(attachment) for attachment in content.attachments.values()])
     connection.executemany("INSERT INTO rest (address, since) VALUES (?, ?)", list(content.rests.items()))
-    connection.executemany("INSERT INTO withdrawn (unit) VALUES (?)", [(unit,) for unit in content.withdrawn])
+    connection.executemany(_RETIRE, list(content.retired.items()))
+    connection.executemany(_WITHDRAW, [(name, unit) for unit, name in content.withdrawn.items()])
 
 
 def create(connection: sqlite3.Connection) -> None:
@@ -210,7 +286,8 @@ def read(connection: sqlite3.Connection) -> Content:
     return Content(
         attachments={attachment.key: attachment for attachment in map(_attachment, connection.execute(_SELECT))},
         rests={Address(address): since for address, since in connection.execute("SELECT address, since FROM rest")},
-        withdrawn={unit: None for (unit,) in connection.execute("SELECT unit FROM withdrawn")},
+        withdrawn=dict(connection.execute("SELECT unit, name FROM withdrawn")),
+        retired=dict(connection.execute("SELECT name, unit FROM retired ORDER BY rowid")),
     )
 
 
@@ -220,12 +297,16 @@ def _key(key: AttachmentKey) -> tuple[str, str, str]:
 
 def _row(a: Attachment) -> tuple[Any, ...]:
     pod = (a.pod.namespace, a.pod.name, a.pod.uid) if a.pod else (None, None, None)
-    return (*_key(a.key), a.address, a.netns, a.nic_mac, a.mtu, a.boot_id, a.created, *pod, a.gso_max_size, a.host_name)
+    nic = a.nic_mac, a.mtu, a.boot_id, a.created
+    return (
+        *(*_key(a.key), a.address, a.netns, *nic, *pod),
+        *(a.gso_max_size, a.host_name, a.attached_boottime, a.arrival),
+    )
 
 
 def _attachment(row: tuple[Any, ...]) -> Attachment:
-    network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created, *pod, gso, host_name = row
-    namespace, name, uid = pod
+    network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created, *rest = row
+    namespace, name, uid, gso, host_name, boottime, arrival = rest
     return Attachment(
         AttachmentKey(network, container_id, ifname),
         Address(address),
@@ -237,4 +318,6 @@ def _attachment(row: tuple[Any, ...]) -> Attachment:
         Pod(namespace, name, uid or "") if namespace is not None else None,
         gso,
         host_name,
+        boottime,
+        arrival,
     )

@@ -2,10 +2,9 @@
 
 One task, `Reporter.run`, woken by `changed`. A report that somebody waits for goes out at once (a pod without address,
 a pool half emptied, a step of a release); any other is coalesced, so that a thousand pods that come and go cost a
-handful of writes. `urgency` is pure. The handshake's order (docs/architecture.md) is kept here:
-    withdraw    ledger first, then `released`: what the source hears is already true for every later start of the agent;
-    reinstate   `released` without it first, confirmed, then the ledger: until then the address is not used.
-A crash between the two leaves a unit withdrawn that is no longer asked for; the next start takes up from there.
+handful of writes. `urgency` is pure. The handshake's order (docs/architecture.md) is kept here: the ledger retires an
+ipConfiguration first, then `released` says so: what the source hears is already true for every later start of the
+agent. A crash between the two leaves a retired one that the source wasn't told of; the next report does.
 """
 
 from __future__ import annotations
@@ -13,15 +12,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import structlog
 
 from vnetpods_agent import faults
-from vnetpods_agent.custody import Custody
-from vnetpods_agent.ledger import Ledger, LedgerUnavailable
+from vnetpods_agent.ledger import Ledger, LedgerError
 from vnetpods_agent.pool import Pool
-from vnetpods_agent.records import Forget, Reinstate, Withdraw
+from vnetpods_agent.records import Forget, Operation, Reinstate, Retire, Withdraw
 from vnetpods_agent.source import AddressSource, Report, SourceChanged, SourceUnavailable
 from vnetpods_api import Status
 
@@ -47,6 +47,7 @@ def urgency(last: Report | None, report: Report, interval: float) -> float | Non
         or (now.free == 0 and before.free > 0)
         or now.free < before.free / 2
         or report.released != last.released
+        or (report.request != last.request and bool(report.released or report.kept))
         or report.kept != last.kept
         or report.missing != last.missing
         or (report.serving, report.stopping) != (last.serving, last.stopping)
@@ -61,7 +62,6 @@ class Reporter:
         self, pool: Pool, ledger: Ledger, source: AddressSource, unfit: Callable[[], str], interval: float
     ) -> None:
         self.observe: Callable[[str], None] = lambda _: None
-        self.custody: Custody | None = None
         self.live = False
         self.stopping = False
         self.said_farewell = asyncio.Event()
@@ -72,6 +72,8 @@ class Reporter:
         self._interval = interval
         self._wake = asyncio.Event()
         self._heard = asyncio.Event()
+        self._instance = secrets.token_hex(8)
+        self._number = 0
         self._last: Report | None = None
         self._last_at = float("-inf")
 
@@ -82,7 +84,8 @@ class Reporter:
     def heard(self, status: Status) -> None:
         """The source has spoken, so it can be reached; if it lacks our last report, it is told again."""
         self.live = True
-        if self._last is not None and (status.usage is None or status.released != self._last.released):
+        told = status.agent
+        if self._last and (told is None or told.instance != self._instance or told.report < self._last.number):
             self._last = None
         self._heard.set()
         self._wake.set()
@@ -103,7 +106,7 @@ class Reporter:
             except SourceChanged:
                 self.observe("overtaken")
                 delay = GAP / 10  # the change is on its way to us
-            except (SourceUnavailable, LedgerUnavailable) as error:
+            except (SourceUnavailable, LedgerError) as error:
                 log.warning("report not delivered", error=str(error))
                 self.observe("failed")
                 self._heard.clear()
@@ -114,48 +117,50 @@ class Reporter:
                 delay = 0.0
 
     async def step(self, now: float, monotonic: float) -> float | None:
-        """Does what is due; seconds until more may be. Raises SourceUnavailable, LedgerUnavailable."""
+        """Does what is due; seconds until more may be. Raises SourceUnavailable, LedgerError."""
         if not self.live:
             return None
         if cold := self._pool.cold(now):
             self._pool.forget(cold)  # first: one of them may be in use, and released again, by the time that is on disk
             await self._ledger.commit(Forget(tuple(cold)))
-        if units := self._pool.withdrawable(now):
-            # out of use before the disk is asked: the release may be cancelled meanwhile, and nobody may then be given
-            # one
-            self._pool.withdraw(units)
+        if entries := self._pool.retirable(now):
+            # out of use before the disk is asked: nobody may be given one meanwhile
+            self._pool.retire(entries)
             try:
-                await self._ledger.commit(Withdraw(tuple(units)))
-            except LedgerUnavailable:
-                self._pool.reinstate(units)  # nobody has been told
+                await self._ledger.commit(Retire(tuple(entries)), Withdraw(tuple(entries)))
+            except LedgerError:
+                self._pool.unretire(entries)
                 raise
             faults.reach("release.withdrawn")
-            log.info("withdrawn", units=units)
-        returning = self._pool.returning()
+            log.info("retired", ip_configurations=dict(entries))
+        await self.settle()
         report = self._report(now)
-        wait = 0.0 if returning else urgency(self._last, report, self._interval * random.uniform(1.0, 1.3))  # noqa: S311 - jitter
+        wait = urgency(self._last, report, self._interval * random.uniform(1.0, 1.3))  # noqa: S311 - jitter
         if wait is not None:
             early = self._last_at + wait - monotonic
             if early > 0:
                 return min(filter(None, (early, self._next_change(now))), default=early)
+            self._number += 1
+            report = replace(report, instance=self._instance, number=self._number)
             await self._source.publish(report)
+            if report.released:
+                faults.reach("release.reported")
             self._last, self._last_at = report, monotonic
             self.observe("delivered")
             if report.stopping:
                 self.said_farewell.set()
-            if returning:
-                await self._reinstate(returning)
         return self._next_change(now)
 
-    async def _reinstate(self, told: list[str]) -> None:
-        """The source has confirmed a report without these."""
-        faults.reach("release.reported")
-        units = [unit for unit in told if unit in self._pool.returning()]  # else asked for again meanwhile
-        await self._ledger.commit(Reinstate(tuple(units)))
-        self._pool.reinstate(units)
-        log.info("reinstated or forgotten", units=units)
-        if self.custody is not None:
-            self.custody.serve()
+    def settle(self) -> Awaitable[None]:
+        """Tells the ledger what a list means for promises. Submitted when this returns, so before any ADD that follows;
+        the outcome matters to former versions only.
+        """
+        promised, void = self._pool.settle()
+        operations: list[Operation] = [
+            *([Withdraw(tuple(promised))] if promised else []),
+            *([Reinstate(tuple(void))] if void else []),
+        ]
+        return _regardless(self._ledger.commit(*operations)) if operations else _nothing()
 
     def _next_change(self, now: float) -> float | None:
         change = self._pool.next_change(now)
@@ -171,4 +176,13 @@ class Reporter:
             serving=not why and not self.stopping,
             stopping=self.stopping,
             message=why,
+            request=self._pool.request,
         )
+
+
+async def _nothing() -> None: ...
+
+
+async def _regardless(outcome: Awaitable[None]) -> None:
+    with contextlib.suppress(LedgerError):
+        await outcome

@@ -34,11 +34,11 @@ from vnetpods_agent.events import Event, Events
 from vnetpods_agent.filesource import FileSource
 from vnetpods_agent.kubeapi import KubeApi, from_kubeconfig, in_cluster
 from vnetpods_agent.lane import Lane
-from vnetpods_agent.ledger import REBUILT, UNAVAILABLE, Ledger, LedgerUnavailable
+from vnetpods_agent.ledger import REBUILT, UNAVAILABLE, Ledger, LedgerError
 from vnetpods_agent.listening import Listener, NicLimits, Parts
 from vnetpods_agent.nodeippool import NodeIPPoolSource
 from vnetpods_agent.pool import Pool
-from vnetpods_agent.records import Withdraw
+from vnetpods_agent.records import Retire, Withdraw
 from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.server import Server
 from vnetpods_agent.source import AddressSource
@@ -81,11 +81,12 @@ class Agent:
             sysctl=config.paths.sysctl,
             on_links=lambda: self._call_from_thread(self.limits.changed),
         )
-        self.pool = Pool(config.cooldown, self._elsewhere, self.plane.leaving)
+        self.pool = Pool(config.cooldown, self._elsewhere, self.plane.leaving, lambda: self.limits.absent)
         self.reporter = Reporter(self.pool, self.ledger, self.source, self.unfit, config.report_interval)
         self.limits = NicLimits(self.kernel)
         surroundings = Surroundings(
             clock=time.time,
+            uptime=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
             boot_id=config.paths.boot_id.read_text().strip(),
             limits=self.limits.of,
             cause=self.cause,
@@ -93,7 +94,7 @@ class Agent:
             waits_long=self._waits_long,
             barred=self.barred,
         )
-        self.custody = self.reporter.custody = Custody(self.pool, self.ledger, self.kernel, self.plane, surroundings)
+        self.custody = Custody(self.pool, self.ledger, self.kernel, self.plane, surroundings)
         parts = Parts(
             self.pool,
             self.ledger,
@@ -324,9 +325,9 @@ class Agent:
         log.info("the ledger has been read at last", attachments=len(self.custody.attachments))
         if trouble not in ("", "new"):
             self.events.say(Event(REBUILT, trouble))
-        if units := self.pool.withdrawn():  # what the source told us we had promised
-            with contextlib.suppress(LedgerUnavailable):
-                await self.ledger.commit(Withdraw(units))
+        retired, withdrawn = self.pool.promises()  # also what the source told us we had promised
+        with contextlib.suppress(LedgerError):
+            await self.ledger.commit(Retire(retired), Withdraw(withdrawn))
         return True
 
     async def _report(self) -> None:

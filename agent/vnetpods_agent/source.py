@@ -8,10 +8,10 @@ without Kubernetes). They speak in terms of a NodeIPPool's status, since that is
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from vnetpods_api import ConditionStatus, ConditionType, Interface, Status, Usage, find
+from vnetpods_api import AgentReport, ConditionStatus, ConditionType, Interface, Status, Usage, find
 
 
 class SourceUnavailable(Exception):  # noqa: N818 - its name is the finding
@@ -54,7 +54,9 @@ class Supply:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the agent tells the source: counts, and addresses by name where the source must act."""
+    """What the agent tells the source: counts, and addresses where the source must act. `request`: the releaseRequest
+    that `released` and `kept` answer. `instance` and `number` say who reports, and are no news by themselves.
+    """
 
     usage: Usage
     released: tuple[str, ...] = ()
@@ -63,6 +65,15 @@ class Report:
     serving: bool = False
     stopping: bool = False
     message: str = ""
+    request: str | None = None
+    instance: str = field(default="", compare=False)
+    number: int = field(default=0, compare=False)
+
+    @property
+    def status(self) -> Status:
+        """The agent's part of a NodeIPPool's status, but for the conditions."""
+        agent = AgentReport(instance=self.instance, report=self.number, release_request=self.request)
+        return Status(usage=self.usage, agent=agent, released=self.released, kept=self.kept, missing=self.missing)
 
 
 class AddressSource(Protocol):

@@ -101,6 +101,7 @@ async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
     await ledger.load()
     surroundings = Surroundings(
         clock=lambda: now[0],
+        uptime=lambda: now[0],
         boot_id="boot",
         limits=lambda _: Limits(),
         cause=lambda: "SubnetFull: no address left in pods",

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,18 @@ async def until(what: Callable[[], Any], within: float = SOON) -> Any:
     return value
 
 
-def supply(addresses: Sequence[str], releasing: Sequence[str] = (), released: Sequence[str] = ()) -> Status:
-    """What the operator lists for a machine's NIC."""
+def named(unit: str) -> str:
+    """The ipConfiguration of a unit, unless a test cares for its lives."""
+    return f"vnetpods-{unit.replace('/', '-')}"
+
+
+def supply(
+    addresses: Sequence[str],
+    releasing: Sequence[str] = (),
+    released: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+) -> Status:
+    """What the operator lists for a machine's NIC. `names` of ipConfigurations where they matter; empty: none."""
     interface = Interface(
         name="nic",
         mac=NIC_MAC,
@@ -52,6 +62,7 @@ def supply(addresses: Sequence[str], releasing: Sequence[str] = (), released: Se
         prefixes=("10.240.0.0/16",),
         primary_address=PRIMARY,
         addresses=tuple(addresses),
+        ip_configurations=() if names == {} else tuple((names or {}).get(unit, named(unit)) for unit in addresses),
         releasing=tuple(releasing),
     )
     return Status(interfaces=(interface,), direct_cidrs=("10.240.0.0/12",), released=tuple(released))
@@ -136,10 +147,10 @@ class Machine:
 
     # the pool
 
-    def pool(self, addresses: Sequence[str], releasing: Sequence[str] = (), released: Sequence[str] = ()) -> None:
-        """What the operator lists."""
+    def pool(self, addresses: Sequence[str], releasing: Sequence[str] = (), **more: Any) -> None:
+        """What the operator lists; see `supply`."""
         temporary = self.folder / "pool.yaml.new"
-        temporary.write_bytes(msgspec.json.encode(supply(addresses, releasing, released)))
+        temporary.write_bytes(msgspec.json.encode(supply(addresses, releasing, **more)))
         temporary.replace(self.folder / "pool.yaml")
 
     def report(self) -> Status:

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from tests.agent import truths
-from tests.agent.machine import NIC_MAC, PRIMARY, Machine, machine, until
+from tests.agent.machine import NIC_MAC, PRIMARY, Machine, machine, named, until
 from tests.agent.mounts import small_disk
 from tests.agent.test_ledger_disk import fill, remount
 from vnetpods_api import Condition, Interface, Status, Usage
@@ -247,7 +247,7 @@ async def test_acn_763_a_disk_that_is_read_only_forgets_nothing(tmp_path: Path) 
             assert (await node.call("STATUS", "")).exit_code == 0
             await until(lambda: node.report().usage == Usage(assigned=1, cooling=1))
             assert node.report().released == tuple(ADDRESSES[2:4])
-            promised = [(unit,) for unit in ADDRESSES[2:4]]
+            promised = [(unit, named(unit)) for unit in ADDRESSES[2:4]]
             await until(lambda: all_rows(node.state / "ledger.db") == [*before[:2], promised])
             assert [event["reason"] for event in node.events("event")] == ["LedgerUnavailable"]
 
@@ -274,11 +274,15 @@ async def test_acn_2022_withdrawn_stays_withdrawn(tmp_path: Path) -> None:
         await until(lambda: len(node.pods) == 2)
         await asyncio.sleep(1)
         assert not waiting.done()
-        # cancelled: usable again, but only once the report without it has been taken
+        # cancelled, too late: what is promised stays promised
         node.pool(["10.240.0.5", "10.240.0.6"], released=["10.240.0.5"])
+        await until(lambda: (said := node.report()).usage == Usage(assigned=1, waiting=1) and said.released)
+        assert not waiting.done()
+        # another ipConfiguration with the same address
+        node.pool(["10.240.0.5", "10.240.0.6"], names={"10.240.0.5": "vnetpods-another"})
         outcome = await waiting
         assert outcome.json["ips"][0]["address"] == "10.240.0.5/32"
-        assert node.report().released == ()
+        await until(lambda: node.report().released == ())
 
 
 async def test_acn_2022_a_lost_ledger_remembers_by_the_pool(tmp_path: Path) -> None:

@@ -59,12 +59,6 @@ async def release(node: Machine) -> None:
     await until(lambda: set(node.report().released) == set(ADDRESSES[-3:]))
 
 
-async def cancel_release(node: Machine) -> None:
-    """The operator has thought better of it: the node takes its promise back before it uses the address again."""
-    node.pool(ADDRESSES, released=ADDRESSES[-3:])
-    await until(lambda: not node.report().released)
-
-
 async def grow(node: Machine) -> None:
     node.pool([*ADDRESSES, LATER])
     saved = node.state / "pool.json"
@@ -83,7 +77,7 @@ SCENES = {
     "del.detached": DELETE,
     "del.released": DELETE,
     "release.withdrawn": Scene(release, usable=ADDRESSES[:-3]),
-    "release.reported": Scene(cancel_release, before=release),
+    "release.reported": Scene(release, usable=ADDRESSES[:-3]),
     "pool.saving": Scene(grow, usable=(*ADDRESSES, LATER)),
 }
 

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod, expand
 from vnetpods_agent.ledger import AddressTaken, Ledger
 from vnetpods_agent.records import (
     FORMAT,
+    RETIRED,
+    UPGRADES,
     Adopt,
     Assign,
     Content,
@@ -23,6 +25,7 @@ from vnetpods_agent.records import (
     Operation,
     Reinstate,
     Release,
+    Retire,
     UnknownFormat,
     Withdraw,
     bring_up_to_date,
@@ -71,12 +74,16 @@ def path(tmp_path: Path) -> Path:
 async def test_what_was_committed_is_there_again(path: Path) -> None:
     async with opened(path) as (ledger, content, trouble):
         assert (content, trouble) == (Content(), "new")
-        await ledger.commit(Assign(attachment(5)), Withdraw(("10.240.0.9", "10.240.0.16/28")))
+        promised = ("vnetpods-9", "10.240.0.9"), ("", "10.240.0.16/28")
+        await ledger.commit(Assign(attachment(5)), Retire(promised[:1]), Withdraw(promised))
         await ledger.commit(Adopt(attachment(6)))
         await ledger.commit(Release(attachment(5).key, 100.0), Reinstate(("10.240.0.9",)))
     found = await content_of(path)
     assert found == Content(
-        {attachment(6).key: attachment(6)}, {Address("10.240.0.5"): 100.0}, {"10.240.0.16/28": None}
+        {attachment(6).key: attachment(6)},
+        {Address("10.240.0.5"): 100.0},
+        {"10.240.0.16/28": ""},
+        {"vnetpods-9": "10.240.0.9"},
     )
 
 
@@ -103,7 +110,7 @@ async def test_all_operations_of_one_commit_or_none(path: Path) -> None:
     async with opened(path) as (ledger, _, _):
         await ledger.commit(Assign(attachment(5)))
         with pytest.raises(AddressTaken):
-            await ledger.commit(Withdraw(("10.240.0.9",)), Assign(attachment(6, address=5)))
+            await ledger.commit(Withdraw((("", "10.240.0.9"),)), Assign(attachment(6, address=5)))
     assert (await content_of(path)).withdrawn == {}
 
 
@@ -214,26 +221,86 @@ async def test_a_format_one_later_that_allows_it_is_read_and_left_whole(path: Pa
     async with opened(path) as (ledger, _, _):
         await ledger.commit(Assign(attachment(5)))
     with sqlite3.connect(path) as connection:
-        for table in ("attachment", "rest", "withdrawn", "meta"):
+        for table in ("attachment", "rest", "withdrawn", "retired", "meta"):
             connection.execute(f"ALTER TABLE {table} ADD COLUMN mode TEXT NOT NULL DEFAULT 'transparent'")
         connection.execute("CREATE TABLE later (thing TEXT)")
         connection.execute("INSERT INTO later VALUES ('kept')")
-    _meta(path, 2, 1)
+    _meta(path, FORMAT + 1, 1)
     async with opened(path) as (ledger, content, trouble):
         assert (set(content.attachments), trouble) == ({attachment(5).key}, "")
         await ledger.commit(Assign(attachment(6)), Assign(attachment(7)), Release(attachment(7).key, 1.0))
-        await ledger.commit(Withdraw(("10.240.0.9",)))
+        await ledger.commit(Withdraw((("", "10.240.0.9"),)))
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT mode FROM attachment").fetchall() == [("transparent",)] * 2
         assert connection.execute("SELECT thing FROM later").fetchall() == [("kept",)]
-        assert dict(connection.execute("SELECT name, value FROM meta"))["format"] == "2"
+        assert dict(connection.execute("SELECT name, value FROM meta"))["format"] == str(FORMAT + 1)
     connection.close()
 
 
 UPGRADE = {FORMAT: "ALTER TABLE attachment ADD COLUMN mode TEXT; UPDATE attachment SET mode = 'transparent';"}
 
 
+async def test_of_retired_names_the_newest_are_kept(path: Path) -> None:
+    async with opened(path) as (ledger, _, _):
+        for start in range(0, 8500, 100):
+            await ledger.commit(Retire(tuple((f"vnetpods-{n}", "10.240.0.9") for n in range(start, start + 100))))
+        await ledger.commit(Retire((("vnetpods-500", "10.240.0.9"),)))  # again
+        mirror = ledger._mirror.copy()
+    found = await content_of(path)
+    assert list(found.retired) == [f"vnetpods-{n}" for n in range(8500 - RETIRED, 8500)]
+    assert found == mirror
+
+
+FORMER = {
+    "withdraw": "INSERT OR IGNORE INTO withdrawn (unit) VALUES ('{}')",
+    "rest": "INSERT OR REPLACE INTO rest (address, since) VALUES ('{}', 1.0)",
+    "reinstate": "DELETE FROM withdrawn WHERE unit = '{}'",
+}
+"""As the version of before writes (format 2)."""
+
+
+class TestHeldAndPromised:
+    """By the file itself: whoever writes to it, be it two agents, or one of before that knows of no names."""
+
+    @pytest.mark.parametrize("unit", ["10.240.0.5", "10.240.0.0/28", "10.240.0.9/28"])
+    async def test_one_address_is_never_both(self, path: Path, unit: str) -> None:
+        async with opened(path) as (ledger, _, _):
+            await ledger.commit(Assign(attachment(5)))
+            with pytest.raises(AddressTaken, match="a pod holds an address of it"):
+                await ledger.commit(Retire((("vnetpods-1", unit),)), Withdraw((("vnetpods-1", unit),)))
+            with contextlib.closing(sqlite3.connect(path)) as other, pytest.raises(sqlite3.IntegrityError):
+                other.execute(FORMER["withdraw"].format(unit))
+            await ledger.commit(Release(attachment(5).key, 1.0), Withdraw((("vnetpods-1", unit),)))
+            with pytest.raises(AddressTaken, match="promised back"):
+                await ledger.commit(Assign(attachment(5)))
+            await ledger.commit(Assign(attachment(16)))  # outside
+        assert (await content_of(path)).retired == {}
+
+    async def test_a_pod_that_has_it_all_the_same_is_the_fact(self, path: Path) -> None:
+        async with opened(path) as (ledger, _, _):
+            await ledger.commit(*(Op((("vnetpods-1", "10.240.0.0/28"),)) for Op in (Retire, Withdraw)))
+            await ledger.commit(Adopt(attachment(5)))
+            ledger._behind = True  # as after a disk that refused: all is written anew
+            await ledger.commit(Adopt(attachment(6)))
+        found = await content_of(path)
+        assert (len(found.attachments), found.withdrawn, found.retired) == (2, {}, {"vnetpods-1": "10.240.0.0/28"})
+
+
 class TestUpgrade:
+    def test_a_file_of_the_second_format_is_taken_over_and_can_go_back(self, path: Path) -> None:
+        """With what must not be in it: one address held and withdrawn, by two agents of before."""
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            script = (Path(__file__).parent / "data" / "ledger-format-1.sql").read_text()
+            connection.executescript(script.replace("'format','1'", "'format','2'") + UPGRADES[1])
+            connection.execute(FORMER["withdraw"].format("10.240.0.6"))
+            connection.commit()
+            bring_up_to_date(connection)
+            assert read(connection).withdrawn == {"10.240.0.16/28": ""}
+            connection.execute(FORMER["withdraw"].format("10.240.0.9"))
+            connection.execute(FORMER["rest"].format("10.240.0.9"))
+            connection.execute(FORMER["reinstate"].format("10.240.0.16/28"))
+            assert (read(connection).withdrawn, len(read(connection).rests)) == ({"10.240.0.9": ""}, 2)
+
     def test_a_file_of_the_first_format_is_still_read(self, path: Path) -> None:
         """As the first release wrote it; every later version has to pass this."""
         with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -242,7 +309,7 @@ class TestUpgrade:
             assert read(connection) == Content(
                 {a.key: a for a in (attachment(5), attachment(6))},
                 {Address("10.240.0.7"): 12.5},
-                {"10.240.0.16/28": None},
+                {"10.240.0.16/28": ""},
             )
 
     async def test_what_the_first_release_wrote_into_a_file_of_today_is_read(self, path: Path) -> None:
@@ -291,12 +358,28 @@ OPERATIONS = st.lists(
     st.one_of(
         st.builds(lambda n, a: Assign(attachment(n, address=a)), st.integers(1, 6), st.integers(1, 4)),
         st.builds(lambda n, s: Release(attachment(n).key, s), st.integers(1, 6), st.floats(0, 100)),
-        st.builds(lambda n: Withdraw((f"10.240.0.{n}",)), st.integers(1, 4)),
+        st.builds(lambda n, a: Adopt(attachment(n, address=a)), st.integers(1, 6), st.integers(1, 4)),
+        st.builds(lambda n: Withdraw((("", f"10.240.0.{n}"),)), st.integers(1, 4)),
+        st.builds(lambda n: Withdraw((("", "10.240.0.2/28"),)), st.just(0)),
+        st.builds(lambda n: Retire(((f"vnetpods-{n}", f"10.240.0.{n}"),)), st.integers(1, 4)),
         st.builds(lambda n: Reinstate((f"10.240.0.{n}",)), st.integers(1, 4)),
         st.builds(lambda n: Forget((Address(f"10.240.0.{n}"),)), st.integers(1, 4)),
     ),
     max_size=30,
 )
+
+
+def contradicts(model: Content, operation: Operation) -> bool:
+    """An address has one holder, and isn't held and promised back."""
+    match operation:
+        case Assign(wanted) | Adopt(wanted):
+            others = [a for a in model.attachments.values() if a.key != wanted.key]
+            promised = [unit for unit in model.withdrawn if wanted.address in expand(unit)]
+            return wanted.address in [a.address for a in others] or (isinstance(operation, Assign) and bool(promised))
+        case Withdraw(entries):
+            held = {a.address for a in model.attachments.values()}
+            return any(held.intersection(expand(unit)) for _, unit in entries)
+    return False
 
 
 @given(operations=OPERATIONS)
@@ -307,10 +390,7 @@ async def test_file_and_mirror_never_differ(tmp_path: Path, operations: list[Ope
     model = Content()
     async with opened(path) as (ledger, _, _):
         for operation in operations:
-            taken = isinstance(operation, Assign) and any(
-                other.address == operation.attachment.address and other.key != operation.attachment.key
-                for other in model.attachments.values()
-            )
+            taken = contradicts(model, operation)
             try:
                 await ledger.commit(operation)
             except AddressTaken:

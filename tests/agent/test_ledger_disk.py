@@ -20,7 +20,7 @@ from tests.agent.powercut import Disk, Files, traced
 from tests.agent.test_ledger import attachment, clear, content_of, opened
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.ledger import UNAVAILABLE, Ledger, LedgerUnavailable
-from vnetpods_agent.records import Adopt, Assign, Content, Operation, Release, Withdraw, enter
+from vnetpods_agent.records import Adopt, Assign, Content, Operation, Release, Retire, Withdraw, enter
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ class TestDisk:
             path = disk / "ledger.db"
             async with opened(path) as (ledger, _, _):
                 await ledger.commit(*(Assign(attachment(number)) for number in (5, 6, 7, 8)))
-                await ledger.commit(Release(attachment(8).key, 9.0), Withdraw(("10.240.0.9",)))
+                await ledger.commit(Release(attachment(8).key, 9.0), Withdraw((("", "10.240.0.9"),)))
             if damaged:
                 path.write_text("{}")
             remount(disk, "ro")
@@ -94,7 +94,7 @@ class TestDisk:
                     assert set(content.attachments) == {attachment(5).key, attachment(17).key}
                     assert content.attachments[attachment(5).key] == attachment(5)
                     assert content.rests == {Address("10.240.0.8"): 9.0, Address("10.240.0.6"): 11.0}
-                    assert content.withdrawn == {"10.240.0.9": None}
+                    assert content.withdrawn == {"10.240.0.9": ""}
                 await until(lambda: not ledger.trouble)
             assert await content_of(path) == content
 
@@ -197,7 +197,10 @@ def steps() -> list[Operation]:
         if number % 6:
             found += [Assign(attachment(number, address=number // 2)), Release(attachment(number).key, float(number))]
         else:
-            found += [Assign(attachment(number, address=100 + number)), Withdraw((f"10.240.0.{number}",))]
+            found += [
+                Assign(attachment(number, address=100 + number)),
+                Retire(((f"vnetpods-{number}", f"10.240.0.{number}"),)),
+            ]
     return found
 
 

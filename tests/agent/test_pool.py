@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
-from vnetpods_agent.attachment import Address, AttachmentKey
-from vnetpods_agent.pool import Pool, expand
+from vnetpods_agent.attachment import Address, AttachmentKey, expand
+from vnetpods_agent.pool import Pool
 from vnetpods_api import Interface, Usage
 
 COOLDOWN = 30.0
@@ -17,10 +18,26 @@ NOW = 1_000_000.0
 
 
 def interface(
-    *addresses: str, releasing: tuple[str, ...] = (), primary: str = "10.0.0.4", name: str = "nic"
+    *addresses: str,
+    releasing: tuple[str, ...] = (),
+    primary: str = "10.0.0.4",
+    name: str = "nic",
+    names: Mapping[str, str] | None = None,
 ) -> Interface:
-    mac = f"00:0d:3a:00:00:{len(name):02x}"
-    return Interface(name=name, mac=mac, subnet="s", primary_address=primary, addresses=addresses, releasing=releasing)
+    """`names` of ipConfigurations where they matter: an empty mapping is a list without any."""
+    return Interface(
+        name=name,
+        mac=f"00:0d:3a:00:00:{len(name):02x}",
+        subnet="s",
+        primary_address=primary,
+        addresses=addresses,
+        ip_configurations=() if names == {} else tuple((names or {}).get(a, named(a)) for a in addresses),
+        releasing=releasing,
+    )
+
+
+def named(unit: str, life: int = 1) -> str:
+    return f"vnetpods-{unit}-{life}"
 
 
 def key(name: str) -> AttachmentKey:
@@ -69,7 +86,7 @@ class TestChoice:
 
     def test_that_order_survives_a_restart(self) -> None:
         made = Pool(COOLDOWN)
-        made.restore({}, {Address("10.0.0.5"): NOW, Address("10.0.0.6"): NOW - 1}, [])
+        made.restore({}, {Address("10.0.0.5"): NOW, Address("10.0.0.6"): NOW - 1}, {}, {})
         made.supply([interface("10.0.0.5", "10.0.0.6", "10.0.0.7")])
         later = NOW + 2 * COOLDOWN
         assert [made.take(key(name), later) for name in "abc"] == ["10.0.0.7", "10.0.0.6", "10.0.0.5"]
@@ -124,7 +141,7 @@ class TestCooldown:
         before = NOW - 20
         assert made.next_change(before) == NOW + COOLDOWN
         assert made.usage(before).cooling == 1
-        assert made.withdrawable(before) == made.cold(before) == []
+        assert (made.retirable(before), made.cold(before)) == ([], [])
         assert made.take(key("b"), NOW + COOLDOWN - 1) is None
 
     def test_an_address_that_no_pod_ever_had_needs_none(self) -> None:
@@ -173,47 +190,154 @@ class TestRelease:
         taken = made.take(key("a"), NOW)
         assert taken is not None
         made.supply([interface("10.0.0.16/28", releasing=("10.0.0.16/28",))])
-        assert (made.withdrawable(NOW), made.kept()) == ([], ("10.0.0.16/28",))
+        assert (made.retirable(NOW), made.kept()) == ([], ("10.0.0.16/28",))
         made.release(taken, NOW)
         assert made.kept() == ()
-        assert made.withdrawable(NOW + COOLDOWN - 1) == []
-        assert made.withdrawable(NOW + COOLDOWN) == ["10.0.0.16/28"]
+        assert made.retirable(NOW + COOLDOWN - 1) == []
+        assert made.retirable(NOW + COOLDOWN) == [(named("10.0.0.16/28"), "10.0.0.16/28")]
 
     def test_a_unit_goes_only_when_its_former_pods_have_left_the_kernel(self) -> None:
         """Also without any cool-down. What the host itself holds may go."""
         leaving = {Address("10.0.0.20")}
         made = Pool(0.0, lambda: frozenset({Address("10.0.0.21")}), lambda: leaving)
         made.supply([interface("10.0.0.16/28", releasing=("10.0.0.16/28",))])
-        assert made.withdrawable(NOW) == []
+        assert made.retirable(NOW) == []
         leaving.clear()
-        assert made.withdrawable(NOW) == ["10.0.0.16/28"]
+        assert made.retirable(NOW) == [(named("10.0.0.16/28"), "10.0.0.16/28")]
 
-    def test_once_withdrawn_it_is_reported_until_it_is_gone_and_then_forgotten(self) -> None:
+    def test_what_is_retired_is_reported_as_long_as_it_is_listed_asked_for_or_not(self) -> None:
         made = pool()
         made.supply([interface("10.0.0.5", "10.0.0.6", releasing=("10.0.0.5",))])
-        made.withdraw(["10.0.0.5"])
-        assert (made.released(), made.returning()) == (("10.0.0.5",), [])
+        made.retire([FIVE])
+        assert made.released() == ("10.0.0.5",)
+        made.supply([interface("10.0.0.5")])  # cancelled, too late
+        assert (made.released(), made.take(key("a"), NOW)) == (("10.0.0.5",), None)
         made.supply([interface("10.0.0.6")])
-        assert (made.released(), made.returning()) == ((), ["10.0.0.5"])
-        made.reinstate(["10.0.0.5"])
-        assert made.returning() == []
+        assert made.released() == ()
+        made.supply([interface("10.0.0.5")])  # an old list
+        assert (made.released(), made.serve(NOW)) == (("10.0.0.5",), [])
 
-    def test_a_cancelled_release_is_usable_only_once_reinstated(self) -> None:
-        made = pool()
-        made.supply([interface("10.0.0.5", releasing=("10.0.0.5",))])
-        made.withdraw(["10.0.0.5"])
-        made.supply([interface("10.0.0.5")])
-        assert made.take(key("a"), NOW) is None
-        made.reinstate(["10.0.0.5"])
-        assert made.serve(NOW) == [(key("a"), "10.0.0.5")]
+    def test_the_same_address_under_another_name_is_usable_at_once(self) -> None:
+        made = pool("10.0.0.5")
+        made.retire([FIVE])
+        made.supply([interface("10.0.0.5", names={"10.0.0.5": named("10.0.0.5", 2)})])
+        assert made.released() == ()
+        assert made.take(key("a"), NOW) == "10.0.0.5"
 
-    def test_withdrawn_is_remembered_whatever_the_source_lists(self) -> None:
+    def test_retired_is_remembered_whatever_the_source_lists(self) -> None:
         """ACN PR#2022: marked for release, the node restarts, the address comes back as available."""
         made = Pool(COOLDOWN)
-        made.restore({}, {}, ["10.0.0.5"])
+        made.restore({}, {}, {}, {FIVE[0]: FIVE[1]})
         made.supply([interface("10.0.0.5")])
         assert made.take(key("a"), NOW) is None
 
+    def test_what_the_ledger_refused_to_retire_is_usable(self) -> None:
+        made = pool("10.0.0.5")
+        made.retire([FIVE])
+        made.unretire([FIVE])
+        assert made.take(key("a"), NOW) == "10.0.0.5"
+
+    @pytest.mark.parametrize(
+        "names",
+        [pytest.param({}, id="no-names"), pytest.param({"10.0.0.5": "terraform-5"}, id="somebody-elses")],
+    )
+    def test_only_what_the_operator_named_is_released(self, names: Mapping[str, str]) -> None:
+        made = pool()
+        made.supply([interface("10.0.0.5", releasing=("10.0.0.5",), names=names)])
+        assert (made.retirable(NOW), made.kept(), made.take(key("a"), NOW)) == ([], (), None)
+
+    def test_what_this_machine_has_no_nic_for_is_neither_released_nor_kept(self) -> None:
+        there = interface("10.0.0.5", "10.0.0.6", "10.0.0.7", releasing=("10.0.0.5", "10.0.0.6", "10.0.0.7"))
+        absent: list[str] = []
+        made = Pool(COOLDOWN, absent=lambda: absent)
+        made.supply([there])
+        made.retire([FIVE])
+        made.adopt(Address("10.0.0.6"), key("a"))
+        assert (made.released(), made.kept(), len(made.retirable(NOW))) == (("10.0.0.5",), ("10.0.0.6",), 1)
+        absent.append(there.mac)
+        assert (made.released(), made.kept(), made.retirable(NOW)) == ((), (), [])
+
+    def test_what_a_pod_has_all_the_same_is_kept_until_it_ends(self) -> None:
+        """A pod that was met with an address that is promised back: the pod is the fact."""
+        made = pool()
+        made.supply([interface("10.0.0.5", releasing=("10.0.0.5",))])
+        made.retire([FIVE])
+        made.adopt(Address("10.0.0.5"), key("a"))
+        assert (made.released(), made.kept()) == ((), ("10.0.0.5",))
+        assert made.settle() == ([], ["10.0.0.5"])
+        made.release(Address("10.0.0.5"), NOW)
+        assert (made.released(), made.settle()) == (("10.0.0.5",), ([FIVE], []))
+
+    def test_an_answer_names_the_request_of_the_list_that_it_is_about(self) -> None:
+        made = pool("10.0.0.5")
+        assert made.request is None
+        made.supply([interface("10.0.0.5", releasing=("10.0.0.5",))], "r1")
+        made.supply([], "r2")
+        assert made.request == "r1"
+
+
+FIVE = (named("10.0.0.5"), "10.0.0.5")
+
+
+class TestPromisedWithoutAName:
+    """By a version of before, or to an operator of before."""
+
+    def made(self) -> Pool:
+        made = Pool(COOLDOWN)
+        made.restore({}, {}, {"10.0.0.5": ""}, {})
+        return made
+
+    def test_is_out_of_use_as_long_as_it_is_listed_without(self) -> None:
+        made = self.made()
+        assert made.settle() == ([], [])
+        made.supply([interface("10.0.0.5", names={})])
+        assert made.settle() == ([], [])
+        assert (made.take(key("a"), NOW), made.released(), made.retirable(NOW)) == (None, (), [])
+
+    def test_is_forgotten_with_the_list_that_lacks_it(self) -> None:
+        made = self.made()
+        made.supply([interface("10.0.0.6", names={})])
+        assert made.settle() == ([], ["10.0.0.5"])
+        made.supply([interface("10.0.0.5", names={})])
+        assert made.take(key("a"), NOW) == "10.0.0.5"
+
+    def test_is_retired_once_it_has_a_name(self) -> None:
+        made = self.made()
+        made.supply([interface("10.0.0.5")])
+        assert made.take(key("a"), NOW) is None
+        assert made.retirable(NOW) == [FIVE]
+        made.retire([FIVE])
+        assert made.released() == ("10.0.0.5",)
+
+    def test_is_usable_under_a_name_that_is_not_the_operators(self) -> None:
+        made = self.made()
+        made.supply([interface("10.0.0.5", names={"10.0.0.5": "terraform-5"})])
+        assert made.settle() == ([], ["10.0.0.5"])
+        assert made.take(key("a"), NOW) == "10.0.0.5"
+
+
+class TestLedgerForFormerVersions:
+    def test_learns_what_is_listed_and_promised(self) -> None:
+        made = pool("10.0.0.5", "10.0.0.6")
+        made.retire([FIVE])
+        assert made.settle() == ([], [])  # the ledger had it together with the name
+        made.supply([interface("10.0.0.6")])
+        assert made.settle() == ([], ["10.0.0.5"])
+        made.supply([interface("10.0.0.5")])  # an old list
+        assert made.settle() == ([FIVE], [])
+        made.supply([interface("10.0.0.5", names={"10.0.0.5": "vnetpods-new"})])
+        assert made.settle() == ([], ["10.0.0.5"])
+
+    def test_what_the_source_remembers_of_a_lost_ledger_is_believed(self) -> None:
+        made = pool()
+        made.supply([interface("10.0.0.5", "10.0.0.7"), interface("10.0.1.5", name="other", names={})])
+        made.adopt(Address("10.0.0.7"), key("a"))
+        assert made.believe(["10.0.0.5", "10.0.0.7", "10.0.1.5", "10.0.0.99"]) == [FIVE, ("", "10.0.1.5")]
+        assert (made.released(), made.take(key("b"), NOW)) == (("10.0.0.5",), None)
+        assert made.believe(["10.0.0.5", "10.0.1.5"]) == []
+
+
+class TestBlocks:
     def test_a_unit_inside_a_blocked_block_is_blocked(self) -> None:
         made = pool()
         made.supply([interface("10.0.0.17", "10.0.0.16/28", releasing=("10.0.0.16/28",))])
@@ -228,7 +352,7 @@ class TestAbsence:
 
     def test_before_anything_was_heard_nothing_is_missing(self) -> None:
         made = Pool(COOLDOWN)
-        made.restore({Address("10.0.0.5"): key("a")}, {}, [])
+        made.restore({Address("10.0.0.5"): key("a")}, {}, {}, {})
         assert made.missing() == ()
         made.supply([interface("10.0.0.6")])
         assert made.missing() == ("10.0.0.5",)
@@ -256,21 +380,31 @@ class PoolAgainstModel(RuleBasedStateMachine):
         super().__init__()
         self.pool = Pool(COOLDOWN)
         self.now = NOW
-        self.names = (f"p{n}" for n in itertools.count())
+        self.callers = (f"p{n}" for n in itertools.count())
         self.holders: dict[Address, AttachmentKey] = {}
         self.waiting: list[AttachmentKey] = []
         self.released: dict[Address, float] = {}
         self.listed: tuple[str, ...] = ()
         self.releasing: tuple[str, ...] = ()
-        self.promised: set[str] = set()
+        self.lives: dict[str, int] = {}
+        self.promised: dict[str, str] = {}  # name -> unit
+        self.names_of: dict[str, str] = {}
 
     def granted(self, who: AttachmentKey, address: Address) -> None:
         assert address not in self.holders, "given twice"
         assert address in {a for unit in self.listed for a in expand(unit)}, "not on the NIC"
-        blocked = {a for unit in (*self.releasing, *self.promised) for a in expand(unit)}
+        blocked = {a for unit in (*self.releasing, *self.out()) for a in expand(unit)}
         assert address not in blocked, "asked back or promised"
         assert self.now - self.released.get(address, 0) >= COOLDOWN, "still cooling"
         self.holders[address] = who
+
+    def out(self) -> set[str]:
+        """Listed units that were promised back."""
+        return {unit for unit, name in self.names_of.items() if name in self.promised}
+
+    def lists(self) -> None:
+        self.pool.supply([interface(*self.listed, releasing=self.releasing, names=self.names_of)])
+        self.pool.settle()
 
     def served(self) -> None:
         for who, address in self.pool.serve(self.now):
@@ -279,7 +413,7 @@ class PoolAgainstModel(RuleBasedStateMachine):
 
     @rule(target=pods)
     def add(self) -> Any:
-        who = key(next(self.names))
+        who = key(next(self.callers))
         address = self.pool.take(who, self.now)
         if address is None:
             self.waiting.append(who)
@@ -301,27 +435,28 @@ class PoolAgainstModel(RuleBasedStateMachine):
 
     @rule(listed=st.sets(st.sampled_from(UNITS), min_size=1), data=st.data())
     def operator_lists(self, listed: set[str], data: st.DataObject) -> None:
+        """Some of it by the name that it has had last, some by a new one, and any of it an old list's."""
         self.listed = tuple(sorted(listed))
         self.releasing = tuple(data.draw(st.sets(st.sampled_from(self.listed)))) if listed else ()
-        self.pool.supply([interface(*self.listed, releasing=self.releasing)])
+        for unit in data.draw(st.sets(st.sampled_from(self.listed))):
+            self.lives[unit] = data.draw(st.integers(1, self.lives.get(unit, 1) + 1))
+        self.names_of = {unit: named(unit, self.lives.get(unit, 1)) for unit in self.listed}
+        self.lists()
         self.served()
 
-    @rule()
-    def node_withdraws(self) -> None:
-        units = self.pool.withdrawable(self.now)
-        for unit in units:
+    @rule(refused=st.booleans())
+    def node_retires(self, refused: bool) -> None:
+        entries = self.pool.retirable(self.now)
+        for name, unit in entries:
             assert unit in self.releasing
+            assert name == self.names_of[unit]
             assert not any(a in self.holders for a in expand(unit)), "promised while held"
-        self.pool.withdraw(units)
-        self.promised.update(units)
-
-    @rule()
-    def node_reinstates(self) -> None:
-        units = self.pool.returning()
-        assert not set(units) & set(self.releasing)
-        self.pool.reinstate(units)
-        self.promised.difference_update(units)
-        self.served()
+        self.pool.retire(entries)
+        if refused:
+            self.pool.unretire(entries)
+            self.served()
+        else:
+            self.promised.update(entries)
 
     @rule(seconds=st.floats(0, 2 * COOLDOWN))
     def time_passes(self, seconds: float) -> None:
@@ -333,9 +468,9 @@ class PoolAgainstModel(RuleBasedStateMachine):
         """What the ledger remembers is enough. Whoever waited asks again."""
         self.waiting.clear()
         self.pool = Pool(COOLDOWN)
-        self.pool.restore(self.holders, self.released, self.promised)
+        self.pool.restore(self.holders, self.released, {}, self.promised)
         if self.listed:
-            self.pool.supply([interface(*self.listed, releasing=self.releasing)])
+            self.lists()
 
     @rule(target=pods)
     def nobody(self) -> Any:
@@ -345,7 +480,7 @@ class PoolAgainstModel(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         usage = self.pool.usage(self.now)
         listed = {a for unit in self.listed for a in expand(unit)}
-        blocked = {a for unit in (*self.releasing, *self.promised) for a in expand(unit)}
+        blocked = {a for unit in (*self.releasing, *self.out()) for a in expand(unit)}
         idle = listed - set(self.holders)
         cooling = {a for a in idle if a in self.released and self.now - self.released[a] < COOLDOWN}
         assert usage == Usage(
@@ -354,7 +489,9 @@ class PoolAgainstModel(RuleBasedStateMachine):
             free=len(idle - cooling - blocked),
             waiting=len(self.waiting),
         )
-        assert set(self.pool.released()) == self.promised & set(self.releasing)
+        held = {unit for unit in self.listed if any(a in self.holders for a in expand(unit))}
+        assert set(self.pool.released()) == self.out() - held
+        assert set(self.pool.kept()) == set(self.releasing) & held
 
     @invariant()
     def nobody_waits_in_vain(self) -> None:

@@ -5,13 +5,10 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey
-from vnetpods_agent.custody import Custody
 from vnetpods_agent.ledger import Ledger
 from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Assign, Release
@@ -29,9 +26,10 @@ def report(
     kept: tuple[str, ...] = (),
     missing: tuple[str, ...] = (),
     serving: bool = True,
+    request: str | None = None,
     **usage: int,
 ) -> Report:
-    return Report(Usage(**usage), released, kept, missing, serving)
+    return Report(Usage(**usage), released, kept, missing, serving, request=request)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +47,11 @@ def report(
         pytest.param(report(waiting=9), report(waiting=9, cooling=1), INTERVAL, id="as-many-wait"),
         pytest.param(report(), report(released=("10.0.0.5",)), GAP, id="released"),
         pytest.param(report(), report(kept=("10.0.0.5",)), GAP, id="kept"),
+        pytest.param(report(), report(request="r1"), INTERVAL, id="asked-and-no-answer-yet"),
+        pytest.param(report(kept=("10.0.0.5",)), report(kept=("10.0.0.5",), request="r1"), GAP, id="asked-anew-kept"),
+        pytest.param(
+            report(released=("10.0.0.5",)), report(released=("10.0.0.5",), request="r1"), GAP, id="asked-anew-released"
+        ),
         pytest.param(report(), report(missing=("10.0.0.5",)), GAP, id="missing"),
         pytest.param(report(serving=False), report(), GAP, id="serving-now"),
     ],
@@ -62,13 +65,21 @@ class Cloud:
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
-        self.nic = [f"10.0.0.{n}" for n in range(5, 11)]
-        self.releasing: list[str] = []
-        self.released: list[str] = []
+        self.made = 0
+        self.nic: dict[str, str] = {}  # address -> name
+        self.add(*(f"10.0.0.{n}" for n in range(5, 11)))
+        self.releasing: dict[str, str] = {}  # what is asked for, by name
+        self.request: str | None = None
+        self.told = Status()
         self.version = 0
-        self.seen: tuple[int, list[str]] = (0, [])
+        self.seen: tuple[int, Status] = (0, Status())
         self.removed: list[str] = []
         self.writes = 0
+
+    def add(self, *addresses: str) -> None:
+        for address in addresses:
+            self.made += 1
+            self.nic[address] = f"vnetpods-{self.made}"
 
     # what the agent talks to
 
@@ -77,8 +88,8 @@ class Cloud:
         if luck < 0.15:
             raise SourceUnavailable("not sent")
         self.writes += 1
-        if self.released != list(told.released):
-            self.released = list(told.released)
+        if self.told != told.status:
+            self.told = told.status
             self.version += 1
         if luck < 0.3:
             raise SourceUnavailable("sent, and no answer came")
@@ -95,32 +106,55 @@ class Cloud:
     # what the operator does, by the rules of the architecture
 
     def look(self) -> None:
-        """Only `released` can be news to it: it writes the other lists itself."""
-        self.seen = self.version, list(self.released)
+        """Only the report can be news to it: it writes the lists itself."""
+        self.seen = self.version, self.told
 
     def act(self) -> None:
         """On what it saw some time ago; a release is started or cancelled only if the pool hasn't changed since."""
-        version, released = self.seen
-        done = [a for a in self.releasing if a in released]
+        version, told = self.seen
+        answered = told.agent is not None and told.agent.release_request == self.request
+        done = [a for a in self.releasing if answered and a in told.released]
+        unasked = [a for a in told.released if a in self.nic and a not in self.releasing]
         choice = self.chance.random()
-        idle = [a for a in self.nic if a not in self.releasing and a not in released]
+        idle = [a for a in self.nic if a not in self.releasing]
         if done:  # acknowledged: always finished
-            self.nic = [a for a in self.nic if a not in done]
+            for address in done:
+                assert self.nic[address] == self.releasing.pop(address), "not what was asked for"
+                del self.nic[address]
             self.removed += done
-            self.releasing = [a for a in self.releasing if a not in done]
+        elif unasked and version == self.version:
+            self.ask(*unasked)
         elif choice < 0.3 and self.removed:
-            self.nic.append(self.removed.pop())
+            self.add(self.removed.pop())
         elif choice < 0.7 and idle and version == self.version:
-            self.releasing.append(self.chance.choice(idle))
+            self.ask(self.chance.choice(idle))
         elif self.releasing and version == self.version:
-            self.releasing.remove(self.chance.choice(self.releasing))
+            self.releasing.pop(self.chance.choice(sorted(self.releasing)))
         else:
             return
         self.version += 1
         self.look()
 
+    def ask(self, *addresses: str) -> None:
+        self.releasing.update((address, self.nic[address]) for address in addresses)
+        self.made += 1
+        self.request = f"r{self.made}"
+
+    def restart(self) -> None:
+        """The operator forgets what it has asked for."""
+        self.releasing, self.request = {}, None
+        self.version += 1
+
     def interface(self) -> Interface:
-        return Interface(name="nic", mac="m", subnet="s", addresses=tuple(self.nic), releasing=tuple(self.releasing))
+        names = tuple(self.nic.values())
+        return Interface(
+            name="nic",
+            mac="m",
+            subnet="s",
+            addresses=tuple(self.nic),
+            ip_configurations=names,
+            releasing=tuple(self.releasing),
+        )
 
 
 class Node:
@@ -137,13 +171,13 @@ class Node:
         content, _ = await self.ledger.load()
         self.held = {a.address: key for key, a in content.attachments.items()}
         self.pool = Pool(COOLDOWN)
-        self.pool.restore(self.held, content.rests, content.withdrawn)
+        self.pool.restore(self.held, content.rests, content.withdrawn, content.retired)
         self.reporter = Reporter(self.pool, self.ledger, self.cloud, lambda: "", INTERVAL)
-        self.reporter.custody = cast("Custody", SimpleNamespace(serve=lambda: None))
 
     def hear(self) -> None:
-        self.pool.supply([self.cloud.interface()])
-        self.reporter.heard(Status(usage=Usage(), released=tuple(self.cloud.released)))
+        self.pool.supply([self.cloud.interface()], self.cloud.request)
+        self.settled = asyncio.ensure_future(self.reporter.settle())
+        self.reporter.heard(self.cloud.told)
 
     async def report(self) -> None:
         with contextlib.suppress(SourceUnavailable):
@@ -157,7 +191,6 @@ class Node:
             self.pool.leave(key)
             return
         assert address in self.cloud.nic, "given to a pod, and not on the NIC"
-        assert address not in self.cloud.released, "given to a pod, and promised back"
         self.held[address] = key
         await self.ledger.commit(Assign(Attachment(key, address, "", "m", 1500, "b", self.now)))
 
@@ -184,7 +217,10 @@ async def test_no_address_that_a_pod_holds_ever_leaves_the_nic(tmp_path: Path, s
     async def operator_acts() -> None:
         cloud.act()
 
-    doings = [node.report] * 6 + [node.add] * 3 + [operator_acts] * 4 + [restart]
+    async def operator_restarts() -> None:
+        cloud.restart()
+
+    doings = [node.report] * 6 + [node.add] * 3 + [operator_acts] * 4 + [operator_restarts, restart]
     for _ in range(250):
         node.now += chance.choice([0.1, 1.0, 20.0])
         if chance.random() < 0.5:
@@ -196,7 +232,13 @@ async def test_no_address_that_a_pod_holds_ever_leaves_the_nic(tmp_path: Path, s
         else:
             await chance.choice(doings)()
         assert not [a for a in node.held if a not in cloud.nic], "taken from a pod"
-    # and it comes to an end: everything that is wanted back goes, once no pod is left
+    await come_to_an_end(node)
+    await node.stop()
+
+
+async def come_to_an_end(node: Node) -> None:
+    """Everything that is wanted back goes, once no pod is left."""
+    cloud = node.cloud
     for address in list(node.held):
         await node.delete(address)
     node.now += COOLDOWN + 1
@@ -205,17 +247,16 @@ async def test_no_address_that_a_pod_holds_ever_leaves_the_nic(tmp_path: Path, s
         node.now += 2 * INTERVAL
         await node.report()
         cloud.look()
-        if set(cloud.releasing) & set(cloud.released):
+        if {*cloud.releasing, *cloud.nic} & set(cloud.told.released):
             cloud.act()
-    assert (cloud.releasing, cloud.released) == ([], [])
+    assert (cloud.releasing, cloud.told.released) == ({}, ())
     assert node.pool.usage(node.now).free == len(cloud.nic)
-    await node.stop()
 
 
 async def test_a_thousand_pods_that_come_and_go_cost_a_handful_of_writes(tmp_path: Path) -> None:
     cloud = Cloud(random.Random(0))
     cloud.chance.random = lambda: 0.9  # type: ignore[method-assign]  # nothing fails here
-    cloud.nic = [f"10.0.0.{n}" for n in range(5, 69)]
+    cloud.add(*(f"10.0.0.{n}" for n in range(5, 69)))
     node = Node(tmp_path / "ledger.db", cloud)
     await node.start()
     node.hear()

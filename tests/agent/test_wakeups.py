@@ -58,13 +58,13 @@ class Clock:
 
 async def attached(folder: Path, plane: Plane, clock: Clock) -> Attachment:
     pool = Pool(COOLDOWN, leaving=plane.leaving)
-    pool.restore({}, {ADDRESS: RELEASED}, ())
+    pool.restore({}, {ADDRESS: RELEASED}, {}, {})
     pool.supply([NIC])
     ledger, kernel = Ledger(folder / "ledger.db"), Lane("kernel")
     ledger.start()
     kernel.start()
     await ledger.load()
-    surroundings = Surroundings(clock, "boot", lambda _: Limits(), lambda: "", lambda: None, lambda *_: None)
+    surroundings = Surroundings(clock, clock, "boot", lambda _: Limits(), lambda: "", lambda: None, lambda *_: None)
     custody = Custody(pool, ledger, kernel, plane, surroundings)
     try:
         wanted = Wanted(AttachmentKey("vnetpods", "c1", "eth0"), "/run/netns/x", None)

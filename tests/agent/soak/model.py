@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from vnetpods_agent.attachment import Address
-from vnetpods_agent.pool import expand
+from vnetpods_agent.attachment import Address, expand
 
 CLOCKS = 0.05
 """Seconds by which the agent's wall clock and our monotonic one may differ over a cool-down."""

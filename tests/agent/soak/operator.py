@@ -2,8 +2,9 @@
 sometimes somebody deletes the object.
 
 The NIC is in the model. An address comes onto the NIC before it is listed; it leaves when `releasing` and `released`
-both have it in one object version, and the write that says so carries that version (docs/architecture.md, "Release
-handshake"). Everything goes through the real API server, which may be away: then nothing happens.
+both have it in one object version that repeats our releaseRequest, and the write that says so carries that version
+(docs/architecture.md, "Release handshake"). No address ever comes back, so one name for each will do. Everything goes
+through the real API server, which may be away: then nothing happens.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.structs import replace
 
 from tests.agent.machine import supply
 from tests.agent.soak.model import Model
@@ -40,6 +43,7 @@ class Operator:
     model: Model
     chance: random.Random
     calm: bool = False
+    request: str | None = None
     done: Counter[str] = field(default_factory=Counter)
     _number: int = 0
 
@@ -66,11 +70,17 @@ class Operator:
             self.done["object made"] += 1
             return
         releasing = tuple(unit for interface in pool.status.interfaces for unit in interface.releasing)
-        gone = [unit for unit in releasing if unit in pool.status.released]
+        agent = pool.status.agent
+        answered = agent is not None and agent.release_request == self.request
+        gone = [unit for unit in releasing if answered and unit in pool.status.released]
+        unasked = [u for u in pool.status.released if u in self.model.nic and u not in releasing]
         if gone:
             self.model.removed(gone)
             self.done["units removed"] += len(gone)
             releasing = tuple(unit for unit in releasing if unit not in gone)
+        elif unasked:
+            self._ask()
+            releasing += tuple(unasked)
         else:  # a pod may hold what is asked back for as long as it lives, so calm is to ask no more
             releasing = () if self.calm else self._change(pool, releasing)
         await self._write(pool, releasing)
@@ -96,11 +106,15 @@ class Operator:
         elif what == 1 and size > SMALL and not releasing:
             free = [unit for unit in self.model.nic if unit not in pool.status.released]
             self.done["releases begun"] += 1
+            self._ask()
             return tuple(self.chance.sample(free, min(10, len(free))))
         elif what == 2 and releasing:
             self.done["releases cancelled"] += 1
             return ()
         return releasing
+
+    def _ask(self) -> None:
+        self.request = f"{self.chance.getrandbits(64):x}"
 
     def grow(self, count: int) -> None:
         """New addresses, some of them a block of sixteen."""
@@ -111,7 +125,7 @@ class Operator:
             self.model.granted([f"10.240.{100 + self._number // 16}.{self._number % 16 * 16}/28"])
 
     async def _write(self, pool: NodeIPPool | None, releasing: tuple[str, ...]) -> None:
-        status = supply(list(self.model.nic), releasing)
+        status = replace(supply(list(self.model.nic), releasing), release_request=self.request)
         version = pool.metadata.resource_version if pool else None
         body = apply_body(self.name, status=status, resource_version=version)
         await self._apply(f"{PATH}/{self.name}/status", body)
