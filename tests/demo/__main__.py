@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from rich.console import Console
 
+from tests import pace
 from tests.demo import STEPS
 from tests.demo.report import Report, StepFailed
 from tests.demo.world import World
@@ -30,8 +32,10 @@ def main() -> int:
     World.down_left_over(STATE)
     if arguments.down:
         return 0
-    isolate()
     started = time.monotonic()
+    if pace.factor() > 1:
+        report.say(f"this machine is busy or slow: every wait may take {pace.factor()} times as long ({pace.VARIABLE})")
+    isolate()
     world = World(STATE, report, keep=arguments.keep)
     failure: str | None = None
     try:
@@ -42,6 +46,9 @@ def main() -> int:
                 step.run(world, report)
     except StepFailed as error:
         failure = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, people want to see where to look
+        traceback.print_exc()
+        failure = f"{report.current}: {type(error).__name__}: {error}"
     finally:
         if failure:
             world.tell_why()
@@ -49,13 +56,13 @@ def main() -> int:
             world.down()
     if failure:
         report.console.print(f"[red bold]FAILED[/] {failure}", soft_wrap=True)
-        return 1
-    report.console.print(f"[green bold]Everything was as expected[/], in {time.monotonic() - started:.0f} s")
+    else:
+        report.console.print(f"[green bold]Everything was as expected[/], in {time.monotonic() - started:.0f} s")
     if arguments.keep:
         report.console.print(
             f"\nStill up. Try:\n  {STATE}/kubectl get nodeippools\nTake it down:  make clean", soft_wrap=True
         )
-    return 0
+    return 1 if failure else 0
 
 
 if __name__ == "__main__":

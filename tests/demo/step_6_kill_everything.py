@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from tests.demo.report import Report
 from tests.demo.world import World
 
@@ -12,16 +10,28 @@ REPLICAS = 60
 
 
 def run(world: World, report: Report) -> None:
-    """Kills at two moments, starts both again as a service manager would, and compares all truths."""
+    """Kills when the first pods and when half of them have addresses (what supervises both starts them again), and
+    compares all truths.
+    """
     node = world.nodes[0]
+    before = len(world.ledger_addresses(node))
     world.scale("burst", REPLICAS)
-    for moment in (0.8, 2.0):
-        time.sleep(moment)
+    for some in (3, REPLICAS // 2):
+        report.until(
+            f"{some} pods have addresses",
+            lambda n=some: len(world.ledger_addresses(node)) >= before + n,  # type: ignore[misc]
+            within=120,
+            every=0.02,
+        )
+        processes = world.process_ids(node)
         report.say(f"kill -9 agent of {node} and operator; {len(world.running('burst') or [])} pods Running")
         world.kill_agent(node)
         world.kill_operator()
-        world.start_operator()
-        world.start_agent(node)
+        report.until(
+            "both are started again",
+            lambda old=processes: not set(old) & set(world.process_ids(node)),  # type: ignore[misc]
+            within=60,
+        )
     pods = report.until(f"{REPLICAS} pods Running", lambda: world.running("burst", REPLICAS), within=240)
     everyone = pods + (world.running("web") or [])
     report.expect("different addresses", len(everyone), len({p.address for p in everyone}))

@@ -1,8 +1,9 @@
 """The world of demo and end-to-end tests: a small Azure, a real Kubernetes in it, operator and agents on its machines.
 
 Decided here: names and addresses, the configuration that operator and agents run with (seconds where production has
-minutes), and how a step looks at each of the three truths: the NIC in the emulator, the NodeIPPool, the ledger on the
-node's disk. Nothing here knows what a step expects. Synchronous; one thread.
+minutes; the election is production's), and how a step looks at each of the three truths: the NIC in the emulator, the
+NodeIPPool, the ledger on the node's disk. What a pool says for a moment only is kept by a watch (history.py). Nothing
+here knows what a step expects. Synchronous; one thread.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import pace
 from tests.azure import client as azure
 from tests.azure.arm.admin import RefusedError
 from tests.azure.arm.builder import GROUP, SUBSCRIPTION
 from tests.azure.client import Azure
+from tests.demo.history import History, Moment
 from tests.demo.report import Report, StepFailed
 from tests.install.rendering import templates
 from tests.kube import cluster as clusters
@@ -47,10 +50,11 @@ OPERATOR = {
     "groups": [{"minimum": 16, "warm": WARM, "batch": 16}],
     "release": {"after": "5s"},
     "azure": {"endpoint": "http://20.0.0.1:8080", "poll": "500ms"},
-    "election": {"duration": "4s", "renew": "3s", "retry": "500ms"},
 }
 AGENT = {"cooldown": 5, "sweep_interval": 3, "report_interval": 2}
 
+SOON = f"{pace.stretched(5):.0f}"
+"""Seconds within which an answer comes, if one comes."""
 SERVE = f"""
 mkdir -p $1/cgi-bin
 printf '#!/bin/sh\\necho\\necho $REMOTE_ADDR\\n' > $1/cgi-bin/caller
@@ -84,6 +88,7 @@ class World:
         self._azure: Azure | None = None
         self._cluster: Cluster | None = None
         self._peer: Machine | None = None
+        self._history: History | None = None
 
     # life
 
@@ -105,6 +110,7 @@ class World:
         self.report.say(f"Kubernetes: etcd, API server, … on {PLANE}; containerd, kubelet, kube-proxy on each worker")
         self._cluster = clusters.up(self._description())
         self.cluster.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
+        self._history = History(self.cluster, self.folder / "pools.tsv")
         self.cluster.apply(templates("serviceaccounts", "rbac-operator", "rbac-agent"))
         self._build_shim()
         if self.keep:
@@ -133,6 +139,8 @@ class World:
 
     def down(self) -> None:
         """Ends everything this world started. Logs stay in the folder."""
+        if self._history is not None:
+            self._history.close()
         if self._cluster is not None:
             self._cluster.down()
         if self._peer is not None:
@@ -164,15 +172,17 @@ class World:
     # operator and agents
 
     def start_operator(self) -> None:
-        """Starts it (again) on the control plane's machine, under its own ServiceAccount."""
+        """On the control plane's machine, under its own ServiceAccount; started again whenever it ends, as a
+        Deployment's.
+        """
         kubeconfig = self.cluster.kubeconfig_for("vnetpods-operator", NAMESPACE, server=self.cluster.internal_url)
         config = self._write("operator", OPERATOR)
         command = [str(PROGRAMS / "vnetpods-operator"), "--config", str(config), "--kubeconfig", str(kubeconfig)]
         environment = {"AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential"}
-        self.cluster.machines[PLANE].start("operator", command, environment)
+        self.cluster.machines[PLANE].start("operator", command, environment, supervised=True)
 
     def start_agent(self, node: str) -> None:
-        """Starts it (again), under its own ServiceAccount with a token bound to the Node."""
+        """Under its own ServiceAccount with a token bound to the Node; started again whenever it ends."""
         kubeconfig = self.cluster.kubeconfig_for(
             "vnetpods-agent", NAMESPACE, node_name=node, server=self.cluster.internal_url
         )
@@ -182,15 +192,20 @@ class World:
             "paths": {"shim": str(self.folder / "shim")},
         }
         config = self._write(f"agent-{node}", {_camel(key): value for key, value in AGENT.items()} | own)
-        self.cluster.machines[node].start("agent", [str(PROGRAMS / "vnetpods-agent"), "run", "--config", str(config)])
+        command = [str(PROGRAMS / "vnetpods-agent"), "run", "--config", str(config)]
+        self.cluster.machines[node].start("agent", command, supervised=True)
 
     def kill_operator(self) -> None:
         """SIGKILL, as a crash."""
-        self._daemon(PLANE, "operator").kill()
+        self._daemon(PLANE, "operator").crash()
 
     def kill_agent(self, node: str) -> None:
         """SIGKILL, as a crash."""
-        self._daemon(node, "agent").kill()
+        self._daemon(node, "agent").crash()
+
+    def process_ids(self, node: str) -> tuple[int, int]:
+        """The operator's and that node's agent's."""
+        return self._daemon(PLANE, "operator").pid, self._daemon(node, "agent").pid
 
     def _daemon(self, machine: str, name: str) -> Daemon:
         return self.cluster.machines[machine].daemons[name]
@@ -239,6 +254,11 @@ class World:
     def settled(self, node: str) -> bool:
         """Whether no release is under way."""
         return not self.releasing(node) and not self.pool_status(node).get("released")
+
+    def history(self, node: str) -> list[Moment]:
+        """What the NodeIPPool said since the world came up."""
+        assert self._history is not None
+        return self._history.of(node)
 
     def usage(self, node: str) -> dict[str, int]:
         """The agent's counts."""
@@ -314,7 +334,7 @@ class World:
 
     def call_from_pod(self, pod: Pod, address: str, port: int = PORT, path: str = "/cgi-bin/caller") -> str:
         """Who the far side says has called."""
-        return self.exec(pod, "timeout", "5", "wget", "-qO-", f"http://{address}:{port}{path}").strip()
+        return self.exec(pod, "timeout", SOON, "wget", "-qO-", f"http://{address}:{port}{path}").strip()
 
     def try_call_from_pod(self, pod: Pod, address: str, port: int) -> str | None:
         """The same; None when there is no answer."""
@@ -338,7 +358,7 @@ class World:
     def ping(self, pod: Pod, address: str, *, source: str | None = None) -> bool:
         """One echo request from the pod, perhaps with a source that isn't its own; whether it is answered."""
         if source is None:
-            return self._answered(pod, "ping", "-c", "1", "-W", "1", address)
+            return self._answered(pod, "ping", "-c", "1", "-W", SOON, address)
         machine = self.cluster.machines[pod.node]
         sandbox = machine.run("sh", "-c", f"ip route get {pod.address} | grep -o 'azv[0-9a-f]*'").stdout.strip()
         namespace = machine.run("sh", "-c", _NAMESPACE_OF.format(interface=sandbox)).stdout.strip()
@@ -438,7 +458,7 @@ def _pod(item: dict[str, Any]) -> Pod:
 
 
 def _call(machine: Machine, address: str) -> str:
-    command = ["busybox", "timeout", "5", "busybox", "wget", "-qO-", f"http://{address}:{PORT}/cgi-bin/caller"]
+    command = ["busybox", "timeout", SOON, "busybox", "wget", "-qO-", f"http://{address}:{PORT}/cgi-bin/caller"]
     try:
         return machine.run(*command).stdout.strip()
     except MachineError as error:

@@ -38,6 +38,7 @@ DURABLE = (
 )
 """What a disk would keep. Everything else that is written to /etc, /opt and /var is gone after a reboot."""
 BOOT_SECONDS = 20
+SUPERVISOR = [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py"))]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -87,11 +88,15 @@ def _only_child(pid: int) -> int | None:
 
 @dataclass
 class Daemon:
-    """A long-running program inside a machine. It ends with the machine; its output is in `log`."""
+    """A long-running program inside a machine. It ends with the machine; its output is in `log`.
+
+    A supervised one is started again whenever it ends by itself (see supervise.py).
+    """
 
     name: str
     log: Path
     process: subprocess.Popen[bytes]
+    supervised: bool = False
 
     @property
     def running(self) -> bool:
@@ -99,25 +104,29 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """The program's process id as the host sees it (`nsenter` stays in between as its parent)."""
+        """The program's process id as the host sees it."""
+        return self._descendant(2 if self.supervised else 1)
+
+    def _descendant(self, generations: int) -> int:
+        """`nsenter` stays in between as a parent, and so does a supervisor."""
         deadline = time.monotonic() + pace.stretched(BOOT_SECONDS)
         while self.running and time.monotonic() < deadline:
-            if pid := _only_child(self.process.pid):
+            pid: int | None = self.process.pid
+            for _ in range(generations):
+                pid = _only_child(pid) if pid else None
+            if pid:
                 return pid
-            time.sleep(0.001)  # nsenter is about to fork
+            time.sleep(0.001)  # the parent is about to fork
         raise MachineError(f"{self.name} isn't running; end of {self.log}:\n{self.tail()}")
 
-    def send(self, number: signal.Signals) -> None:
-        if self.running:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash."""
-        self.stop(signal.SIGKILL)
+    def crash(self) -> None:
+        """SIGKILL for the program itself; a supervisor stays and starts it again."""
+        os.kill(self.pid, signal.SIGKILL)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 20) -> int:
-        """Signals it and returns its exit status."""
-        self.send(number)
+        """Signals it, or its supervisor, and returns its exit status."""
+        if self.running:
+            os.kill(self._descendant(1), number)
         return self.process.wait(pace.stretched(timeout))
 
     def tail(self, lines: int = 12) -> str:
@@ -257,21 +266,28 @@ class Machine:
             raise MachineError(f"{self.name}: {' '.join(command)} ended with {done.returncode}: {words}")
         return done
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Daemon:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        supervised: bool = False,
+    ) -> Daemon:
         """Starts a daemon inside; its output is appended to log/<name>.log. A running one of that name is an error."""
         if name in self.daemons and self.daemons[name].running:
             raise MachineError(f"{self.name}: {name} is already running")
         log = self.folder / "log" / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [*self.entrance, *command],
+                [*self.entrance, *(SUPERVISOR if supervised else []), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
                 env=self._environment(environment or {}),
             )
-        self.daemons[name] = Daemon(name, log, process)
+        self.daemons[name] = Daemon(name, log, process, supervised)
         return self.daemons[name]
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 
 from tests import pace
 from tests.kube import cgroups
-from tests.kube.machine import Identity, Machine, MachineError
+from tests.kube.machine import Daemon, Identity, Machine, MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,13 +89,41 @@ def test_a_command_that_fails_says_where_and_why(machine: Machine) -> None:
 
 
 def test_a_daemon_is_signalled_itself_and_its_words_are_kept(machine: Machine) -> None:
-    script = "trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.05; done"
-    daemon = machine.start("polite", ["sh", "-c", script])
-    deadline = time.monotonic() + pace.stretched(5)
-    while "hello" not in daemon.tail() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    daemon = machine.start("polite", ["sh", "-c", POLITE])
+    await_words(daemon, "hello")
     assert daemon.stop(signal.SIGTERM) == 3
     assert daemon.tail() == "hello\nbye"
+
+
+POLITE = "trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.05; done"
+
+
+def await_words(daemon: Daemon, words: str, times: int = 1) -> None:
+    deadline = time.monotonic() + pace.stretched(10)
+    while daemon.tail().count(words) < times:
+        assert time.monotonic() < deadline, daemon.tail()
+        time.sleep(0.02)
+
+
+def test_a_supervised_daemon_is_back_after_a_crash_and_ends_when_it_is_told_to(machine: Machine) -> None:
+    daemon = machine.start("polite", ["sh", "-c", POLITE], supervised=True)
+    await_words(daemon, "hello")
+    first = Identity.of(daemon.pid)
+    daemon.crash()
+    await_words(daemon, "hello", times=2)
+    second = Identity.of(daemon.pid)
+    assert (first.alive, second.alive) == (False, True)
+    assert daemon.stop() == 3
+    assert not second.alive
+
+
+def test_a_supervised_daemon_that_cannot_stay_is_given_more_and_more_time(machine: Machine) -> None:
+    daemon = machine.start("hopeless", ["false"], supervised=True)
+    await_words(daemon, "again in 2 s")
+    waits = [line.rpartition(" in ")[2] for line in daemon.tail().splitlines()]
+    assert waits == ["0 s", "1 s", "2 s"]
+    daemon.stop()
+    assert not daemon.running
 
 
 STARTER = """
