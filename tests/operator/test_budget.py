@@ -136,7 +136,7 @@ async def test_nobody_sits_before_a_bucket_that_azure_closed_for_long() -> None:
                 Throttled, match=r"no writes in subscription [sS] at present; again at [0-9:]{8} UTC"
             ) as found:
                 await waiter
-            assert found.value.seconds == pytest.approx(3600, abs=1)
+            assert 1800 < found.value.seconds <= 3600  # a test never lasts as long as the rest
         await of.acquire("s", Kind.READ)
         await of.acquire("other", Kind.WRITE)
     assert of.waiting == 0

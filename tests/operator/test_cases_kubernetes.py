@@ -146,17 +146,15 @@ async def test_a_provider_id_that_comes_later(world: World) -> None:
         await world.until_allocated(node, 4)
 
 
-async def test_a_waiting_pod_reaches_azure_within_a_tenth_of_a_second(world: World) -> None:
+async def test_a_waiting_pod_reaches_azure_by_its_report_alone(world: World) -> None:
+    """The next audit is half an hour away."""
     node, agent = await world.worker("one")
     async with world.operator():
         await world.until_allocated(node, 4)
         await asyncio.sleep(0.3)
         agent.start(5)
-        asked = world.azure.build.now()
         await agent.sync()
         await world.until("the write", lambda: _writes(world, 2))
-        took = max(r["at"] for r in world.azure.build.requests()) - asked
-    assert took < 0.5  # measured: about 0.05; the machine that tests may be busy
 
 
 async def _writes(world: World, number: int) -> bool:
@@ -191,7 +189,7 @@ async def test_two_operators_and_one_leader(world: World) -> None:
             assert await _holder(world) == holder
             first.terminate()
             agent.start(9)
-            await world.until_pods_run(agent)  # long before the Lease's 40 s: it was given back
+            await world.until_pods_run(agent)  # before the Lease would have run out: it was given back
             assert f"_{second.pid}_" in await _holder(world)
     assert agent.held <= world.addresses("one-nic")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import pace
 from tests.kube.apiserver import ApiServer
 from vnetpods_operator import kube
 from vnetpods_operator.configuration import Duration, Election
@@ -30,9 +31,17 @@ async def api(apiserver: ApiServer) -> AsyncIterator[Kube]:
 
 @pytest.fixture
 def election() -> Election:
+    return made(pace.stretched(2.0), pace.stretched(1.2))
+
+
+def made(duration: float, renew: float) -> Election:
+    """Either may be an hour: what happens nevertheless doesn't happen because that time is over."""
     return Election(
-        name=f"lease-{secrets.token_hex(4)}", duration=Duration(2.0), renew=Duration(1.2), retry=Duration(0.1)
+        name=f"lease-{secrets.token_hex(4)}", duration=Duration(duration), renew=Duration(renew), retry=Duration(0.1)
     )
+
+
+HOUR = 3600.0
 
 
 async def lease(api: Kube, election: Election) -> dict[str, Any]:
@@ -52,16 +61,27 @@ async def running(elector: Elector) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_the_second_waits_and_is_quick_when_the_first_gives_it_back(api: Kube, election: Election) -> None:
+async def test_the_second_waits_for_as_long_as_the_first_renews(api: Kube, election: Election) -> None:
     first, second = Elector(api, election, "first"), Elector(api, election, "second")
     async with running(first):
         waiting = asyncio.create_task(second.acquire())
-        await asyncio.sleep(2.5)  # longer than the duration: renewals keep it
+        await asyncio.sleep(float(election.duration) + 0.5)
         assert not waiting.done()
         assert (await lease(api, election))["spec"]["holderIdentity"] == "first"
     await first.release()
-    async with asyncio.timeout(1.8):
-        await waiting
+    await waiting
+    await second.release()
+
+
+async def test_the_second_follows_at_once_when_the_first_gives_it_back(api: Kube) -> None:
+    election = made(duration=HOUR, renew=HOUR / 2)
+    first, second = Elector(api, election, "first"), Elector(api, election, "second")
+    async with running(first):
+        waiting = asyncio.create_task(second.acquire())
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+    await first.release()
+    await waiting
     spec = (await lease(api, election))["spec"]
     assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("second", 1)
     assert second.leads
@@ -74,7 +94,7 @@ async def test_a_dead_leader_is_followed_after_the_duration_we_saw(api: Kube, el
     loop = asyncio.get_running_loop()
     began = loop.time()
     await second.acquire()
-    assert 1.9 <= loop.time() - began < 5
+    assert loop.time() - began >= float(election.duration)
     await second.release()
 
 
@@ -95,10 +115,9 @@ async def test_a_wrong_clock_of_the_other_does_not_matter(api: Kube, election: E
     await elector.release()
 
 
-async def test_a_leader_that_cannot_renew_loses_before_another_may_follow(
-    apiserver: ApiServer, api: Kube, election: Election
-) -> None:
-    """The API server hangs: connections are open, nothing is answered."""
+async def test_a_leader_that_cannot_renew_loses_before_another_may_follow(apiserver: ApiServer, api: Kube) -> None:
+    """The API server hangs: connections are open, nothing is answered. Nobody may follow for an hour."""
+    election = made(duration=HOUR, renew=1.2)
     lost = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -108,16 +127,16 @@ async def test_a_leader_that_cannot_renew_loses_before_another_may_follow(
     elector = Elector(api, election, "first", lost=on_loss)
     async with running(elector):
         await asyncio.to_thread(apiserver.pause)
-        began = loop.time()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(pace.stretched(30)):
                 await lost.wait()
         finally:
             await asyncio.to_thread(apiserver.resume)
-        assert loop.time() - began < 2.0  # the duration
 
 
-async def test_a_stolen_lease_is_noticed(api: Kube, election: Election) -> None:
+async def test_a_stolen_lease_is_noticed(api: Kube) -> None:
+    """By looking at it, long before it would be missed."""
+    election = made(duration=HOUR, renew=HOUR / 2)
     lost = asyncio.Event()
     elector = Elector(api, election, "first", lost=lost.set)
     async with running(elector):
@@ -130,8 +149,9 @@ async def test_a_stolen_lease_is_noticed(api: Kube, election: Election) -> None:
                 break
             found = await lease(api, election)
             found["spec"]["holderIdentity"] = "thief"
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(pace.stretched(30)):
             await lost.wait()
+    await elector.release()
 
 
 async def test_a_stuck_event_loop_does_not_keep_a_lost_leader_alive(
@@ -148,14 +168,14 @@ async def main():
     election = Election(name={election.name!r}, duration=Duration(2.0), renew=Duration(1.0), retry=Duration(0.1))
     async with kube.opened(Path({str(apiserver.admin_kubeconfig)!r})) as api:
         await Elector(api, election, "stuck").acquire()
-        time.sleep(30)
+        time.sleep(3600)
 asyncio.run(main())
 """
     import sys  # noqa: PLC0415
 
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
     try:
-        assert await asyncio.wait_for(process.wait(), 20) == 3
+        assert await asyncio.wait_for(process.wait(), pace.stretched(30)) == 3
     finally:
         if process.returncode is None:
             process.kill()

@@ -8,6 +8,7 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
+from tests import pace
 from tests.operator.benches import bench, full, release
 from tests.operator.worlds import World
 from vnetpods_api import ConditionType, Reason
@@ -211,7 +212,7 @@ async def test_an_address_that_a_pod_keeps_is_given_up_on_and_the_next_one_tried
         await agent.sync()
         await found.see()
         loop = asyncio.get_running_loop()
-        end = loop.time() + 25
+        end = loop.time() + pace.stretched(25)
         while (await found.see()).status.allocated != 18:
             assert loop.time() < end
             outcome = await found.look()
