@@ -44,6 +44,7 @@ def build_all() -> None:
     """What most tests use, and one of each kind of build."""
     for defines in (QUICK, PATIENT):
         program(*defines)
+    program()
     for arch in ("amd64", "arm64"):
         program(arch=arch)
 
@@ -58,7 +59,9 @@ def program(*defines: str, sanitize: bool = False, arch: str | None = None) -> P
     digest = hashlib.sha256(SOURCE.read_bytes() + BUILD.read_bytes() + repr(words).encode()).hexdigest()[:16]
     output = cache() / "shim" / digest
     if not output.exists():
-        environment = {"ZIG_GLOBAL_CACHE_DIR": str(cache() / "zig"), "ZIG_LOCAL_CACHE_DIR": str(cache() / "zig")}
+        # two copies of zig invalidate each other's entries: seen as a library compiled anew at every turn
+        zig = cache() / "zig" / hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+        environment = {"ZIG_GLOBAL_CACHE_DIR": str(zig), "ZIG_LOCAL_CACHE_DIR": str(zig)}
         command = [sys.executable, str(BUILD), *words, str(output)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
     return output

@@ -12,7 +12,6 @@ import json
 import re
 import shutil
 import sqlite3
-import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import pace
+from tests.agent import shim
 from tests.azure import client as azure
 from tests.azure.arm.admin import RefusedError
 from tests.azure.arm.builder import GROUP, SUBSCRIPTION
@@ -112,7 +112,6 @@ class World:
         self.cluster.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
         self._history = History(self.cluster, self.folder / "pools.tsv")
         self.cluster.apply(templates("serviceaccounts", "rbac-operator", "rbac-agent"))
-        self._build_shim()
         if self.keep:
             self._let_live()
 
@@ -122,10 +121,6 @@ class World:
             for name in WORKERS
         ]
         return Description(self.folder / "kube", Member(PLANE, PLANE, ADDRESSES[PLANE]), tuple(members))
-
-    def _build_shim(self) -> None:
-        command = [sys.executable, str(ROOT / "agent" / "shim" / "build.py"), str(self.folder / "shim")]
-        subprocess.run(command, check=True, capture_output=True)
 
     def _let_live(self) -> None:
         self.cluster.keep()
@@ -189,7 +184,7 @@ class World:
         own = {
             "node": node,
             "source": {"kubernetes": {"kubeconfig": str(kubeconfig)}},
-            "paths": {"shim": str(self.folder / "shim")},
+            "paths": {"shim": str(shim.program())},
         }
         config = self._write(f"agent-{node}", {_camel(key): value for key, value in AGENT.items()} | own)
         command = [str(PROGRAMS / "vnetpods-agent"), "run", "--config", str(config)]
