@@ -58,26 +58,15 @@ lint: venv ## Formatter, linter, types, who may import whom
 	$(call say,import-linter)
 	$(V)/lint-imports
 
-# Runs side by side, each in namespaces of its own: most tests wait for something most of the time. What begins with c
-# (cases, crashes) takes as long as the rest of its room.
-UNIT := "tests/agent/test_c*.py tests/agent/dataplane" \
-  "tests/agent --ignore-glob=*/agent/test_c*.py --ignore=tests/agent/dataplane" \
-  "tests/operator/test_c*.py" "tests/crds tests/operator --ignore-glob=*/operator/test_c*.py" \
-  "tests --ignore=tests/agent --ignore=tests/operator --ignore=tests/crds"
-
 .PHONY: unit
 unit: venv programs ## Every test that needs no cluster
 	$(call say,tests without a cluster)
-	mkdir -p build
-	pids=() failed=0
-	for part in $(UNIT); do $(V)/pytest -q -m 'not e2e' $$part >"build/unit-$${#pids[@]}.log" 2>&1 & pids+=($$!); done
-	for i in "$${!pids[@]}"; do wait "$${pids[i]}" || failed=1; cat "build/unit-$$i.log"; done
-	exit $$failed
+	exec $(V)/python -m tests.unit
 
 .PHONY: e2e
 e2e: venv programs ## The end-to-end tests, on one shared cluster
 	$(call say,end-to-end tests)
-	$(V)/pytest -q -m e2e
+	exec $(V)/pytest -q -m e2e
 
 .PHONY: test
 test: unit e2e ## All tests: first those without a cluster, then end to end
@@ -93,7 +82,8 @@ bench-net: venv ## Packets: VM to VM, pod to pod, pod to Service, at 1 and 250 p
 
 .PHONY: bench-operator
 bench-operator: venv programs ## The operator with 5,000 nodes; build/bench-operator.json
-	@$(V)/python -m tests.bench.operator
+	@$(V)/python -m tests.bench.emulator
+	$(V)/python -m tests.bench.operator
 
 .PHONY: soak
 soak: venv programs ## 10,000 ADD and DEL with random kills of shim and agent; prints its seed (SEED=n)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -36,8 +37,23 @@ def main() -> int:
     if pace.factor() > 1:
         report.say(f"this machine is busy or slow: every wait may take {pace.factor()} times as long ({pace.VARIABLE})")
     isolate()
-    world = World(STATE, report, keep=arguments.keep)
-    failure: str | None = None
+    for number in (signal.SIGINT, signal.SIGTERM):  # take down what is up
+        signal.signal(number, signal.default_int_handler)
+    failure = play(World(STATE, report, keep=arguments.keep), report)
+    if failure:
+        report.console.print(f"[red bold]FAILED[/] {failure}", soft_wrap=True)
+    else:
+        report.console.print(f"[green bold]Everything was as expected[/], in {time.monotonic() - started:.0f} s")
+    if arguments.keep:
+        report.console.print(
+            f"\nStill up. Try:\n  {STATE}/kubectl get nodeippools\nTake it down:  make clean", soft_wrap=True
+        )
+    return 1 if failure else 0
+
+
+def play(world: World, report: Report) -> str:
+    """Brings the world up, runs the steps, takes it down unless it is kept; what failed, or nothing."""
+    failure = ""
     try:
         with report.step("0. A small Azure and a real Kubernetes"):
             world.up()
@@ -52,17 +68,9 @@ def main() -> int:
     finally:
         if failure:
             world.tell_why()
-        if not arguments.keep:
+        if not world.keep:
             world.down()
-    if failure:
-        report.console.print(f"[red bold]FAILED[/] {failure}", soft_wrap=True)
-    else:
-        report.console.print(f"[green bold]Everything was as expected[/], in {time.monotonic() - started:.0f} s")
-    if arguments.keep:
-        report.console.print(
-            f"\nStill up. Try:\n  {STATE}/kubectl get nodeippools\nTake it down:  make clean", soft_wrap=True
-        )
-    return 1 if failure else 0
+    return failure
 
 
 if __name__ == "__main__":
