@@ -23,12 +23,11 @@ from tests.kube import binaries
 
 pytestmark = pytest.mark.timeout(120)
 NOTHING = truths.Truths({}, {}, frozenset())
-PROGRAMS = ("cnitool", "cnitool-oldest", "portmap", "bandwidth")
 
 
 @pytest.fixture(scope="module")
 def programs() -> dict[str, Path]:
-    return binaries.programs(*PROGRAMS)
+    return binaries.programs(*binaries.CNI_TOOLS)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def main() -> int:
     down.add_argument("folders", nargs="+", type=Path, metavar="folder")
     arguments = parser.parse_args()
     if arguments.command == "build":
-        return _build(arguments.names or list(binaries.DEMO))
+        return _build(arguments.names or list(binaries.ALL))
     return _down(arguments.folders)
 
 

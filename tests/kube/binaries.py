@@ -171,6 +171,9 @@ API_SERVER = ("etcd", "kube-apiserver", "kubectl")
 CLUSTER = ("etcd", *_KUBERNETES_PROGRAMS, "containerd", "containerd-shim-runc-v2", "ctr", "crictl", "loopback")
 DEMO = (*CLUSTER, "helm")
 REFERENCE_PLUGINS = ("ptp", "host-local", "loopback", "portmap", "bandwidth")
+CNI_TOOLS = ("cnitool", "cnitool-oldest", "portmap", "bandwidth")
+ALL = (*DEMO, *REFERENCE_PLUGINS, *CNI_TOOLS)
+"""What demo and tests need; without ENDS, which take long and are tested where they are there."""
 
 
 def cache() -> Path:
