@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from vnetpods_api import (
     Condition,
     ConditionStatus,
     ConditionType,
+    Interface,
     NodeIPPool,
     Reason,
     apply_body,
@@ -52,6 +54,7 @@ class NodeIPPoolSource:
         self._query = {"fieldSelector": f"metadata.name={node}"}
         self._trouble = "the API server has not answered yet"
         self._conditions: tuple[Condition, ...] = ()
+        self._interfaces: tuple[Interface, ...] = ()
         self._version = ""
 
     @property
@@ -107,7 +110,7 @@ class NodeIPPoolSource:
             self._trouble = f"the NodeIPPool {self._node} can't be read: {error}"
             log.error("NodeIPPool can't be read", error=str(error))  # noqa: TRY400 - the trace says nothing more
             return None
-        self._conditions = pool.status.conditions
+        self._conditions, self._interfaces = pool.status.conditions, pool.status.interfaces
         self._heard_of(pool.metadata.resource_version or "")
         return Supply(pool.status)
 
@@ -118,7 +121,8 @@ class NodeIPPoolSource:
 
     async def publish(self, report: Report) -> None:
         conditions = tuple(merge(self._conditions, [_agent_ready(report, datetime.now(UTC))]))
-        status = msgspec.structs.replace(report.status, conditions=conditions)
+        missing = _of_subnets(report.status.missing, self._interfaces)
+        status = msgspec.structs.replace(report.status, missing=missing, conditions=conditions)
         query = {"fieldManager": AGENT_MANAGER, "force": "true"}
         body = apply_body(self._node, status=status, resource_version=self._version)
         try:
@@ -129,6 +133,16 @@ class NodeIPPoolSource:
         except KubeError as error:
             raise SourceUnavailable(f"NodeIPPool {self._node}: {error}") from error
         self._heard_of(answer["metadata"]["resourceVersion"])
+
+
+def _of_subnets(missing: Sequence[str], interfaces: Sequence[Interface]) -> tuple[str, ...]:
+    """Those that Azure can be asked for on one of the interfaces. A NIC that carries no pods any more may leave others;
+    the chart's admission policy refuses a report that names them.
+    """
+    if not missing or not interfaces or not all(interface.prefixes for interface in interfaces):
+        return tuple(missing)
+    prefixes = [IPv4Network(prefix, strict=False) for interface in interfaces for prefix in interface.prefixes]
+    return tuple(a for a in missing if any(IPv4Address(a) in prefix for prefix in prefixes))
 
 
 def _agent_ready(report: Report, now: datetime) -> Condition:

@@ -237,6 +237,16 @@ def test_access_of_a_pod(tmp_path: Path, apiserver: ApiServer) -> None:
         in_cluster(tmp_path, {})
 
 
+async def test_missing_addresses_of_a_subnet_that_no_interface_is_in_are_not_reported(pool: Pool) -> None:
+    """Nobody could ask Azure for them, and the admission policy would refuse everything else in the report."""
+    await asyncio.to_thread(pool.create)
+    await asyncio.to_thread(pool.addresses, "10.240.0.5")
+    async with watching(pool) as (source, heard):
+        await next_addresses(heard)
+        await source.publish(Report(Usage(assigned=2), missing=("10.240.0.9", "10.241.0.9")))
+        assert pool.seen()["missing"] == ["10.240.0.9"]
+
+
 async def test_a_report_that_answers_to_an_older_pool_is_refused(pool: Pool) -> None:
     """One that was lost on its way could otherwise arrive after a later one."""
     await asyncio.to_thread(pool.create)

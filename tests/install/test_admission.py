@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.apiserver
 
 MACHINE = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/"
-NIC = {"name": "nic", "mac": "00:0d:3a:00:00:01", "subnet": "/s/pods", "addresses": ["10.0.0.5", "10.0.0.6"]}
+NIC = {"name": "nic", "mac": "00:0d:3a:00:00:01", "subnet": "/s/pods", "prefixes": ["10.0.0.0/24", "10.2.0.0/15"]}
+NIC |= {"addresses": ["10.0.0.5", "10.0.0.6", "10.0.0.7"], "releasing": ["10.0.0.6", "10.0.0.7"]}
 
 
 def condition(type_: str, status: str = "True", message: str = "") -> dict[str, Any]:
@@ -126,7 +127,8 @@ def test_an_agent_reports_on_its_own_node(installed: ApiServer, ada: Path) -> No
         "usage": USAGE,
         "released": ["10.0.0.6"],
         "kept": ["10.0.0.7"],
-        "missing": [],
+        "missing": ["10.0.0.9", "10.3.255.255"],
+        "agent": {"instance": "i", "report": 1, "view": "v", "releaseRequest": "r"},
         "conditions": [condition("AgentReady")],
     }
     apply_as(installed, ada, pool("ada", status=status))
@@ -141,11 +143,13 @@ def test_an_agent_reports_on_its_own_node(installed: ApiServer, ada: Path) -> No
 @pytest.mark.parametrize(
     ("status", "complaint"),
     [
-        pytest.param({"interfaces": [NIC | {"addresses": ["10.0.0.9"]}]}, "the rest is the operator's", id="addresses"),
+        pytest.param({"interfaces": [NIC | {"addresses": ["10.0.0.9"], "releasing": []}]}, "the rest is the operator's", id="addresses"),
         pytest.param({"interfaces": [NIC | {"name": "other"}]}, "the rest is the operator's", id="another interface"),
         pytest.param({"capacity": 9}, "the rest is the operator's", id="capacity"),
         pytest.param({"directCIDRs": ["0.0.0.0/0"]}, "the rest is the operator's", id="direct CIDRs"),
         pytest.param({"observedGeneration": 7}, "the rest is the operator's", id="generation"),
+        pytest.param({"releaseRequest": "r"}, "the rest is the operator's", id="release request"),
+        pytest.param({"confirmedView": "v"}, "the rest is the operator's", id="confirmed view"),
         pytest.param({"conditions": [condition("Ready", "False")]}, "the others are the operator's", id="Ready"),
         pytest.param({"conditions": [condition("Stalled")]}, "the others are the operator's", id="a new condition"),
     ],
@@ -156,6 +160,47 @@ def test_an_agent_may_not_write_the_operators_fields(
     with pytest.raises(KubeError, match=complaint):
         apply_as(installed, ada, pool("ada", status=status))
     assert installed.get("nodeippool", "ada")["status"]["interfaces"] == [NIC]
+
+
+MOST = [f"10.2.{number // 250}.{number % 250 + 4}" for number in range(256)]
+
+
+@pytest.mark.parametrize(
+    ("status", "complaint"),
+    [
+        pytest.param({"kept": ["10.0.0.5"]}, "under kept only addresses that are releasing", id="kept, not releasing"),
+        pytest.param({"kept": ["10.0.0.77"]}, "under kept only addresses that are releasing", id="kept, of others"),
+        pytest.param({"released": ["10.0.0.8"]}, "under released only addresses of its own", id="released, of others"),
+        pytest.param({"missing": ["10.0.1.0"]}, "under missing only addresses of the subnets", id="behind a prefix"),
+        pytest.param({"missing": ["10.0.0.9", "10.1.255.255"]}, "addresses of the subnets", id="before a prefix"),
+        pytest.param({"missing": [*MOST, "10.2.9.9"]}, "at most 256 addresses under missing", id="too many"),
+        pytest.param({"missing": [*MOST[:-1], "9.9.9.9"]}, "addresses of the subnets", id="one of many"),
+    ],
+)
+def test_an_agent_may_not_say_of_others_addresses_what_it_says_of_its_own(
+    installed: ApiServer, ada: Path, status: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(KubeError, match=complaint):
+        apply_as(installed, ada, pool("ada", status=status))
+
+
+def test_an_agent_whose_whole_nic_was_emptied_is_heard(installed: ApiServer, ada: Path) -> None:
+    """As many as a machine can have: what the policy costs the API server stays within what that allows."""
+    apply_as(installed, ada, pool("ada", status={"missing": MOST, "released": NIC["addresses"]}))
+    assert installed.get("nodeippool", "ada")["status"]["missing"] == MOST
+
+
+@pytest.mark.parametrize("interfaces", [[], [NIC | {"prefixes": []}]], ids=["no interface", "no prefix"])
+def test_an_agent_is_heard_while_nobody_knows_its_subnets(
+    installed: ApiServer, ada: Path, interfaces: list[dict[str, Any]]
+) -> None:
+    """A Node that names another machine now has its interfaces taken away first; its pods may hold addresses still."""
+    operator = installed.kubeconfig_for("vnetpods-operator")
+    apply_as(installed, operator, pool("ada", status=OPERATORS | {"interfaces": interfaces}), "vnetpods-operator")
+    try:
+        apply_as(installed, ada, pool("ada", status={"missing": ["10.9.9.9"]}))
+    finally:
+        apply_as(installed, operator, pool("ada", status=OPERATORS), "vnetpods-operator")
 
 
 def test_an_agent_may_not_write_another_nodes_pool(installed: ApiServer, ada: Path) -> None:
