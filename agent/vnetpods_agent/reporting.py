@@ -23,7 +23,7 @@ from vnetpods_agent.ledger import Ledger, LedgerError
 from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Forget, Operation, Reinstate, Retire, Withdraw
 from vnetpods_agent.source import AddressSource, Report, SourceChanged, SourceUnavailable
-from vnetpods_api import Status
+from vnetpods_api import ConditionType, Reason, Status, find
 
 MERGE = 0.02
 """Seconds in which changes are gathered before anything is written: a burst of pods is one need."""
@@ -53,6 +53,12 @@ def urgency(last: Report | None, report: Report, interval: float) -> float | Non
         or (report.serving, report.stopping) != (last.serving, last.stopping)
     )
     return GAP if must_act else interval
+
+
+def _taken_for_silent(status: Status) -> bool:
+    """Whether the operator speaks in the agent's name, since it heard nothing of it."""
+    said = find(status.conditions, ConditionType.AGENT_READY)
+    return said is not None and said.reason == Reason.AGENT_SILENT
 
 
 class Reporter:
@@ -85,7 +91,8 @@ class Reporter:
         """The source has spoken, so it can be reached; if it lacks our last report, it is told again."""
         self.live = True
         told = status.agent
-        if self._last and (told is None or told.instance != self._instance or told.report < self._last.number):
+        lost = told is None or told.instance != self._instance or (self._last and told.report < self._last.number)
+        if lost or _taken_for_silent(status):
             self._last = None
         self._heard.set()
         self._wake.set()

@@ -231,6 +231,18 @@ class Election(_Section, frozen=True):
             raise ValueError("Expected `retry` < `renew` < `duration`")
 
 
+class Agents(_Section, frozen=True):
+    """The agents' Pods, whose Ready conditions tell which of them are there. Without namespace only the Nodes tell."""
+
+    namespace: str = ""
+    selector: Selector = Selector()
+    patience: Duration = Duration(60)
+    """How long an agent may be unwell and write nothing before it is taken to be silent."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "patience")
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
@@ -251,6 +263,7 @@ class Config(_Section, frozen=True):
         default=(), name="directCIDRs"
     )
     """Destinations reached under the pod's own address, beside the VNet's and its peers'."""
+    agents: Agents = Agents()
     azure: Azure = Azure()
     election: Election = Election()
     audit: Duration = Duration(1800)

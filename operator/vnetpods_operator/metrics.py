@@ -118,9 +118,13 @@ class _Pools(Collector):
             "vnetpods_addresses", "Addresses by what they are to the nodes.", labels=["subnet", "state"]
         )
         reasons = GaugeMetricFamily("vnetpods_nodes", "Nodes by the reason of Ready.", labels=["ready", "reason"])
+        agents = GaugeMetricFamily(
+            "vnetpods_agents", "Nodes by what is said of their agent.", labels=["ready", "reason"]
+        )
         waiting = GaugeMetricFamily("vnetpods_waiting_pods", "Pods that wait for an address.")
         by_subnet: Tally[tuple[str, str]] = Tally()
         by_reason: Tally[tuple[str, str]] = Tally()
+        by_agent: Tally[tuple[str, str]] = Tally()
         total = 0
         for name, pool in self._roster.pools.items():
             if name not in self._roster.nodes:
@@ -137,14 +141,19 @@ class _Pools(Collector):
                 total += usage.waiting
             ready = find(pool.status.conditions, ConditionType.READY)
             by_reason[(ready.status, ready.reason) if ready else ("Unknown", "Pending")] += 1
+            agent = find(pool.status.conditions, ConditionType.AGENT_READY)
+            by_agent[(agent.status, agent.reason) if agent else ("Unknown", "Pending")] += 1
         for (subnet, state), number in by_subnet.items():
             addresses.add_metric([subnet, state], number)
         for (status, reason), number in by_reason.items():
             reasons.add_metric([status, reason], number)
+        for (status, reason), number in by_agent.items():
+            agents.add_metric([status, reason], number)
         waiting.add_metric([], total)
         now = self._state()
         yield addresses
         yield reasons
+        yield agents
         yield waiting
         yield GaugeMetricFamily("vnetpods_queue_depth", "Nodes in line.", value=now.in_line)
         yield GaugeMetricFamily(

@@ -25,6 +25,8 @@ class Node:
     labels: Mapping[str, str]
     ready: bool = True
     """False when the Node says that it isn't, or nothing is heard of its kubelet: then its agent may be away too."""
+    unheard: bool = False
+    """Nothing is heard of its kubelet: the API server says so after 40 s."""
     boot: tuple[str, ...] = ()
     """What the kubelet says of the system it runs on; differs after each start of it."""
     since: str = ""
@@ -61,6 +63,7 @@ def node_from(body: Mapping[str, Any]) -> Node:
         pod_limit=pod_limit,
         labels=dict(metadata.get("labels") or {}),
         ready=all(c.get("status") == "True" for c in ready),
+        unheard=any(c.get("status") == "Unknown" for c in ready),
         boot=tuple(system.get(key) or "" for key in ("bootID", "machineID", "systemUUID")),
         since=max([metadata.get("creationTimestamp") or "", *(c.get("lastTransitionTime") or "" for c in ready)]),
     )

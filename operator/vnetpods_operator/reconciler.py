@@ -75,6 +75,8 @@ class Parts:
     """Tells people about a problem of a node."""
     wake: Callable[[str], None]
     """Addresses of this subnet have become free."""
+    silence: Callable[[NodeIPPool], str] = lambda _: ""
+    """Why the agent of the pool's node is taken to be silent; empty when it isn't."""
 
 
 class Reconciler:
@@ -366,7 +368,7 @@ class Reconciler:
         raise Outdated(f"NodeIPPool {look.node.name} changes faster than it can be written")
 
     async def _write(self, pool: NodeIPPool, findings: report.Findings) -> NodeIPPool:
-        status = report.status(pool, findings, datetime.now(UTC))
+        status = report.status(pool, replace(findings, silence=self._parts.silence(pool)), datetime.now(UTC))
         if not report.differs(pool, status):
             return pool
         written = await self._parts.pools.report(pool, status)

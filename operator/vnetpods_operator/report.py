@@ -21,6 +21,7 @@ from vnetpods_api import (
     Reason,
     Status,
     condition,
+    find,
     merge,
 )
 from vnetpods_operator import situation
@@ -51,6 +52,8 @@ class Findings:
     views: Sequence[situation.Nic] = ()
     direct_cidrs: tuple[str, ...] | None = None
     problem: Problem | None = None
+    silence: str = ""
+    """Why the node's agent is taken to be silent."""
 
 
 def status(pool: NodeIPPool, findings: Findings, now: datetime) -> Status:
@@ -84,7 +87,7 @@ def differs(pool: NodeIPPool, wanted: Status) -> bool:
 
 def owned(found: Status) -> Status:
     """The operator's part of a status."""
-    mine = tuple(c for t in OURS for c in found.conditions if c.type == t)
+    mine = (*(c for t in OURS for c in found.conditions if c.type == t), *_spoken_for_the_agent(found))
     return msgspec.structs.replace(found, usage=None, agent=None, released=(), kept=(), missing=(), conditions=mine)
 
 
@@ -119,8 +122,23 @@ def _conditions(
         _ready(findings, interfaces, pool, now),
         _reconciling(findings, now),
         _stalled(findings, now),
+        *_agent_silent(findings, pool, now),
     ]
     return [msgspec.structs.replace(c, observed_generation=generation) for c in found]
+
+
+def _agent_silent(findings: Findings, pool: NodeIPPool, now: datetime) -> list[Condition]:
+    """AgentReady is the agent's. For one that is silent the operator speaks, and goes on to until the agent is heard: a
+    condition that nobody writes any more would vanish.
+    """
+    if findings.silence:
+        return [condition(ConditionType.AGENT_READY, _UNKNOWN, Reason.AGENT_SILENT, findings.silence, now)]
+    return _spoken_for_the_agent(pool.status)
+
+
+def _spoken_for_the_agent(found: Status) -> list[Condition]:
+    said = find(found.conditions, ConditionType.AGENT_READY)
+    return [said] if said is not None and said.reason == Reason.AGENT_SILENT else []
 
 
 def _ready(findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool, now: datetime) -> Condition:

@@ -17,6 +17,7 @@ from vnetpods_api import NodeIPPool, Reason
 from vnetpods_api.names import OPERATOR_MANAGER
 from vnetpods_operator.budget import Ticket, Urgency
 from vnetpods_operator.nodes import Node
+from vnetpods_operator.silence import Vigil
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Record:
     host_pods: int = 0
     """Pods in the host's network, as counted when that mattered last."""
     host_pods_until: float = 0.0
+    vigil: Vigil = field(default_factory=Vigil)
 
 
 class Roster:

@@ -22,7 +22,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from vnetpods_operator import azure, configuration, handlers, health, watching
+from vnetpods_api import NodeIPPool, Reason
+from vnetpods_operator import agentpods, azure, configuration, handlers, health, watching
 from vnetpods_operator import kube as kubernetes
 from vnetpods_operator.budget import Budget, Kind
 from vnetpods_operator.configuration import Config, ConfigError
@@ -33,7 +34,8 @@ from vnetpods_operator.metrics import Metrics
 from vnetpods_operator.pools import Pools
 from vnetpods_operator.queueing import Queue, work
 from vnetpods_operator.reconciler import Parts, Reconciler
-from vnetpods_operator.roster import Roster
+from vnetpods_operator.roster import Problem, Roster
+from vnetpods_operator.silence import Judge
 from vnetpods_operator.subnets import Subnets
 
 RELOAD_SECONDS = 5.0
@@ -56,6 +58,11 @@ class Operator:
         self._stop = asyncio.Event()
         self._roster = Roster()
         self._queue = Queue(asyncio.get_running_loop().time, self._roster.urgency)
+        self._judge = Judge(
+            asyncio.get_running_loop().time,
+            lambda: float(self.config.agents.patience),
+            f"kubectl -n {config.agents.namespace} get pods -l {agentpods.labels(config.agents.selector)}",
+        )
         self._elector: Elector | None = None
         self._kube: Kube | None = None
         self._metrics = Metrics(self._roster, self._state)
@@ -103,10 +110,12 @@ class Operator:
                 random=Random(),  # noqa: S311 - spreads retries, guards nothing
                 tell=recorder.tell,
                 wake=self._wake,
+                silence=lambda pool: self._silence(pool, recorder),
             )
             running = [
                 elector.keep(),
                 recorder.write(),
+                agentpods.follow(kube, self.config.agents, self._judge, self._roster, self._queue),
                 self._serve(kube, pools, networks, Reconciler(parts)),
                 self._repeat(lambda: self.config.relist, lambda: watching.compare(kube, self._roster, self._queue)),
                 self._repeat(lambda: RELOAD_SECONDS, self._reload),
@@ -129,7 +138,8 @@ class Operator:
             outcome = await reconciler.reconcile(name)
             self._metrics.looked(time.monotonic() - began)
             self._measure(name)
-            return outcome.again
+            judged = self._roster.record(name).vigil.due if name in self._roster.nodes else None
+            return min(filter(None, (outcome.again, judged)), default=None)
 
         watch = handlers.run(handlers.registry(self._roster, self._queue, kube.login), self._stop)
         schedule = self._repeat(lambda: self.config.azure.networks, lambda: self._refresh(networks), at_once=True)
@@ -186,7 +196,11 @@ class Operator:
         if config == self.config:
             return
         before, self.config = self.config, config
-        fixed = [name for name in ("listen", "election", "workers") if getattr(config, name) != getattr(before, name)]
+        fixed = [
+            name
+            for name in ("listen", "election", "workers", "agents")
+            if getattr(config, name) != getattr(before, name)
+        ]
         same = {"budget": before.azure.budget, "networks": before.azure.networks}
         if msgspec.structs.replace(config.azure, **same) != before.azure:
             fixed.append("azure")
@@ -197,6 +211,16 @@ class Operator:
             if reread:
                 self._roster.record(name).audit_at = 0.0
             self._queue.add(name, self._roster.urgency(name))
+
+    def _silence(self, pool: NodeIPPool, recorder: Recorder) -> str:
+        """Why the node's agent is silent; said once on the Node, too."""
+        node = self._roster.nodes.get(pool.metadata.name)
+        if node is None:
+            return ""
+        said = self._judge.verdict(node, pool, self._roster.record(node.name).vigil)
+        if said and not any(c.message == said for c in pool.status.conditions):
+            recorder.tell(node, Problem(Reason.AGENT_SILENT, said))
+        return said
 
     def _wake(self, subnet: str) -> None:
         """The subnet has addresses again: nodes in it that want some need not wait longer."""

@@ -19,7 +19,10 @@ from tests.kube.apiserver import ApiServer
 from vnetpods_agent.attachment import Pod as PodName
 from vnetpods_agent.events import Event, Events
 from vnetpods_agent.kubeapi import AccessError, ApiError, KubeApi, from_kubeconfig, in_cluster
+from vnetpods_agent.ledger import Ledger
 from vnetpods_agent.nodeippool import NodeIPPoolSource
+from vnetpods_agent.pool import Pool as Addresses
+from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.source import Report, SourceChanged, SourceUnavailable, Supply
 from vnetpods_api import Usage
 
@@ -235,6 +238,49 @@ def test_access_of_a_pod(tmp_path: Path, apiserver: ApiServer) -> None:
     assert (access.server, access.token_file) == ("https://[fd00::1]:6443", tmp_path / "token")
     with pytest.raises(AccessError, match="KUBERNETES_SERVICE_HOST is not set"):
         in_cluster(tmp_path, {})
+
+
+async def test_an_agent_that_was_taken_for_silent_says_that_it_is_there(pool: Pool, tmp_path: Path) -> None:
+    """The operator owns the condition then, and gives it up with its next write; nobody writes by turns."""
+    await asyncio.to_thread(pool.create)
+    await asyncio.to_thread(pool.addresses, "10.240.0.5")
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.start()
+    await ledger.load()
+    try:
+        async with watching(pool) as (source, heard):
+            reporter = Reporter(Addresses(30.0), ledger, source, str, 10.0)
+
+            async def hear() -> str:
+                """Takes in all there is, reports what is due, and says what the pool then says of the agent."""
+                async with asyncio.timeout(pace.stretched(10)):
+                    reporter.heard((await heard.get()).status)
+                while not heard.empty():
+                    reporter.heard(heard.get_nowait().status)
+                with contextlib.suppress(SourceChanged):
+                    await reporter.step(0.0, asyncio.get_running_loop().time())
+                found = {c["type"]: c["reason"] for c in pool.seen().get("conditions", [])}
+                return str(found.get("AgentReady"))
+
+            assert await hear() == "AgentServing"
+            stamp = "2026-01-01T00:00:00Z"
+            silent = {
+                "type": "AgentReady",
+                "status": "Unknown",
+                "reason": "AgentSilent",
+                "message": "",
+                "lastTransitionTime": stamp,
+            }
+            listed = [INTERFACE | {"addresses": ["10.240.0.5"]}]
+            await asyncio.to_thread(pool.status, interfaces=listed, conditions=[silent])
+            while await hear() != "AgentServing":
+                pass
+            await asyncio.to_thread(pool.status, interfaces=listed, capacity=9)
+            assert await hear() == "AgentServing", "the operator gave up what it no longer says"
+            await asyncio.sleep(0.1)
+            assert heard.empty(), "and that is all"
+    finally:
+        await asyncio.to_thread(ledger.close)
 
 
 async def test_missing_addresses_of_a_subnet_that_no_interface_is_in_are_not_reported(pool: Pool) -> None:

@@ -143,7 +143,11 @@ def test_an_agent_reports_on_its_own_node(installed: ApiServer, ada: Path) -> No
 @pytest.mark.parametrize(
     ("status", "complaint"),
     [
-        pytest.param({"interfaces": [NIC | {"addresses": ["10.0.0.9"], "releasing": []}]}, "the rest is the operator's", id="addresses"),
+        pytest.param(
+            {"interfaces": [NIC | {"addresses": ["10.0.0.9"], "releasing": []}]},
+            "the rest is the operator's",
+            id="addresses",
+        ),
         pytest.param({"interfaces": [NIC | {"name": "other"}]}, "the rest is the operator's", id="another interface"),
         pytest.param({"capacity": 9}, "the rest is the operator's", id="capacity"),
         pytest.param({"directCIDRs": ["0.0.0.0/0"]}, "the rest is the operator's", id="direct CIDRs"),

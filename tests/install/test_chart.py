@@ -242,7 +242,12 @@ def test_the_programs_get_what_the_user_wrote_over_what_the_chart_says() -> None
     objects = render(values, namespace="network")
     operator = yaml.safe_load(only(objects, "ConfigMap", "vnetpods-operator")["data"]["operator.yaml"])
     agent = yaml.safe_load(only(objects, "ConfigMap", "vnetpods-agent")["data"]["agent.yaml"])
-    assert operator == {"groups": [{"warm": 8}], "election": {"duration": "20s", "namespace": "network"}}
+    labels = only(objects, "DaemonSet", "vnetpods-agent")["spec"]["template"]["metadata"]["labels"]
+    assert operator == {
+        "groups": [{"warm": 8}],
+        "election": {"duration": "20s", "namespace": "network"},
+        "agents": {"namespace": "network", "selector": {"matchLabels": labels}},
+    }
     paths = {"cniConf": "/x", "shim": "/usr/libexec/vnetpods/shim", "sysctl": "/host/proc/sys/net"}
     assert agent == {"cooldown": 5, "paths": paths}
 

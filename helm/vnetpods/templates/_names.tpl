@@ -35,7 +35,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{/* The files that the two programs read: what the chart has to say, and over it what the user says. */}}
 {{- define "vnetpods.operatorConfig" -}}
-{{- $own := dict "election" (dict "namespace" .Release.Namespace) -}}
+{{- $agents := include "vnetpods.selector" (dict "root" . "component" "agent") | fromYaml -}}
+{{- $own := dict "election" (dict "namespace" .Release.Namespace) "agents" (dict "namespace" .Release.Namespace "selector" (dict "matchLabels" $agents)) -}}
 {{- mergeOverwrite $own (deepCopy .Values.operator.config) | toYaml -}}
 {{- end }}
 
@@ -43,7 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "vnetpods.operatorFixed" -}}
 {{- $config := .Values.operator.config -}}
 {{- $azure := omit ($config.azure | default dict) "budget" "networks" -}}
-{{- merge (dict "azure" $azure) (pick $config "listen" "election" "workers") | toJson -}}
+{{- merge (dict "azure" $azure) (pick $config "listen" "election" "workers" "agents") | toJson -}}
 {{- end }}
 
 {{/* Where its probes ask: the pod's address, unless it listens on another one, which is the node's then. */}}
