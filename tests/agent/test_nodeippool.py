@@ -64,6 +64,11 @@ class Pool:
         self.server.kubectl("delete", "nodeippool", self.name)
 
 
+def report(usage: Usage, **more: Any) -> Report:
+    """By an agent that says which process it is."""
+    return Report(usage, instance="one", number=1, **more)
+
+
 @pytest.fixture
 def pool(apiserver: ApiServer) -> Pool:
     apiserver.apply((ROOT / "crds/nodeippool.yaml").read_text())
@@ -122,7 +127,7 @@ async def test_nothing_follows_from_a_deleted_pool(pool: Pool) -> None:
         await until(lambda: "deleted" in source.trouble)
         assert heard.empty()
         with pytest.raises(SourceUnavailable, match="404"):
-            await source.publish(Report(Usage()))
+            await source.publish(report(Usage()))
 
 
 async def test_a_report_is_the_agents_own_fields_and_the_operators_stay(pool: Pool) -> None:
@@ -131,7 +136,7 @@ async def test_a_report_is_the_agents_own_fields_and_the_operators_stay(pool: Po
     async with watching(pool) as (source, heard):
         await next_addresses(heard)
         usage = Usage(assigned=1)
-        await source.publish(Report(usage, released=("10.240.0.6",), missing=("10.240.0.9",), serving=True))
+        await source.publish(report(usage, released=("10.240.0.6",), missing=("10.240.0.9",), serving=True))
         seen = pool.seen()
         assert seen["usage"] == {"assigned": 1, "cooling": 0, "free": 0, "waiting": 0}
         assert (seen["released"], seen["missing"]) == (["10.240.0.6"], ["10.240.0.9"])
@@ -139,7 +144,7 @@ async def test_a_report_is_the_agents_own_fields_and_the_operators_stay(pool: Po
         ready = seen["conditions"][0]
         assert (ready["type"], ready["status"], ready["reason"]) == ("AgentReady", "True", "AgentServing")
 
-        await source.publish(Report(usage, serving=False, message="no address is known"))
+        await source.publish(report(usage, serving=False, message="no address is known"))
         seen = pool.seen()
         assert "released" not in seen
         assert "missing" not in seen
@@ -216,7 +221,7 @@ async def test_an_api_server_that_is_away_is_named(tmp_path: Path) -> None:
     kubeconfig.write_text(yaml.safe_dump(NOBODY))
     source = NodeIPPoolSource(KubeApi(from_kubeconfig(kubeconfig)), "worker-1")
     with pytest.raises(SourceUnavailable, match="Cannot connect"):
-        await source.publish(Report(Usage()))
+        await source.publish(report(Usage()))
     await source.close()
 
 
@@ -289,7 +294,7 @@ async def test_missing_addresses_of_a_subnet_that_no_interface_is_in_are_not_rep
     await asyncio.to_thread(pool.addresses, "10.240.0.5")
     async with watching(pool) as (source, heard):
         await next_addresses(heard)
-        await source.publish(Report(Usage(assigned=2), missing=("10.240.0.9", "10.241.0.9")))
+        await source.publish(report(Usage(assigned=2), missing=("10.240.0.9", "10.241.0.9")))
         assert pool.seen()["missing"] == ["10.240.0.9"]
 
 
@@ -299,14 +304,14 @@ async def test_a_report_that_answers_to_an_older_pool_is_refused(pool: Pool) -> 
     await asyncio.to_thread(pool.addresses, "10.240.0.5")
     async with watching(pool) as (source, heard):
         await next_addresses(heard)
-        await source.publish(Report(Usage(free=1)))
-        await source.publish(Report(Usage(free=2)))  # its own answer counts as heard
+        await source.publish(report(Usage(free=1)))
+        await source.publish(report(Usage(free=2)))  # its own answer counts as heard
         source._version = str(int(source._version) - 1)
         with pytest.raises(SourceChanged, match="409"):
-            await source.publish(Report(Usage(free=3)))
+            await source.publish(report(Usage(free=3)))
         assert pool.seen()["usage"]["free"] == 2
         await asyncio.to_thread(pool.addresses, "10.240.0.6")
         while await next_addresses(heard) != ["10.240.0.6"]:
             pass
-        await source.publish(Report(Usage(free=4)))
+        await source.publish(report(Usage(free=4)))
         assert pool.seen()["usage"]["free"] == 4
