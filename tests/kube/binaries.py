@@ -185,7 +185,7 @@ def programs(*names: str) -> dict[str, Path]:
     """The paths of these programs; builds what isn't there yet, saying so on the terminal."""
     paths = {}
     wanted: dict[Source, list[str]] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         source = _source(name)
         if path := _present(source, name):
             paths[name] = path

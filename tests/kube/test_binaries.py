@@ -73,6 +73,10 @@ def test_a_program_is_built_once_though_two_ask_for_it_at_the_same_time(place: P
     assert sorted(path.name for path in found[0].parent.iterdir()) == ["crictl"]
 
 
+def test_a_program_that_is_asked_for_twice_is_built_once(place: Path) -> None:
+    assert [path.read_text() for path in binaries.programs("crictl", "crictl").values()] == ["built\n"]
+
+
 def test_a_failed_build_says_what_go_said_and_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GO_FAILS", "yes")
     with pytest.raises(BuildError, match=r"crictl: .*module lookup disabled(.|\n)*KUBEBUILDER_ASSETS"):
