@@ -1,13 +1,19 @@
 """Who of several operators is the leader: the holder of a Lease.
 
 The rules are client-go's. A Lease is taken when nobody holds it, or when its holder has not renewed it for its
-duration by *our* monotonic clock since *we* saw its last renewal: clocks of machines are never compared. A leader that
+duration by *our* clock since *we* saw its last renewal: clocks of machines are never compared. A leader that
 could not renew within the renew time ends its process at once, whatever it is doing, before another may take over:
 a request may hang, but `os._exit` from the watchdog's own thread does not. Each request has a timeout well below that
 time, and the elector has connections of its own, so that a thousand other requests don't hold it up. A stopped leader
 gives the Lease back only after its work has ended.
 
-This bounds the overlap of two leaders; what makes an overlap harmless are ETags on NICs and resource versions on pools.
+Before each write, to Azure or to the API server, the leader asks `check`, which looks at a clock and nothing else: a
+process that was stopped past its Lease's time (SIGSTOP, a paused machine) and goes on finds out before it writes, not
+when its watchdog's thread has its turn. The clock is CLOCK_BOOTTIME, which goes on while the machine is suspended.
+Once lost or given back, a Lease stays so for this process.
+
+This bounds the overlap of two leaders to what is on its way; what makes that harmless are ETags on NICs and resource
+versions on pools.
 """
 
 from __future__ import annotations
@@ -51,6 +57,15 @@ class _Lease(msgspec.Struct, rename="camel", omit_defaults=True):
     spec: _Spec = msgspec.field(default_factory=_Spec)
 
 
+class NotLeading(Exception):  # noqa: N818 - named after what happened
+    """The Lease is not ours any more: nothing may be written."""
+
+
+def now() -> float:
+    """Seconds on a clock that nobody sets and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def exit_now() -> None:
     """No cleanup, no waiting for anything."""
     os._exit(LOST)
@@ -70,12 +85,14 @@ class Elector:
         self._lease: _Lease | None = None
         self._renewed = 0.0
         self._stop = threading.Event()
+        self._over = False
+        """Lost or given back: what is renewed later counts no more."""
         self.leads = False
 
     async def acquire(self) -> None:
         """Returns when the Lease is ours."""
         while True:
-            asked = time.monotonic()
+            asked = now()
             try:
                 if await self._try(asked):
                     self._renewed = asked
@@ -91,19 +108,30 @@ class Elector:
         """Renews until cancelled; the watchdog ends the process when that fails for too long."""
         while True:
             await asyncio.sleep(float(self._config.retry))
-            asked = time.monotonic()
+            asked = now()
             try:
                 if await self._try(asked):
                     self._renewed = asked
                 elif self._lease is not None and self._lease.spec.holder_identity != self._identity:
+                    self._over = True
                     log.error("Lease taken by somebody else", holder=self._lease.spec.holder_identity)
                     self._lost()
             except KubeError as error:
                 log.warning("Lease not renewed", lease=self._config.name, error=str(error))
 
+    def check(self) -> None:
+        """Raises NotLeading when the Lease is not surely ours: to be asked right before each write."""
+        if self.leads and not self._over and now() - self._renewed > self._config.renew:
+            self._over = True
+            log.error("Lease lost, nothing is written any more", lease=self._config.name)
+            self._lost()
+        if not self.leads or self._over:
+            raise NotLeading(f"the Lease {self._config.name} is not held any more")
+
     async def release(self) -> None:
-        """Gives the Lease back, after the work has ended."""
+        """Gives the Lease back, after the work has ended: from now on nothing is written."""
         self._stop.set()
+        self._over = True
         if not self.leads or self._lease is None:
             return
         self.leads = False
@@ -114,7 +142,7 @@ class Elector:
         except KubeError as error:
             log.warning("Lease not given back", lease=self._config.name, error=str(error))
 
-    async def _try(self, now: float) -> bool:
+    async def _try(self, moment: float) -> bool:
         """One attempt to take or renew; whether it is ours now."""
         try:
             data = await self._request("GET", f"{self._path}/{self._config.name}")
@@ -123,9 +151,9 @@ class Elector:
         found = self._lease = msgspec.json.decode(data, type=_Lease)
         holder, mark = found.spec.holder_identity, (found.spec.holder_identity, found.spec.renew_time)
         if mark != self._seen:
-            self._seen, self._seen_at = mark, now
+            self._seen, self._seen_at = mark, moment
         duration = found.spec.lease_duration_seconds or self._config.duration
-        if holder and holder != self._identity and now < self._seen_at + duration:
+        if holder and holder != self._identity and moment < self._seen_at + duration:
             return False
         return await self._write("PUT", self._ours(found.metadata, found.spec))
 
@@ -158,7 +186,8 @@ class Elector:
     def _watch(self) -> None:
         """The watchdog, in a thread of its own: a stuck event loop must not keep a lost leader alive."""
         while not self._stop.wait(0.1 * float(self._config.retry)):
-            if time.monotonic() - self._renewed > self._config.renew:
+            if now() - self._renewed > self._config.renew:
+                self._over = True
                 log.error("Lease lost, ending at once", lease=self._config.name, renew=float(self._config.renew))
                 self._lost()
                 return

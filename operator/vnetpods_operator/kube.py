@@ -15,7 +15,7 @@ more memory than all that the operator remembers. Every request has a timeout.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -85,6 +85,8 @@ class Kube:
     def __init__(self, client: Any) -> None:
         self._client = client
         self.requests = 0
+        self.fence: Callable[[], None] = lambda: None
+        """Asked before each write; it raises when nothing may be written any more."""
 
     async def request(
         self,
@@ -104,6 +106,8 @@ class Kube:
         self.requests += 1
         try:
             await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+            if method != "GET":
+                self.fence()
             answer = await self._client.rest_client.request(
                 method, url, headers=headers, body=body, _request_timeout=aiohttp.ClientTimeout(timeout)
             )

@@ -25,6 +25,7 @@ from vnetpods_operator import cloud, report, situation
 from vnetpods_operator.adopting import adopted
 from vnetpods_operator.budget import Urgency, ticket
 from vnetpods_operator.configuration import Config
+from vnetpods_operator.election import NotLeading
 from vnetpods_operator.faults import Point, reached
 from vnetpods_operator.kube import KubeError, NotFound, Outdated
 from vnetpods_operator.machine import Machine, MachineId, Naming, Nic
@@ -94,6 +95,9 @@ class Reconciler:
         ticket.set(record.ticket)
         try:
             return await self._reconcile(name, record)
+        except NotLeading as error:
+            bound.warning("nothing is written any more", error=str(error))
+            return Outcome()
         except NotFound:  # the pool was deleted while it was worked on
             self._parts.roster.drop_pool(name)
             return Outcome(self._now() + 0.1)

@@ -97,7 +97,8 @@ class Operator:
     async def _lead(self, kube: Kube, elector: Elector, identity: str) -> None:
         """All that only the leader does."""
         recorder, pools, subnets = Recorder(kube, identity), Pools(kube), Subnets()
-        async with azure.opened(self.config.azure, self._budget, self._metrics) as arm:
+        kube.fence = elector.check
+        async with azure.opened(self.config.azure, self._budget, self._metrics, fence=elector.check) as arm:
             networks = azure.Networks(arm)
             parts = Parts(
                 config=lambda: self.config,

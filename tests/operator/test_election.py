@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 
 from tests import pace
 from tests.kube.apiserver import ApiServer
+from tests.operator.worlds import NIC_READ, World
 from vnetpods_operator import kube
 from vnetpods_operator.configuration import Duration, Election
-from vnetpods_operator.election import Elector
+from vnetpods_operator.election import Elector, NotLeading
 from vnetpods_operator.kube import Kube
+from vnetpods_operator.running import Operator
 
 pytestmark = pytest.mark.apiserver
 
@@ -163,7 +166,7 @@ import asyncio, sys, time
 from pathlib import Path
 from vnetpods_operator import kube
 from vnetpods_operator.configuration import Duration, Election
-from vnetpods_operator.election import Elector
+from vnetpods_operator.election import Elector, NotLeading
 async def main():
     election = Election(name={election.name!r}, duration=Duration(2.0), renew=Duration(1.0), retry=Duration(0.1))
     async with kube.opened(Path({str(apiserver.admin_kubeconfig)!r})) as api:
@@ -180,3 +183,55 @@ asyncio.run(main())
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_a_leader_that_was_paused_past_its_lease_writes_nothing(api: Kube, election: Election) -> None:
+    """Its watchdog may not have had its turn yet, and a renewal that comes late gives nothing back."""
+    lost: list[str] = []
+    elector = Elector(api, election, "first", lost=lambda: lost.append("the Lease"))
+    async with running(elector):
+        elector.check()
+        time.sleep(float(election.renew) + 0.1)  # noqa: ASYNC251 - the whole loop stands still, as after SIGSTOP
+        with pytest.raises(NotLeading):
+            elector.check()
+        assert lost
+        await asyncio.sleep(5 * float(election.retry))  # renewed meanwhile: nobody else wanted it
+        with pytest.raises(NotLeading):
+            elector.check()
+
+
+async def test_nothing_is_written_once_the_lease_is_given_back(api: Kube, election: Election) -> None:
+    first, second = Elector(api, election, "first"), Elector(api, election, "second")
+    await first.acquire()
+    first.check()
+    giving = asyncio.create_task(first.release())
+    await second.acquire()
+    with pytest.raises(NotLeading):
+        first.check()
+    await giving
+    await second.release()
+
+
+async def test_an_operator_that_was_paused_leaves_nic_and_pool_alone(world: World) -> None:
+    """The pause comes while it waits for Azure's answer, so that the next thing it would do is write the NIC."""
+    world.settings["election"] = {"duration": "3s", "renew": "2s", "retry": "200ms"}
+    world.azure.build.fault("slow", method="GET", resource="*/networkinterfaces/*", seconds=3.0)
+    lost: list[str] = []
+    node = await world.node("one", world.machine("one"))
+    operator = Operator(world.path, world.kubeconfig, world.config(), lambda: lost.append("the Lease"))
+    running = asyncio.create_task(operator.run())
+    try:
+        await world.until("the NIC to be read", lambda: asked(world))
+        pool = await world.pool(node)
+        time.sleep(2.2)  # noqa: ASYNC251 - as above
+        await asyncio.sleep(4)  # its own process would have ended by now; here it goes on and hears the answer
+        assert lost
+        assert world.writes() == 0
+        assert (await world.pool(node)).metadata.resource_version == pool.metadata.resource_version
+    finally:
+        operator.stop()
+        await running
+
+
+async def asked(world: World) -> bool:
+    return bool(world.azure.build.requests(NIC_READ))

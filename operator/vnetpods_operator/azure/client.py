@@ -79,10 +79,11 @@ class Watcher(Protocol):
 class _BudgetPolicy(core.AsyncHTTPPolicy[Any, Any]):
     """See the module's text."""
 
-    def __init__(self, budget: Budget, watcher: Watcher) -> None:
+    def __init__(self, budget: Budget, watcher: Watcher, fence: Callable[[], None]) -> None:
         super().__init__()
         self._budget = budget
         self._watcher = watcher
+        self._fence = fence
 
     async def send(self, request: PipelineRequest[Any]) -> PipelineResponse[Any, Any]:
         http = request.http_request
@@ -92,6 +93,8 @@ class _BudgetPolicy(core.AsyncHTTPPolicy[Any, Any]):
         operation = operation_of(http.method, http.url)
         for attempt in range(THROTTLED_READS):
             await self._budget.acquire(subscription, kind)
+            if kind is Kind.WRITE:
+                self._fence()
             response = await self._timed(request, operation)
             self._heed(subscription, kind, response.http_response)
             if response.http_response.status_code != 429:
@@ -142,8 +145,18 @@ class _InsecurePolicy(core.SansIOHTTPPolicy[Any, Any]):
 class Arm:
     """SDK clients per subscription; closed by leaving `opened()`."""
 
-    def __init__(self, config: Azure, budget: Budget, watcher: Watcher, credential: Any, transport: Any) -> None:
+    def __init__(
+        self,
+        config: Azure,
+        budget: Budget,
+        watcher: Watcher,
+        credential: Any,
+        transport: Any,
+        fence: Callable[[], None],
+    ) -> None:
+        """`fence` is asked before each write; it raises when nothing may be written any more."""
         self.config = config
+        self._fence = fence
         self._budget = budget
         self._watcher = watcher
         self._transport = transport
@@ -201,7 +214,7 @@ class Arm:
             core.RequestIdPolicy(),
             core.UserAgentPolicy(base_user_agent=USER_AGENT, user_agent_use_env=False),
             core.ContentDecodePolicy(),
-            _BudgetPolicy(self._budget, self._watcher),
+            _BudgetPolicy(self._budget, self._watcher, self._fence),
             *([_InsecurePolicy()] if self.config.endpoint.startswith("http://") else []),
             self._authentication,
             ARMHttpLoggingPolicy(),
@@ -219,9 +232,13 @@ class Arm:
 
 @contextlib.asynccontextmanager
 async def opened(
-    config: Azure, budget: Budget, watcher: Watcher, credential: Callable[[], Any] = DefaultAzureCredential
+    config: Azure,
+    budget: Budget,
+    watcher: Watcher,
+    credential: Callable[[], Any] = DefaultAzureCredential,
+    fence: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Arm]:
     """The way to ARM while the block runs."""
     transport = AioHttpTransport(connection_timeout=10, read_timeout=float(config.request_timeout))
     async with transport, credential() as held:
-        yield Arm(config, budget, watcher, held, transport)
+        yield Arm(config, budget, watcher, held, transport, fence)
