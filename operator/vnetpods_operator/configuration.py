@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -77,6 +77,9 @@ Rate = Annotated[float, msgspec.Meta(gt=0)]
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _CIDR = rf"^({_OCTET}[.]){{3}}{_OCTET}/(3[0-2]|[12]?[0-9])$"
 CIDR = Annotated[str, msgspec.Meta(pattern=_CIDR)]
+
+
+Place = Annotated[str, msgspec.Meta(pattern=r"^[^:]*:[0-9]+$")]
 
 
 class Expression(_Section, frozen=True):
@@ -168,6 +171,25 @@ class Interfaces(_Section, frozen=True):
         return by_name or by_tag
 
 
+class Machines(_Section, frozen=True):
+    """Which machines a Node may name: whoever may register a Node chooses its providerID."""
+
+    resource_groups: tuple[str, ...] = ()
+    """Shell patterns for `subscription/resource group`, or for the resource group alone. Empty: those that machines of
+    control-plane Nodes are in; where no Node is labelled as one, all that the operator's role reaches."""
+
+    def allows(self, place: str, trusted: Collection[str]) -> bool:
+        """`place`: the machine's `subscription/resource group`; `trusted`: those of the control plane."""
+        wanted = place.lower()
+        if not self.resource_groups:
+            return not trusted or wanted in trusted
+        group = wanted.rpartition("/")[2]
+        return any(
+            fnmatch.fnmatchcase(wanted if "/" in pattern else group, pattern.lower())
+            for pattern in self.resource_groups
+        )
+
+
 class Allowance(_Section, frozen=True):
     """One token bucket: requests per second in the long run, and how many at once after a rest."""
 
@@ -246,8 +268,10 @@ class Agents(_Section, frozen=True):
 class Config(_Section, frozen=True):
     """The whole file."""
 
-    listen: Annotated[str, msgspec.Meta(pattern=r"^[^:]*:[0-9]+$")] = "0.0.0.0:9461"
-    """Address and port of /metrics, /healthz and /readyz."""
+    listen: Place = "0.0.0.0:9461"
+    """Address and port of /healthz and /readyz, which the kubelet asks."""
+    metrics_listen: Annotated[str, msgspec.Meta(pattern=r"^([^:]*:[0-9]+)?$")] = "127.0.0.1:9462"
+    """Address and port of /metrics; empty: nowhere. May be the same as `listen`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     nodes: Selector = Selector()
     """Which Nodes are served at all; those labelled vnetpods.io/managed=false never are."""
@@ -255,6 +279,7 @@ class Config(_Section, frozen=True):
     """The first that matches a Node decides; none: the defaults."""
     release: Release = Release()
     interfaces: Interfaces = Interfaces()
+    machines: Machines = Machines()
     adopt: tuple[str, ...] = ()
     """Shell patterns for names of ipConfigurations made by others whose addresses pods may use; never removed."""
     exclude: tuple[AddressRange, ...] = ()

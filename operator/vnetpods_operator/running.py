@@ -77,7 +77,11 @@ class Operator:
             kubernetes.opened(self._kubeconfig) as kube,
             kubernetes.opened(self._kubeconfig) as lease,
             health.serving(
-                self.config.listen, self._metrics.registry, self._state, float(self.config.azure.operation_timeout)
+                self.config.listen,
+                self.config.metrics_listen,
+                self._metrics.rendered,
+                self._state,
+                float(self.config.azure.operation_timeout),
             ),
         ):
             self._kube = kube
@@ -199,7 +203,7 @@ class Operator:
         before, self.config = self.config, config
         fixed = [
             name
-            for name in ("listen", "election", "workers", "agents")
+            for name in ("listen", "metrics_listen", "election", "workers", "agents")
             if getattr(config, name) != getattr(before, name)
         ]
         same = {"budget": before.azure.budget, "networks": before.azure.networks}

@@ -187,6 +187,7 @@ async def bench(server: ApiServer, folder: Path, number: int, rate: float) -> di
         reads = {"perSecond": 15, "burst": 250}
         settings: dict[str, Any] = {
             "listen": f"127.0.0.1:{PORT}",
+            "metricsListen": f"127.0.0.1:{PORT}",
             "groups": [{"minimum": ADDRESSES}],
             "election": {"duration": "60s", "renew": "45s", "retry": "2s"},  # the machine does much besides
             "azure": {"endpoint": azure.url, "budget": {"reads": {"perSecond": 1000, "burst": 1000}}},

@@ -206,6 +206,16 @@ def test_what_cannot_work_is_refused_with_the_key(values: dict[str, Any], compla
         render(values)
 
 
+@pytest.mark.parametrize(("scraped", "listens"), [(False, None), (True, "0.0.0.0:9462")])
+def test_metrics_are_open_only_where_they_are_scraped(scraped: bool, listens: str | None) -> None:
+    found = render({"podMonitor": {"enabled": scraped}})
+    config = yaml.safe_load(only(found, "ConfigMap", "vnetpods-operator")["data"]["operator.yaml"])
+    assert config.get("metricsListen") == listens
+    (container,) = pod_of(found, "Deployment", "vnetpods-operator")["containers"]
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"health": 9461, "metrics": 9462}
+    assert {container[probe]["httpGet"]["port"] for probe in ("livenessProbe", "readinessProbe")} == {"health"}
+
+
 def test_the_operators_probes_ask_where_it_listens() -> None:
     def hosts(values: dict[str, Any]) -> set[str | None]:
         (container,) = pod_of(render(values), "Deployment", "vnetpods-operator")["containers"]

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from typing import Any
 
 import aiohttp
 import pytest
-from prometheus_client import CollectorRegistry
 
+from vnetpods_api import NodeIPPool
+from vnetpods_operator.configuration import Config
 from vnetpods_operator.health import STUCK_SECONDS, State, serving
+from vnetpods_operator.metrics import Metrics
+from vnetpods_operator.roster import Roster
 
 WRITE = 900.0
+NOWHERE = ""
+
+
+async def nothing() -> bytes:
+    return b""
 
 
 @pytest.mark.parametrize(
@@ -27,7 +37,7 @@ WRITE = 900.0
 async def test_liveness(leads: bool, oldest: float, held_back: int, status: int) -> None:
     state = State(leads, 5, oldest, None, held_back, 0)
     async with (
-        serving("127.0.0.1:19463", CollectorRegistry(), lambda: state, WRITE),
+        serving("127.0.0.1:19463", NOWHERE, nothing, lambda: state, WRITE),
         aiohttp.ClientSession("http://127.0.0.1:19463") as http,
     ):
         assert (await http.get("/healthz")).status == status
@@ -45,8 +55,42 @@ async def test_a_stuck_loop_does_not_answer() -> None:
 
     timeout = aiohttp.ClientTimeout(total=0.2)
     async with (
-        serving("127.0.0.1:19464", CollectorRegistry(), blocking, WRITE),
+        serving("127.0.0.1:19464", NOWHERE, nothing, blocking, WRITE),
         aiohttp.ClientSession("http://127.0.0.1:19464", timeout=timeout) as http,
     ):
         with pytest.raises((TimeoutError, asyncio.TimeoutError)):
             await http.get("/healthz")
+
+
+WELL = State(leads=True, in_line=0, oldest=0, azure_answered=None, waiting_for_budget=0, kube_requests=0)
+
+
+@pytest.mark.parametrize(("place", "status"), [("127.0.0.1:19466", 404), ("127.0.0.1:19465", 200)])
+async def test_metrics_are_on_an_address_of_their_own(place: str, status: int) -> None:
+    """The probes' address is open to all the node's network; `listen` may still be chosen for both."""
+    async with serving("127.0.0.1:19465", place, nothing, lambda: WELL, WRITE), aiohttp.ClientSession() as http:
+        assert (await http.get("http://127.0.0.1:19465/healthz")).status == 200
+        assert (await http.get("http://127.0.0.1:19465/metrics")).status == status
+        assert (await http.get(f"http://{place}/metrics")).status == 200
+
+
+def test_metrics_are_not_open_by_default() -> None:
+    assert Config().metrics_listen.startswith("127.0.0.1:")
+
+
+async def test_metrics_are_rendered_once_and_off_the_loop() -> None:
+    """At 5,000 nodes that took 54 ms of the loop at each scrape."""
+    threads: list[int] = []
+    roster = Roster()
+
+    class Watched(dict[str, NodeIPPool]):
+        def items(self) -> Any:
+            threads.append(threading.get_ident())
+            return super().items()
+
+    roster.pools = Watched()
+    metrics = Metrics(roster, lambda: WELL)
+    scrapes = await asyncio.gather(*(metrics.rendered() for _ in range(5)))
+    assert len(set(scrapes)) == 1
+    assert b"vnetpods_leader 1.0" in scrapes[0]
+    assert threads == [threading.get_ident()], "only the copy is made on the loop, and once for all"

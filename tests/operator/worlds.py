@@ -50,6 +50,7 @@ class World:
         self.nodes: list[str] = []
         self.settings: dict[str, Any] = {
             "listen": "127.0.0.1:0",
+            "metricsListen": "",
             "nodes": {"matchLabels": {"world": self.name}},
             "election": {
                 "duration": f"{pace.stretched(LEASE):.0f}s",

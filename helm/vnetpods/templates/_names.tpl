@@ -37,6 +37,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "vnetpods.operatorConfig" -}}
 {{- $agents := include "vnetpods.selector" (dict "root" . "component" "agent") | fromYaml -}}
 {{- $own := dict "election" (dict "namespace" .Release.Namespace) "agents" (dict "namespace" .Release.Namespace "selector" (dict "matchLabels" $agents)) -}}
+{{- if .Values.podMonitor.enabled }}{{ $_ := set $own "metricsListen" "0.0.0.0:9462" }}{{ end -}}
 {{- mergeOverwrite $own (deepCopy .Values.operator.config) | toYaml -}}
 {{- end }}
 
@@ -44,7 +45,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "vnetpods.operatorFixed" -}}
 {{- $config := .Values.operator.config -}}
 {{- $azure := omit ($config.azure | default dict) "budget" "networks" -}}
-{{- merge (dict "azure" $azure) (pick $config "listen" "election" "workers" "agents") | toJson -}}
+{{- merge (dict "azure" $azure) (pick $config "listen" "metricsListen" "election" "workers" "agents") | toJson -}}
 {{- end }}
 
 {{/* Where its probes ask: the pod's address, unless it listens on another one, which is the node's then. */}}
@@ -67,6 +68,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{/* Port numbers as the programs' own defaults have them, unless the configuration says otherwise. */}}
 {{- define "vnetpods.operatorPort" -}}
 {{ (.Values.operator.config.listen | default "0.0.0.0:9461") | splitList ":" | last }}
+{{- end }}
+
+{{- define "vnetpods.operatorMetricsPort" -}}
+{{ (.Values.operator.config.metricsListen | default "127.0.0.1:9462") | splitList ":" | last }}
+{{- end }}
+
+{{- define "vnetpods.operatorScrapedPort" -}}
+{{ include "vnetpods.operatorMetricsPort" . | eq (include "vnetpods.operatorPort" .) | ternary "health" "metrics" }}
 {{- end }}
 
 {{- define "vnetpods.agentPort" -}}
