@@ -43,6 +43,11 @@ class MachineId:
     name: str
     scale_set: str | None = None
 
+    @property
+    def place(self) -> str:
+        """`subscription/resource group` in lower case."""
+        return f"{self.subscription}/{self.group}".lower()
+
     @classmethod
     def from_provider_id(cls, provider_id: str) -> MachineId:
         found = _PROVIDER_ID.match(provider_id)

@@ -10,6 +10,10 @@ from vnetpods_api import OwnerReference
 from vnetpods_api.names import MANAGED_LABEL
 from vnetpods_operator.configuration import Selector
 
+OS_LABEL = "kubernetes.io/os"
+"""The kubelet sets it; a Node without it has not been seen by a kubelet yet."""
+CONTROL_PLANE_LABELS = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/etcd")
+"""A kubelet can't give itself these (NodeRestriction)."""
 POD_LIMIT = 110
 """The kubelet's own default."""
 
@@ -33,6 +37,10 @@ class Node:
     """When the Node was made or its readiness changed last: it has not registered later. RFC 3339, UTC."""
 
     @property
+    def control_plane(self) -> bool:
+        return any(label in self.labels for label in CONTROL_PLANE_LABELS)
+
+    @property
     def registration(self) -> tuple[str, ...]:
         """Once it differs, another machine may have taken the Node's name, even under the same resource id."""
         return self.uid, *self.boot
@@ -42,8 +50,12 @@ class Node:
         return OwnerReference(api_version="v1", kind="Node", name=self.name, uid=self.uid)
 
     def served(self, selector: Selector) -> bool:
-        """Whether the operator is to look after it."""
-        return self.labels.get(MANAGED_LABEL) != "false" and selector.matches(self.labels)
+        """Whether the operator is to look after it: agents run on Linux only, others would hold addresses in vain."""
+        return (
+            self.labels.get(MANAGED_LABEL) != "false"
+            and self.labels.get(OS_LABEL, "linux") == "linux"
+            and selector.matches(self.labels)
+        )
 
 
 def node_from(body: Mapping[str, Any]) -> Node:

@@ -95,17 +95,14 @@ class Reconciler:
         ticket.set(record.ticket)
         try:
             return await self._reconcile(name, record)
-        except NotLeading as error:
-            bound.warning("nothing is written any more", error=str(error))
-            return Outcome()
         except NotFound:  # the pool was deleted while it was worked on
             self._parts.roster.drop_pool(name)
             return Outcome(self._now() + 0.1)
         except Outdated as error:
             bound.debug("pool changed meanwhile", error=str(error))
             return Outcome(self._now() + self._jitter(0.1))
-        except KubeError as error:
-            bound.warning("the API server did not do as asked", error=str(error))
+        except (KubeError, NotLeading) as error:
+            bound.warning("the look came to no end", error=str(error))
             return Outcome(self._now() + self._jitter(5.0))
         except Exception as error:  # noqa: BLE001 - the edge of a look: other nodes must not suffer
             bound.exception("a look at the node failed")
@@ -119,7 +116,8 @@ class Reconciler:
         node, config = self._parts.roster.nodes.get(name), self._parts.config()
         if node is None or not node.served(config.nodes):
             return Outcome()
-        machine, problem = identify(node, self._sharers(node))
+        trusted = self._parts.roster.trusted_places
+        machine, problem = identify(node, self._sharers(node), config.machines, trusted)
         pool = await adopted(self._parts.pools, self._parts.roster, node, machine)
         if machine is None or problem is not None:
             assert problem is not None

@@ -8,6 +8,7 @@ booted anew: what was learned of the former machine must not delay the first loo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
@@ -16,6 +17,7 @@ from itertools import chain
 from vnetpods_api import NodeIPPool, Reason
 from vnetpods_api.names import OPERATOR_MANAGER
 from vnetpods_operator.budget import Ticket, Urgency
+from vnetpods_operator.machine import MachineId, UnsupportedProvider
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.silence import Vigil
 
@@ -88,6 +90,8 @@ class Roster:
         self.nodes: dict[str, Node] = {}
         self.pools: dict[str, NodeIPPool] = {}
         self._records: dict[str, Record] = {}
+        self._control_plane: dict[str, str] = {}
+        """`subscription/resource group` of control-plane Nodes' machines, by Node."""
         self._machines: dict[str, set[str]] = {}
         """Names of the Nodes by their providerID in lower case."""
 
@@ -103,6 +107,9 @@ class Roster:
             self._records.pop(node.name, None)
         self._unindex(node.name)
         self.nodes[node.name] = node
+        if node.control_plane:
+            with contextlib.suppress(UnsupportedProvider):
+                self._control_plane[node.name] = MachineId.from_provider_id(node.provider_id).place
         if node.provider_id:
             self._machines.setdefault(node.provider_id.lower(), set()).add(node.name)
         return True
@@ -111,6 +118,11 @@ class Roster:
         """Other Nodes that name the same machine."""
         node = self.nodes.get(name)
         return self._machines.get(node.provider_id.lower(), set()) - {name} if node is not None else set()
+
+    @property
+    def trusted_places(self) -> set[str]:
+        """`subscription/resource group` of all machines that the control plane runs on."""
+        return set(self._control_plane.values())
 
     def _anew(self, before: Node | None, node: Node) -> bool:
         """Whether the Node may stand for another machine than what is remembered: then its NICs are read at once.
@@ -141,6 +153,7 @@ class Roster:
         self._records.pop(name, None)
 
     def _unindex(self, name: str) -> None:
+        self._control_plane.pop(name, None)
         node = self.nodes.get(name)
         key = node.provider_id.lower() if node is not None else ""
         names = self._machines.get(key, set())

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vnetpods_api import NodeIPPool, Reason
-from vnetpods_operator.configuration import Config
+from vnetpods_operator.configuration import Config, Machines
 from vnetpods_operator.machine import MachineId, UnsupportedProvider
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.roster import Problem
 from vnetpods_operator.situation import Wanted
 
 
-def identify(node: Node, sharers: Collection[str]) -> tuple[MachineId | None, Problem | None]:
-    """The machine that the Node's providerID names, or why nothing is done for it; `sharers`: others that name it."""
+def identify(
+    node: Node, sharers: Collection[str], allowed: Machines, trusted: Collection[str]
+) -> tuple[MachineId | None, Problem | None]:
+    """The machine that the Node's providerID names, or why nothing is done for it.
+
+    `sharers`: others that name it; `trusted`: where the machines of the control plane are.
+    """
     if not node.provider_id:
         text = (
             f"Node {node.name} has no spec.providerID, so its virtual machine is unknown; is a cloud provider running, "
@@ -30,6 +35,13 @@ def identify(node: Node, sharers: Collection[str]) -> tuple[MachineId | None, Pr
             f"providerID {node.provider_id} of Node {node.name} is of another cloud; label it vnetpods.io/managed=false"
         )
         return None, Problem(Reason.FOREIGN_PROVIDER, text, stalled=True)
+    if not allowed.allows(machine.place, trusted):
+        text = (
+            f"Node {node.name} names {machine.id}, which is in none of the resource groups whose machines Nodes may "
+            f"name; if it belongs to this cluster, add {machine.place} to machines.resourceGroups in the operator's "
+            "configuration, else delete the Node and find out who registered it"
+        )
+        return machine, Problem(Reason.MACHINE_NOT_ALLOWED, text, stalled=True)
     if not sharers:
         return machine, None
     text = (

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.azure.arm.builder import GROUP, SUBSCRIPTION
 from tests.operator.agents import Agent
 from tests.operator.worlds import World
-from vnetpods_api import NodeIPPool
-from vnetpods_operator.kube import Outdated
+from vnetpods_api import ConditionType, NodeIPPool
+from vnetpods_operator.kube import NotFound, Outdated
 from vnetpods_operator.pools import PATH
 
 pytestmark = pytest.mark.apiserver
@@ -222,7 +223,7 @@ async def test_metrics_and_health_over_http(world: World) -> None:
     import aiohttp  # noqa: PLC0415
 
     node, agent = await world.worker("one")
-    world.settings["listen"] = "127.0.0.1:19461"
+    world.settings["listen"] = world.settings["metricsListen"] = "127.0.0.1:19461"
     async with world.operator(), aiohttp.ClientSession("http://127.0.0.1:19461") as http:
         await world.until_allocated(node, 4)
         agent.start(3)
@@ -247,8 +248,11 @@ async def test_metrics_and_health_over_http(world: World) -> None:
         assert health["leads"]
         assert health["azure_answered"] < 30
         await delete(world, f"/api/v1/nodes/{node}")
-        await asyncio.sleep(0.3)
-        assert subnet not in await (await http.get("/metrics")).text()
+
+        async def forgotten() -> bool:
+            return subnet not in await (await http.get("/metrics")).text()
+
+        await world.until("the series of the Node's subnet to be gone", forgotten)
 
 
 async def test_a_pod_limit_leaves_room_for_host_network_pods(world: World) -> None:
@@ -286,3 +290,34 @@ async def test_a_pod_limit_leaves_room_for_host_network_pods(world: World) -> No
         await world.until_reason(node, "AtCapacity")
         await asyncio.sleep(0.3)
         assert (await world.pool(node)).status.allocated == 8
+
+
+async def test_a_windows_node_is_left_alone(world: World) -> None:
+    """aks-engine#4791: no agent runs there, so it would hold addresses in vain and be called ready."""
+    windows = await world.node("win", world.machine("win"), labels={"kubernetes.io/os": "windows"})
+    linux = await world.node("lin", world.machine("lin"), labels={"kubernetes.io/os": "linux"})
+    async with world.operator():
+        await world.until_allocated(linux, 4)
+    assert world.addresses("win-nic") == set()
+    with pytest.raises(NotFound):
+        await world.pool(windows)
+
+
+async def test_a_node_can_name_only_machines_beside_the_control_plane(world: World) -> None:
+    """Whoever may register a Node could otherwise have the NIC of any machine changed that the role reaches."""
+    await world.node("cp", world.machine("cp"), labels={"node-role.kubernetes.io/control-plane": ""})
+    elsewhere = world.azure.build.id("Microsoft.Compute/virtualMachines", "db").replace(f"/{GROUP}/", "/databases/")
+    world.azure.build.create_vm(elsewhere, nics=[world.azure.build.create_nic("db-nic", "net/pods")])
+    intruder = await world.node("intruder", f"azure://{elsewhere}")
+    async with world.operator():
+        refused = await world.until_reason(intruder, "MachineNotAllowed")
+        stalled = await world.condition(intruder, ConditionType.STALLED)
+    assert f"{SUBSCRIPTION}/databases" in refused.message
+    assert "machines.resourceGroups" in refused.message
+    assert stalled is not None
+    assert stalled.status == "True"
+    assert world.addresses("db-nic") == set()
+    assert world.azure.build.requests(resource="db") == []
+    world.settings["machines"] = {"resourceGroups": ["vnetpods", f"{SUBSCRIPTION}/data*"]}
+    async with world.operator():
+        await world.until_allocated(intruder, 4)

@@ -10,7 +10,17 @@ import yaml
 
 from vnetpods_api import Sizing
 from vnetpods_operator.__main__ import main
-from vnetpods_operator.configuration import AddressRange, Config, ConfigError, Duration, Group, Selector, load, parse
+from vnetpods_operator.configuration import (
+    AddressRange,
+    Config,
+    ConfigError,
+    Duration,
+    Group,
+    Machines,
+    Selector,
+    load,
+    parse,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "operator.md"
 
@@ -150,3 +160,20 @@ def test_every_key_is_documented() -> None:
     for section in (Config, Group):
         for name in section.__struct_encode_fields__:
             assert re.search(rf"`(groups\[\]\.)?{name}[`.\[]", text), f"{name} is missing in docs/operator.md"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "trusted", "allowed"),
+    [
+        ((), (), True),
+        ((), ("s1/cluster",), True),
+        ((), ("s1/other",), False),
+        (("cluster",), ("s1/other",), True),
+        (("CLUS*",), (), True),
+        (("other",), ("s1/cluster",), False),
+        (("s1/*",), (), True),
+        (("s2/*",), (), False),
+    ],
+)
+def test_which_machines_a_node_may_name(patterns: tuple[str, ...], trusted: tuple[str, ...], allowed: bool) -> None:
+    assert Machines(resource_groups=patterns).allows("S1/Cluster", trusted) is allowed
