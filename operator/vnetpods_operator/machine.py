@@ -164,13 +164,15 @@ def usable_by_pods(
     published: Collection[str],
     naming: Naming,
     prefixes: dict[str, tuple[str, ...]],
+    gone: Collection[str] = (),
     *,
     hopeful: bool = True,
 ) -> tuple[situation.Nic, ...]:
     """The planner's view.
 
     `published`: addresses that the pool lists or pods hold, which stay while Azure is at work on them; `prefixes`: of
-    each subnet by lower-case id; `hopeful`: whether Failed entries are expected to recover, and so are on the way as
+    each subnet by lower-case id; `gone`: names (lower case) of entries that were removed, and that no pod gets if they
+    are there once more; `hopeful`: whether Failed entries are expected to recover, and so are on the way as
     those are that Azure is still making. A list of entries that isn't fenced and that lacks something published is no
     ground for sweeping: an entry without address may be the very one.
     """
@@ -179,17 +181,20 @@ def usable_by_pods(
     free = max(0, ENTRIES_PER_NIC - sum(len(nic.entries) for nic in nics))
     views = []
     for nic in nics:
-        ours = [entry for entry in nic.entries if entry.ours]
-        found = [entry for entry in nic.entries if entry.address and (entry.ours or naming.adopted(entry))]
+        back = {e.name for e in nic.entries if e.ours and e.name.lower() in gone}
+        ours = [entry for entry in nic.entries if entry.ours and entry.name not in back]
+        found = [e for e in nic.entries if e.address and e.name not in back and (e.ours or naming.adopted(e))]
         good = [e for e in found if e.state == "Succeeded" or (e.state == "Updating" and e.address in published)]
         kept = [e for e in good if not naming.excluded(_address(e)) or _address(e) in published]
         # whatever has an address may be held by a pod that nobody has told us of yet: repaired, not swept
         half = {e.name for e in ours if e.state == "Failed" and e.address is None}
-        broken = frozenset(half if nic.fenced or not lagging else ())
+        # a list that isn't fenced may be from before they were removed, and the write would be in vain
+        broken = frozenset((half if nic.fenced or not lagging else set()) | (back if nic.fenced else set()))
         views.append(
             situation.Nic(
                 name=nic.name,
                 addresses=tuple(_address(entry) for entry in kept),
+                names={_address(entry): entry.name for entry in kept},
                 removable=frozenset(_address(entry) for entry in kept if entry.ours),
                 excluded=frozenset(_address(entry) for entry in kept if naming.excluded(_address(entry))),
                 barred=situation.count(e.address or "" for e in ours if e in good and e not in kept),

@@ -7,21 +7,25 @@ what the node's `Record` remembers of a plan that came to be (since when there i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
 from vnetpods_api import ConditionType, Interface, NodeIPPool, find
+from vnetpods_api.names import IP_CONFIGURATION_PREFIX
 from vnetpods_operator import planner, situation
+from vnetpods_operator.asking import acknowledged
 from vnetpods_operator.choosing import chosen
+from vnetpods_operator.cloud import Busy
 from vnetpods_operator.configuration import Interfaces
 from vnetpods_operator.machine import Machine, Naming, Nic, UnreadableNic, usable_by_pods
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.roster import Grants, Problem, Record, Roster
 from vnetpods_operator.situation import Observed, Plan, Wanted
 from vnetpods_operator.subnets import Subnets
+from vnetpods_operator.trail import Trail
 
 log = structlog.get_logger()
 
@@ -58,14 +62,10 @@ class Look:
     nics: tuple[Nic, ...] = ()
     unreadable: tuple[UnreadableNic, ...] = ()
     """NICs of the machine that are not needed and can't be read."""
+    view: str | None = None
+    """What the agent asked to have confirmed before `nics` were read."""
     views: tuple[situation.Nic, ...] = ()
     plan: Plan | None = None
-
-    @property
-    def wish(self) -> object:
-        """What the plan wants changed, to compare."""
-        assert self.plan is not None
-        return self.plan.changes, self.plan.releasing
 
 
 class Observer:
@@ -78,18 +78,25 @@ class Observer:
         self._clock = clock
 
     async def read(self, look: Look, rule: Interfaces) -> None:
-        """Reads the machine's NICs; twice if they surprise."""
-        await self._read(look, rule)
-        if _surprising(look):
+        """Reads the machine's NICs; twice if they surprise. Raises `Busy` if Azure says only how they were before."""
+        view, trail = look.pool.status.agent.view if look.pool.status.agent else None, look.record.trail
+        nics = await self._read(look, rule)
+        if trail.older(nics, self._clock()) or _surprising(look.pool, nics, trail):
             await asyncio.sleep(SURPRISED_SECONDS)
-            await self._read(look, rule)
+            nics = await self._read(look, rule)
+        if name := trail.older(nics, self._clock()):
+            text = f"Azure answers with an earlier state of NIC {name} than was read or written before"
+            raise Busy(text, "OutdatedRead")
+        trail.saw(nics)
+        look.nics, look.view = nics, view
 
-    async def _read(self, look: Look, rule: Interfaces) -> None:
+    async def _read(self, look: Look, rule: Interfaces) -> tuple[Nic, ...]:
         nics = await look.machine.nics()
         listed = {interface.name.lower() for interface in look.pool.status.interfaces}
-        look.nics, look.unreadable = chosen(nics, rule, listed), nics.unreadable
+        look.unreadable = nics.unreadable
         for one in nics.unreadable:
             log.warning("NIC left out, it can't be read", node=look.node.name, nic=one.id, error=str(one.error))
+        return chosen(nics, rule, listed)
 
     def from_pool(self, look: Look) -> None:
         """Plans by what the pool says: enough to see whether Azure has to be asked."""
@@ -106,7 +113,8 @@ class Observer:
             key = nic.subnet.lower()
             prefixes[key] = await self._networks.prefixes(nic.subnet) or before.get(key, ())
         hopeful = look.record.repairs < planner.HOPELESS
-        views = usable_by_pods(look.nics, published, look.naming, prefixes, hopeful=hopeful)
+        gone = self._gone(look)
+        views = usable_by_pods(look.nics, published, look.naming, prefixes, gone, hopeful=hopeful)
         for view in views:
             has = look.naming.exclude, situation.count(view.addresses), view.barred
             grants = look.record.grants.get(view.name)
@@ -114,11 +122,15 @@ class Observer:
         pairs = zip(views, look.nics, strict=True)
         look.views = tuple(self._limited(view, nic.subnet, look) for view, nic in pairs)
         self._plan(look)
-        assert look.plan is not None
-        claimed = self._roster.claimed(look.node.name, look.plan.releasing)
-        if claimed:  # whatever the reason, what another node counts on does not leave the NIC
-            look.views = tuple(replace(view, claimed=claimed) for view in look.views)
-            self._plan(look)
+
+    def _gone(self, look: Look) -> Collection[str]:
+        """Names of entries that were released and are gone, whatever is read."""
+        request, trail = look.record.request, look.record.trail
+        if request is not None:
+            there = {entry.name for nic in look.nics for entry in nic.entries}
+            ended = acknowledged(request, look.pool.status, request.names)
+            trail.gone(request.names[a] for a in ended if request.names[a] not in there)
+        return trail.removed
 
     def remember(self, look: Look) -> None:
         """The plan is written into the pool: from now on its times count."""
@@ -126,7 +138,8 @@ class Observer:
         if made is None:
             return
         # what was planned is not always what was written; what pods keep is not waited for
-        asked = releasing(look.pool) - {*look.pool.status.released, *look.pool.status.kept}
+        names = {a: n for interface in look.pool.status.interfaces for a, n in interface.names.items()}
+        asked = releasing(look.pool) - acknowledged(record.request, look.pool.status, names) - {*look.pool.status.kept}
         record.surplus_since = (now if record.surplus_since is None else record.surplus_since) if made.surplus else None
         record.releasing_since = (now if record.releasing_since is None else record.releasing_since) if asked else None
         if made.overdue:
@@ -135,12 +148,22 @@ class Observer:
             record.refused.clear()
 
     def _plan(self, look: Look) -> None:
+        found = self._planned(look)
+        claimed = self._roster.claimed(look.node.name, found.releasing)
+        if claimed:  # whatever the reason, what another node counts on does not leave the NIC
+            look.views = tuple(replace(view, claimed=claimed) for view in look.views)
+            found = self._planned(look)
+        look.plan = found
+
+    def _planned(self, look: Look) -> Plan:
         status, record, now = look.pool.status, look.record, self._clock()
         contested = {address for address, until in record.contested.items() if until > now}
         observed = Observed(
             nics=look.views,
             releasing=releasing(look.pool),
             released=frozenset(status.released),
+            acknowledged=acknowledged(record.request, status, {a: n for v in look.views for a, n in v.names.items()}),
+            answers=status.agent is not None,
             kept=frozenset(status.kept),
             missing=status.missing,
             usage=status.usage,
@@ -152,14 +175,15 @@ class Observer:
             repairs=record.repairs,
             repair_after=record.repair_after,
         )
-        look.plan = planner.plan(observed, look.wanted, now)
+        return planner.plan(observed, look.wanted, now)
 
     def _remembered(self, look: Look, interface: Interface) -> situation.Nic:
-        addresses = interface.addresses
+        addresses, names = interface.addresses, interface.names
         view = situation.Nic(
             name=interface.name,
             addresses=addresses,
-            removable=frozenset(addresses),
+            names=names,
+            removable=frozenset(a for a, n in names.items() if n.lower().startswith(IP_CONFIGURATION_PREFIX)),
             excluded=frozenset(filter(look.naming.excluded, addresses)),
             slots=max(0, (interface.capacity or 0) - situation.count(addresses)),
             prefixes=interface.prefixes,
@@ -180,14 +204,17 @@ class Observer:
         )
 
 
-def _surprising(look: Look) -> bool:
+def _surprising(pool: NodeIPPool, nics: tuple[Nic, ...], trail: Trail) -> bool:
     """Whether the NICs differ from the pool in a way that we did not bring about ourselves just now.
 
-    A read of ARM may answer with what was before the last write. Believing it once would list addresses again that were
-    given back, and may be another machine's by now; so what surprises is read twice.
+    A read of ARM may answer with what was before the last write, and after a restart nobody remembers that. Believing
+    it once would list addresses again that were given back, and may be another machine's by now; so what surprises is
+    read twice.
     """
-    listed = {address for interface in look.pool.status.interfaces for address in interface.addresses}
-    there = {entry.address: entry.ours for nic in look.nics for entry in nic.entries if entry.address}
+    if all(trail.current(nic) for nic in nics):
+        return False
+    listed = {address for interface in pool.status.interfaces for address in interface.addresses}
+    there = {entry.address: entry.ours for nic in nics for entry in nic.entries if entry.address}
     unknown = {address for address, ours in there.items() if ours} - listed
     return bool(unknown or listed - there.keys())
 
@@ -195,6 +222,12 @@ def _surprising(look: Look) -> bool:
 def _serves(pool: NodeIPPool) -> bool:
     found = find(pool.status.conditions, ConditionType.AGENT_READY)
     return found is not None and found.status == "True"
+
+
+def unconfirmed(pool: NodeIPPool) -> bool:
+    """Whether the agent waits to hear that what is listed was read from Azure since it asked."""
+    agent = pool.status.agent
+    return agent is not None and agent.view is not None and agent.view != pool.status.confirmed_view
 
 
 def releasing(pool: NodeIPPool) -> frozenset[str]:

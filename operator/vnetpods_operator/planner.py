@@ -6,18 +6,20 @@ done at all, and with what was read from Azure a moment ago, to decide what is d
 plan is made anew from the three truths.
 
 The rules are a chain, each adding its part to at most one write per NIC, in this order:
-1. settle         a NIC that Azure is working on is left alone.
+1. settle         a NIC that Azure is working on is left alone, and looked at again soon.
 2. repair         half-made entries of ours (without an address) go, a Failed NIC is written again as it is.
 3. restore        addresses that pods hold and that vanished from the NIC are asked for by value.
-4. finish release what the agent has acknowledged is removed, always; what isn't ours is no longer asked for.
+4. finish release what the agent has acknowledged is removed, always; what it will never use again although nobody
+                  asked is asked for; what isn't ours is no longer asked for.
 5. cancel release what it has not acknowledged is kept when addresses are short, when a pod holds it, or when it is
                   asked for too long; excluded addresses stay asked for until their pods end.
 6. grow           to `minimum`, and when free + on the way < warm or pods wait.
 7. start release  when more than 2 x warm was free long enough, down to 2 x warm, so that the next pod changes nothing.
 
-The one law: never shrink on absence. An address is removed only if it is ours, was listed as releasing, the agent has
-listed it as released, and no other node counts on it. Such a one is not taken back into use either once its release is
-acknowledged: what we read of the NIC may be from before our own last write, and the address another node's since.
+The one law: never shrink on absence. An entry is removed only if it is ours, this process asked for it by name, the
+agent has acknowledged that very request, and no other node counts on the address. One that the agent has released is
+not taken back into use either: what we read of the NIC may be from before our own last write, and the address another
+node's since.
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ def _free(observed: Observed, present: set[str], releasing: set[str]) -> int:
 
 
 def _settle(draft: _Draft) -> None:
-    if any(nic.busy for nic in draft.observed.nics):
+    if any(nic.busy or (nic.pending and not nic.failed) for nic in draft.observed.nics):
         draft.times.append(draft.now + SETTLE_SECONDS)
 
 
@@ -168,13 +170,14 @@ def _restore(draft: _Draft) -> None:
 
 
 def _finish_release(draft: _Draft) -> None:
-    # nobody can be removing what isn't ours, so the agent may use it again even if it has acknowledged
-    draft.releasing -= {a for nic in draft.observed.nics for a in nic.addresses if a not in nic.removable}
-    acknowledged = draft.releasing & draft.observed.released
+    observed = draft.observed
+    ours = {a for nic in observed.nics for a in nic.removable}
+    draft.releasing &= ours
+    draft.releasing |= observed.released & ours
     for nic in draft.writable:
-        gone = frozenset(acknowledged & nic.removable - nic.claimed)
+        gone = observed.acknowledged & nic.removable - nic.claimed
         if gone:
-            draft.change(nic.name, Reason.RELEASING, remove=gone)
+            draft.change(nic.name, Reason.RELEASING, remove=frozenset(nic.names[a] for a in gone))
             draft.leaving |= gone
             draft.slots[nic.name] += len(gone)
 
@@ -192,19 +195,20 @@ def _cancel_release(draft: _Draft) -> None:
         draft.free += count(back)
         draft.needed = True
         waiting -= back
-    due = (observed.releasing_since or draft.now) + draft.wanted.release_patience
+    since = draft.now if observed.releasing_since is None else observed.releasing_since
+    due = since + draft.wanted.release_patience
     kept = waiting if draft.now >= due and observed.agent_ready else waiting & observed.kept
     if kept - retired:
         draft.releasing -= kept - retired
         draft.overdue |= kept - retired
         draft.times.append(draft.now + SETTLE_SECONDS)
-    if waiting - kept:
+    if silent := (waiting - kept) | (draft.releasing & observed.released - observed.acknowledged):
         draft.because(Reason.RELEASING)
         draft.times.append(due)
         if draft.now >= due:
-            draft.blocked(
-                Reason.AGENT_SILENT, f"the node's agent has not acknowledged the release of {_some(waiting - kept)}"
-            )
+            earlier = "" if observed.answers else "; it is of an earlier version, which can't: upgrade it"
+            text = f"the node's agent has not acknowledged the release of {_some(silent)}{earlier}"
+            draft.blocked(Reason.AGENT_SILENT, text)
 
 
 def _grow(draft: _Draft) -> None:
@@ -251,7 +255,7 @@ def _grow_on(draft: _Draft, nic: Nic, need: int) -> int:
 
 
 def _start_release(draft: _Draft) -> None:
-    wanted, usage = draft.wanted, draft.observed.usage
+    wanted, usage = draft.wanted, draft.observed.usage if draft.observed.answers else None
     retired = _excluded(draft) - draft.observed.released
     if retired - draft.releasing:
         draft.releasing |= retired

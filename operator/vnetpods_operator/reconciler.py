@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from random import Random
 
+import msgspec
 import structlog
 
 from vnetpods_api import NodeIPPool, Reason
 from vnetpods_operator import cloud, report, situation
 from vnetpods_operator.adopting import adopted
+from vnetpods_operator.asking import renewed
 from vnetpods_operator.budget import Urgency, ticket
 from vnetpods_operator.configuration import Config
 from vnetpods_operator.election import NotLeading
@@ -30,7 +32,7 @@ from vnetpods_operator.faults import Point, reached
 from vnetpods_operator.kube import KubeError, NotFound, Outdated
 from vnetpods_operator.machine import Machine, MachineId, Naming, Nic
 from vnetpods_operator.nodes import Node
-from vnetpods_operator.observing import Look, Networks, Observer, releasing
+from vnetpods_operator.observing import Look, Networks, Observer, unconfirmed
 from vnetpods_operator.pools import Pools
 from vnetpods_operator.retrying import problem_of, wait_after
 from vnetpods_operator.roster import Problem, Record, Roster
@@ -122,7 +124,7 @@ class Reconciler:
         if machine is None or problem is not None:
             assert problem is not None
             self._notice(node, record, problem)
-            await self._write(pool, report.Findings(problem=problem))
+            await self._write(pool, report.Findings(problem=problem), record)
             record.audit_at = 0.0
             return Outcome()
         wanted, problem = wanted_for(node, pool, config, record.host_pods)
@@ -155,14 +157,7 @@ class Reconciler:
             return True
         self._observer.from_pool(look)
         assert look.plan is not None
-        if self._now() >= look.record.audit_at:
-            return True
-        listed = releasing(look.pool)
-        asks = bool(look.plan.changes) or look.plan.releasing != listed
-        if asks and look.wish == look.record.settled:  # Azure has shown that there is nothing to do
-            look.plan = replace(look.plan, changes=(), releasing=listed, reason=Reason.IDLE)
-            return False
-        return asks
+        return bool(look.plan.changes) or self._now() >= look.record.audit_at or unconfirmed(look.pool)
 
     async def _act(self, look: Look) -> Outcome:
         """Asks Azure, and does at most one write per NIC."""
@@ -183,7 +178,6 @@ class Reconciler:
             reached(Point.DECIDED)
             if not look.plan.changes:
                 self._succeeded(look, wrote=False)
-                self._settle(look)
                 await self._report(look)
                 return Outcome(self._next(look))
             hindrance = await self._carried_out(look)
@@ -211,12 +205,11 @@ class Reconciler:
         assert look.plan is not None
         if self._sharers(look.node):
             raise Outdated("another Node names the same machine now")
-        changes = look.plan.changes
         if not any(c.type == "Reconciling" and c.status == "True" for c in look.pool.status.conditions):
-            await self._report(look)
+            await self._report(look)  # which plans anew if the agent has written meanwhile
         reached(Point.ANNOUNCED)
         written = {nic.name: nic for nic in look.nics}
-        for change in changes:
+        for change in look.plan.changes:
             nic = written[change.nic]
             try:
                 written[nic.name] = await look.machine.write(nic, change)
@@ -233,7 +226,11 @@ class Reconciler:
                 return error
             reached(Point.NIC_WRITTEN)
             self._done(look, nic, change)
-        look.nics = tuple(written.values())
+        nics = tuple(written.values())
+        if look.record.trail.older(nics, self._now()):
+            return cloud.Busy("what Azure answers is from before the write", "OutdatedRead")
+        look.record.trail.saw(nics)
+        look.nics = nics
         await self._observer.from_azure(look)
         return None
 
@@ -254,6 +251,7 @@ class Reconciler:
     def _done(self, look: Look, nic: Nic, change: Change) -> None:
         """A write worked."""
         assert look.plan is not None
+        look.record.trail.wrote(nic, change)
         added = change.add + situation.BLOCK * change.blocks
         log.info(
             "NIC written",
@@ -302,7 +300,7 @@ class Reconciler:
         if node is not None:
             self._notice(node, record, problem_of(error))
         if pool is not None:
-            await self._write(pool, report.Findings(problem=problem_of(error)))
+            await self._write(pool, report.Findings(problem=problem_of(error)), record)
 
     def _repaired_in_vain(self, record: Record) -> None:
         record.repairs += 1
@@ -310,25 +308,13 @@ class Reconciler:
 
     def _succeeded(self, look: Look, *, wrote: bool) -> None:
         record, config, now = look.record, self._parts.config(), self._now()
-        record.failures, record.not_before, record.settled, record.problem = 0, 0.0, None, look.problem
+        record.failures, record.not_before, record.problem = 0, 0.0, look.problem
         record.contested = {address: until for address, until in record.contested.items() if until > now}
         record.audit_at = now + float(config.audit) * self._parts.random.uniform(0.8, 1.0)
         if not any(view.failed for view in look.views):
             record.repairs, record.repair_after = 0, 0.0
         elif wrote:
             self._repaired_in_vain(record)
-
-    def _settle(self, look: Look) -> None:
-        """Remembers what the pool alone would ask for, where a look at Azure shows that it need not be.
-
-        A pool does not tell everything: adopted addresses look as if they could be released, for instance.
-        """
-        if any(view.busy or view.pending for view in look.views):
-            return
-        seen = Look(look.node, look.pool, look.record, look.machine, look.wanted, look.naming)
-        self._observer.from_pool(seen)
-        if look.pool.status.interfaces and seen.wish != look.wish:
-            look.record.settled = seen.wish
 
     def _notice(self, node: Node, record: Record, problem: Problem) -> None:
         """Tells people once per reason, not once per attempt."""
@@ -350,9 +336,9 @@ class Reconciler:
             interfaces = look.nics or look.pool.status.interfaces
             known = self._parts.networks.direct(interfaces[0].subnet) if interfaces else None
             direct = report.direct(*known, self._parts.config().direct_cidrs) if known else None
-            findings = report.Findings(look.plan, look.nics, look.views, direct, look.problem)
+            findings = report.Findings(look.plan, look.nics, look.views, direct, look.problem, view=look.view)
             try:
-                look.pool = await self._write(look.pool, findings)
+                look.pool = await self._write(look.pool, findings, look.record)
             except Outdated:
                 look.pool = await self._parts.pools.get(look.node.name)
                 self._parts.roster.hold_pool(look.pool)
@@ -369,12 +355,15 @@ class Reconciler:
             return
         raise Outdated(f"NodeIPPool {look.node.name} changes faster than it can be written")
 
-    async def _write(self, pool: NodeIPPool, findings: report.Findings) -> NodeIPPool:
+    async def _write(self, pool: NodeIPPool, findings: report.Findings, record: Record) -> NodeIPPool:
         status = report.status(pool, replace(findings, silence=self._parts.silence(pool)), datetime.now(UTC))
+        request = renewed(record.request, status.interfaces)
+        status = msgspec.structs.replace(status, release_request=request.token if request else None)
         if not report.differs(pool, status):
             return pool
         written = await self._parts.pools.report(pool, status)
         reached(Point.STATUS_WRITTEN)
+        record.request = request
         self._parts.roster.hold_pool(written)
         return written
 
@@ -386,6 +375,9 @@ class Reconciler:
         look.record.ticket.urgency = urgency
 
     def _next(self, look: Look) -> float:
+        """When to look again: at once if what was written last asks for more, and the pool may be no news any more."""
+        if unconfirmed(look.pool) or (look.plan is not None and look.plan.changes):
+            return self._now()
         times = [look.record.audit_at, *(t for t in look.record.contested.values() if t > self._now())]
         if look.plan is not None and look.plan.look_again is not None:
             times.append(look.plan.look_again)

@@ -43,8 +43,8 @@ _SENTENCES = {
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a look at a node gave. Without NICs the interfaces in the pool stay as they are, and no release begins: only
-    the NIC tells which addresses are ours to remove.
+    """What a look at a node gave. Without NICs the interfaces in the pool stay as they are, but for
+    `releasing`; and if there is a problem, no release begins.
     """
 
     plan: Plan | None = None
@@ -54,10 +54,12 @@ class Findings:
     problem: Problem | None = None
     silence: str = ""
     """Why the node's agent is taken to be silent."""
+    view: str | None = None
+    """What the agent asked to have confirmed before the NICs were read."""
 
 
 def status(pool: NodeIPPool, findings: Findings, now: datetime) -> Status:
-    """The complete set of the operator's status fields; the pool's own where nothing new is known."""
+    """All of the operator's status fields but `releaseRequest`; the pool's own where nothing new is known."""
     before = pool.status
     releasing = findings.plan.releasing if findings.plan else None
     if findings.nics:
@@ -66,7 +68,8 @@ def status(pool: NodeIPPool, findings: Findings, now: datetime) -> Status:
     else:
         interfaces = before.interfaces
         if releasing is not None:
-            interfaces = tuple(_released(interface, releasing) for interface in interfaces)
+            begins = findings.problem is None  # Azure may not be able to end it
+            interfaces = tuple(_released(interface, releasing, begins=begins) for interface in interfaces)
     said = _conditions(findings, interfaces, pool, now)
     direct = findings.direct_cidrs
     return Status(
@@ -76,6 +79,7 @@ def status(pool: NodeIPPool, findings: Findings, now: datetime) -> Status:
         direct_cidrs=before.direct_cidrs if direct is None else direct,
         capacity=sum(interface.capacity or 0 for interface in interfaces) if interfaces else None,
         allocated=sum(situation.count(interface.addresses) for interface in interfaces) if interfaces else None,
+        confirmed_view=findings.view if findings.nics and findings.view else before.confirmed_view,
         conditions=tuple(merge(before.conditions, said)),
     )
 
@@ -105,12 +109,14 @@ def _interface(nic: Nic, view: situation.Nic, releasing: frozenset[str]) -> Inte
         primary_address=nic.primary_address,
         capacity=min(4096, situation.count(view.addresses) + view.pending + view.slots),
         addresses=view.addresses[:ENTRIES_PER_NIC],
+        ip_configurations=tuple(view.names[address] for address in view.addresses[:ENTRIES_PER_NIC]),
         releasing=tuple(address for address in view.addresses if address in releasing),
     )
 
 
-def _released(interface: Interface, releasing: frozenset[str]) -> Interface:
-    wanted = tuple(address for address in interface.releasing if address in releasing)
+def _released(interface: Interface, releasing: frozenset[str], *, begins: bool) -> Interface:
+    among = interface.addresses if begins else interface.releasing
+    wanted = tuple(address for address in among if address in releasing)
     return msgspec.structs.replace(interface, releasing=wanted)
 
 

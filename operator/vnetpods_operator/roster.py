@@ -3,7 +3,8 @@
 Fed by the watch, by the periodic list and by the answers to our own writes; read by the workers; all on one event loop.
 Lost at a restart without harm: Nodes and pools are listed again, and what `Record` holds only makes the operator wait
 longer (a surplus must last anew, a back-off starts short). For the same reason it is dropped when the Node is made or
-booted anew: what was learned of the former machine must not delay the first look at the present one.
+booted anew (but for the trail of what can't come back): what was learned of the former machine must not delay the first
+look at the present one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from itertools import chain
 
 from vnetpods_api import NodeIPPool, Reason
 from vnetpods_api.names import OPERATOR_MANAGER
+from vnetpods_operator.asking import Request
 from vnetpods_operator.budget import Ticket, Urgency
 from vnetpods_operator.machine import MachineId, UnsupportedProvider
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.silence import Vigil
+from vnetpods_operator.trail import Trail
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Grants:
 class Record:
     """What is remembered of one node between two looks at it. Times are the event loop's."""
 
+    trail: Trail = field(default_factory=Trail)
     ticket: Ticket = field(default_factory=Ticket)
     audit_at: float = 0.0
     """The NICs are read again at this time at the latest."""
@@ -63,6 +67,8 @@ class Record:
     """What stood in the way of the last plan."""
     surplus_since: float | None = None
     releasing_since: float | None = None
+    request: Request | None = None
+    """What the agent is asked to give back, as last written."""
     refused: dict[str, float] = field(default_factory=dict)
     """Addresses that pods kept when they were to be given back, and when that was."""
     contested: dict[str, float] = field(default_factory=dict)
@@ -73,8 +79,6 @@ class Record:
     """The machine takes no further ipConfiguration."""
     grants: dict[str, Grants] = field(default_factory=dict)
     """By NIC."""
-    settled: object = None
-    """What the pool asked for when a look at Azure showed that nothing is to be done."""
     seen_at: float = 0.0
     waiting_since: float | None = None
     host_pods: int = 0
@@ -104,7 +108,7 @@ class Roster:
         if before == node:
             return False
         if self._anew(before, node):
-            self._records.pop(node.name, None)
+            self._records[node.name] = Record(self.record(node.name).trail)
         self._unindex(node.name)
         self.nodes[node.name] = node
         if node.control_plane:

@@ -29,6 +29,8 @@ class Nic:
     name: str
     addresses: tuple[str, ...] = ()
     """Usable by pods: ours and adopted ones."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The ipConfiguration of each of them."""
     removable: frozenset[str] = frozenset()
     """Those of them that are ours."""
     claimed: frozenset[str] = frozenset()
@@ -70,6 +72,11 @@ class Observed:
     nics: tuple[Nic, ...]
     releasing: frozenset[str] = frozenset()
     released: frozenset[str] = frozenset()
+    """What the agent will never use again, as it says."""
+    acknowledged: frozenset[str] = frozenset()
+    """Those of them that it says in answer to what it was asked for by this process: they may be removed."""
+    answers: bool = False
+    """Whether the agent says what it answers; one of an earlier version doesn't."""
     kept: frozenset[str] = frozenset()
     """Releasing ones that pods hold, says the agent."""
     missing: tuple[str, ...] = ()
@@ -114,7 +121,7 @@ class Change:
     restore: tuple[str, ...] = ()
     """Addresses by value."""
     remove: frozenset[str] = frozenset()
-    """Acknowledged addresses."""
+    """Names of entries whose release the agent has acknowledged."""
     sweep: frozenset[str] = frozenset()
     """Names of half-made entries."""
     rewrite: bool = False

@@ -1,20 +1,25 @@
 """A node's agent as far as the operator can tell: it keeps to the handshakes of docs/architecture.md through the API.
 
-It holds addresses for pods, cools nothing, hands out the address that was unused longest, acknowledges releases of what
-no pod holds, and remembers what it acknowledged (its "ledger") over its own restarts. `must_have` is what the operator
-must never take from it.
+It holds addresses for pods, cools nothing, hands out the address that was unused longest, retires what is asked back
+and no pod holds, and remembers the retired names (its "ledger") over its own restarts. It knows what its watch has told
+it (`hear`) and nothing else, and speaks on that ground (`say`): the API server refuses what is outdated. `sync` is what
+a watch does that is up to date, unless the agent is `lagging`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+
+from msgspec.structs import replace
 
 from vnetpods_api import (
+    AgentReport,
     Condition,
     ConditionStatus,
     ConditionType,
@@ -27,7 +32,7 @@ from vnetpods_api import (
     condition,
     from_object,
 )
-from vnetpods_api.names import AGENT_MANAGER
+from vnetpods_api.names import AGENT_MANAGER, IP_CONFIGURATION_PREFIX
 from vnetpods_operator.kube import APPLY, Kube, Outdated
 from vnetpods_operator.pools import PATH, Pools
 
@@ -40,16 +45,27 @@ class Agent:
         self._pools = Pools(kube)
         self.node = node
         self.pods: dict[str, str | None] = {}
-        self.withdrawn: set[str] = set()
+        self.retired: set[str] = set()
+        """Names of ipConfigurations that are never used again: in the ledger."""
         self.tells_kept = True
         """Agents before `status.kept` didn't."""
+        self.tells_agent = True
+        """Agents before `status.agent` didn't."""
+        self.lagging = False
+        """Whether the watch tells nothing new at present."""
+        self.instance = secrets.token_hex(4)
+        self.view: str | None = None
+        """Until it is confirmed, no address is handed out."""
         self.known: dict[str, int] = {}
         """Addresses that may be handed out, and when each was given back last."""
         self._interfaces: tuple[Interface, ...] = ()
         """As listed last: a pool that lists no interface says nothing."""
         self._turns = itertools.count(1)
         self._names = itertools.count(1)
-        self._last: Any = None
+        self._reports = itertools.count(1)
+        self._heard: NodeIPPool | None = None
+        self._last: Status | None = None
+        self._said: AgentReport | None = None
 
     @property
     def held(self) -> set[str]:
@@ -71,47 +87,79 @@ class Agent:
             if address is not None:
                 self.known[address] = next(self._turns)
 
+    def restart(self, *, boot: bool = False) -> None:
+        """Another process; after a boot it can't trust what it knows."""
+        self.instance, self._reports, self._said = secrets.token_hex(4), itertools.count(1), None
+        if boot:
+            self.view = secrets.token_hex(4)
+
     async def sync(self) -> NodeIPPool:
-        """Reads the pool, gives pods their addresses, and says how things are if that is news."""
+        """Hears of the pool, gives pods their addresses, and says how things are if that is news."""
         for _ in range(10):
-            pool = await self._pools.get(self.node)
-            status = self._take_in(pool)
-            if status == self._last and pool.status.usage == status.usage and pool.status.released == status.released:
-                return pool
-            body = apply_body(self.node, status=status, resource_version=pool.metadata.resource_version)
-            query = {"fieldManager": AGENT_MANAGER, "force": "true"}
-            try:
-                written = await self._kube.request(
-                    "PATCH", f"{PATH}/{self.node}/status", query=query, body=body, content_type=APPLY
-                )
-            except Outdated:
-                continue
-            self._last = status
-            return from_object(json.loads(written))
-        raise AssertionError("the pool changes all the time")
+            if not self.lagging or self._heard is None:
+                await self.hear()
+            with contextlib.suppress(Outdated):
+                return await self.say()
+            if self.lagging:
+                break
+        assert self.lagging, "the pool changes all the time"
+        assert self._heard is not None
+        return self._heard
+
+    async def hear(self) -> None:
+        """What the watch tells."""
+        self._heard = await self._pools.get(self.node)
+
+    async def say(self) -> NodeIPPool:
+        """Acts upon what was heard last, and says so; `Outdated` if it is no longer so."""
+        pool = self._heard
+        assert pool is not None
+        status, request = self._take_in(pool), pool.status.release_request
+        said = self._said
+        heard = pool.status.usage is not None and pool.status.agent == said
+        if (
+            heard
+            and status == self._last
+            and (said is None or (said.release_request, said.view) == (request, self.view))
+        ):
+            return pool
+        if self.tells_agent:
+            number = next(self._reports)
+            said = AgentReport(instance=self.instance, report=number, view=self.view, release_request=request)
+        version = pool.metadata.resource_version
+        body = apply_body(self.node, status=replace(status, agent=said), resource_version=version)
+        query = {"fieldManager": AGENT_MANAGER, "force": "true"}
+        path = f"{PATH}/{self.node}/status"
+        self._heard = from_object(
+            json.loads(await self._kube.request("PATCH", path, query=query, body=body, content_type=APPLY))
+        )
+        self._last, self._said = status, said
+        return self._heard
 
     def _take_in(self, pool: NodeIPPool) -> Status:
         interfaces = self._interfaces = pool.status.interfaces or self._interfaces
-        listed = single(a for i in interfaces for a in i.addresses)
-        releasing = single(a for i in interfaces for a in i.releasing)
-        confirmed = single(pool.status.released)
-        # gone from the NIC: forget; no longer releasing: first take back the acknowledgement, then (next time) use it
-        self.withdrawn &= releasing & listed
-        usable = listed - releasing - self.withdrawn - confirmed
+        names = {unit: name for i in interfaces for unit, name in i.names.items()}
+        releasing = [unit for i in interfaces for unit in i.releasing]
+        retired = [unit for unit, name in names.items() if name in self.retired]
+        listed = single(unit for i in interfaces for unit in i.addresses)
+        confirmed = self.view is None or pool.status.confirmed_view == self.view
         self.known = {address: self.known.get(address, 0) for address in listed}
+        usable = listed - single(releasing) - single(retired) if confirmed else set()
         free = sorted(usable - self.held, key=lambda address: (self.known[address], IPv4Address(address)))
         for name, address in self.pods.items():
             if address is None and free:
                 self.pods[name] = free.pop(0)
-        self.withdrawn |= (releasing & listed) - self.held
+        self.retired |= {
+            names[unit]
+            for unit in releasing
+            if names.get(unit, "").startswith(IP_CONFIGURATION_PREFIX) and not single([unit]) & self.held
+        }
         usage = Usage(assigned=len(self.held), cooling=0, free=len(free), waiting=self.waiting, known=len(listed))
-        released = tuple(entry for i in interfaces for entry in i.releasing if single([entry]) <= self.withdrawn)
+        kept = tuple(unit for unit in releasing if single([unit]) & self.held) if self.tells_kept else ()
         return Status(
             usage=usage,
-            released=released,
-            kept=tuple(e for i in interfaces for e in i.releasing if single([e]) & self.held)
-            if self.tells_kept
-            else (),
+            released=tuple(unit for unit, name in names.items() if name in self.retired),
+            kept=kept,
             missing=tuple(sorted(self.held - listed)),
             conditions=(_ready(pool),),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -25,11 +26,25 @@ def nic(number: int = 0, *, capacity: int = 255, ours: bool = True, **more: Any)
     default: dict[str, Any] = {
         "name": "nic",
         "addresses": have,
+        "names": named(have),
         "removable": frozenset(have if ours else ()),
         "slots": capacity - number,
         "prefixes": ("10.0.0.0/16",),
     }
     return Nic(**(default | more))
+
+
+def named(addresses: Iterable[str]) -> dict[str, str]:
+    return {address: f"vnetpods-{address}" for address in addresses}
+
+
+def names(addresses: Iterable[str]) -> set[str]:
+    return set(named(addresses).values())
+
+
+def acknowledged(addresses: Iterable[str]) -> dict[str, Any]:
+    """The agent has released these, and its report answers the request."""
+    return {"released": frozenset(addresses), "acknowledged": frozenset(addresses)}
 
 
 def usage(assigned: int = 0, free: int = 0, waiting: int = 0, cooling: int = 0, known: int | None = None) -> Usage:
@@ -100,9 +115,7 @@ def test_a_busy_nic_is_left_alone() -> None:
 
 def test_paused_changes_nothing() -> None:
     have = addresses(40)
-    observed = Observed(
-        nics=(nic(40),), usage=usage(0, 20), releasing=frozenset(have[:4]), released=frozenset(have[:4])
-    )
+    observed = Observed(nics=(nic(40),), usage=usage(0, 20), releasing=frozenset(have[:4]), **acknowledged(have[:4]))
     found = made(observed, paused=True)
     assert (found.changes, found.reason, found.releasing) == ((), Reason.PAUSED, frozenset(have[:4]))
 
@@ -134,9 +147,9 @@ class TestSubnet:
             nics=(nic(8, grow_after=NOW + 30),),
             usage=usage(0, 0, waiting=5, known=8),
             releasing=frozenset(have[:2]),
-            released=frozenset(have[:2]),
+            **acknowledged(have[:2]),
         )
-        assert change(made(observed)).remove == frozenset(have[:2])
+        assert change(made(observed)).remove == names(have[:2])
 
 
 class TestBlocks:
@@ -160,6 +173,7 @@ class TestRelease:
             "nics": (nic(64),),
             "usage": usage(10, 54),
             "agent_ready": True,
+            "answers": True,
             "surplus_since": NOW - 600,
         }
         return Observed(**(given | more))
@@ -197,14 +211,14 @@ class TestRelease:
 
     def test_acknowledged_ones_are_removed(self) -> None:
         asked, gone = frozenset(self.HAVE[:6]), frozenset(self.HAVE[:4])
-        found = made(self.observed(usage=usage(10, 48), releasing=asked, released=gone, releasing_since=NOW))
-        assert change(found).remove == gone
+        found = made(self.observed(usage=usage(10, 48), releasing=asked, releasing_since=NOW, **acknowledged(gone)))
+        assert change(found).remove == names(gone)
         assert found.releasing == asked
 
     def test_acknowledged_ones_are_removed_even_when_pods_wait(self) -> None:
         asked = frozenset(self.HAVE[:4])
-        found = made(self.observed(usage=usage(60, 0, waiting=9), releasing=asked, released=asked))
-        assert change(found).remove == asked
+        found = made(self.observed(usage=usage(60, 0, waiting=9), releasing=asked, **acknowledged(asked)))
+        assert change(found).remove == names(asked)
         assert change(found).add > 0
 
     def test_others_are_kept_when_addresses_are_short(self) -> None:
@@ -244,10 +258,25 @@ class TestRelease:
         found = made(self.observed(refused=refused))
         assert found.releasing == frozenset(self.HAVE[:22])
 
-    def test_never_what_is_still_acknowledged_from_before(self) -> None:
-        """The agent hasn't noticed yet that an earlier release came to its end."""
-        stale = frozenset(self.HAVE[60:])
-        assert not made(self.observed(released=stale)).releasing & stale
+    def test_what_is_retired_without_being_asked_for_is_asked_for(self) -> None:
+        """By a former operator, or before the API server was restored: the node will never use it again."""
+        retired = frozenset(self.HAVE[60:])
+        found = made(self.observed(released=retired, surplus_since=None))
+        assert (found.releasing, found.changes, found.reason) == (retired, (), Reason.RELEASING)
+
+    def test_an_answer_to_another_question_removes_nothing_and_is_not_cancelled(self) -> None:
+        asked = frozenset(self.HAVE[:6])
+        found = made(self.observed(usage=usage(58, 0, waiting=9), releasing=asked, released=asked, releasing_since=NOW))
+        assert found.releasing == asked
+        assert [c.remove for c in found.changes] == [frozenset()]
+
+    def test_an_agent_that_does_not_say_what_it_answers_is_asked_for_nothing(self) -> None:
+        assert made(self.observed(answers=False)).releasing == frozenset()
+        asked = frozenset(self.HAVE[:2])
+        begun = self.observed(answers=False, releasing=asked, released=asked, releasing_since=NOW - 120)
+        found = made(begun)
+        assert (found.releasing, found.changes, found.limit) == (asked, (), Reason.AGENT_SILENT)
+        assert "upgrade it" in found.detail
 
     def test_excluded_ones_go_without_waiting(self) -> None:
         out = frozenset(self.HAVE[:1])
@@ -285,34 +314,32 @@ class TestRelease:
         assert out < found.releasing
         assert len(found.releasing - out) == 54 - 32
 
-    @pytest.mark.parametrize("acknowledged", [False, True])
-    def test_what_is_not_ours_is_not_asked_for_any_longer(self, acknowledged: bool) -> None:
+    @pytest.mark.parametrize("answered", [False, True])
+    def test_what_is_not_ours_is_not_asked_for_any_longer(self, answered: bool) -> None:
         """It can't be removed, so an acknowledged release of it would never come to its end."""
         asked = frozenset(self.HAVE[:6])
         observed = self.observed(
             nics=(nic(64, removable=frozenset(self.HAVE[4:])),),
             releasing=asked,
-            released=asked if acknowledged else frozenset(),
             releasing_since=NOW,
+            **acknowledged(asked if answered else ()),
         )
         found = made(observed)
         assert found.releasing == frozenset(self.HAVE[4:6])
-        assert [c.remove for c in found.changes] == ([found.releasing] if acknowledged else [])
+        assert [c.remove for c in found.changes] == ([names(found.releasing)] if answered else [])
 
-    @pytest.mark.parametrize("acknowledged", [False, True])
-    def test_what_another_node_counts_on_stays_and_is_used_again_only_without_a_promise(
-        self, acknowledged: bool
-    ) -> None:
+    @pytest.mark.parametrize("answered", [False, True])
+    def test_what_another_node_counts_on_stays_and_is_used_again_only_without_a_promise(self, answered: bool) -> None:
         asked, others = frozenset(self.HAVE[:6]), frozenset(self.HAVE[:2])
         observed = self.observed(
             nics=(nic(64, claimed=others),),
             releasing=asked,
-            released=asked if acknowledged else frozenset(),
             releasing_since=NOW,
+            **acknowledged(asked if answered else ()),
         )
         found = made(observed)
-        assert found.releasing == (asked if acknowledged else asked - others)
-        assert [c.remove for c in found.changes] == ([asked - others] if acknowledged else [])
+        assert found.releasing == (asked if answered else asked - others)
+        assert [c.remove for c in found.changes] == ([names(asked - others)] if answered else [])
 
 
 class TestRepair:
@@ -371,6 +398,7 @@ def situations(draw: st.DrawFn) -> tuple[Observed, Wanted]:
     all_addresses = addresses(have)
     some = st.frozensets(st.sampled_from(all_addresses)) if have else st.just(frozenset[str]())
     ours, releasing, released, kept, claimed = draw(some), draw(some), draw(some), draw(some), draw(some)
+    answered = draw(st.booleans())
     assigned = draw(st.integers(0, have))
     found = nic(
         have,
@@ -397,6 +425,8 @@ def situations(draw: st.DrawFn) -> tuple[Observed, Wanted]:
         nics=(found,),
         releasing=releasing,
         released=released,
+        acknowledged=released & releasing if answered else frozenset(),
+        answers=answered or draw(st.booleans()),
         kept=kept,
         missing=draw(st.sampled_from([(), ("10.0.99.9",), ("192.0.2.1",)])),
         usage=uses,
@@ -424,15 +454,18 @@ def test_laws(situation: tuple[Observed, Wanted]) -> None:
     found = plan(observed, sizes, NOW)
     (only,) = observed.nics
     for edit in found.changes:
-        assert edit.remove <= observed.releasing & observed.released & only.removable - only.claimed
+        assert edit.remove <= names(observed.acknowledged & only.removable - only.claimed)
         added = edit.add + 16 * edit.blocks
         assert edit.add + edit.blocks + len(edit.restore) <= only.slots + len(edit.remove) + len(edit.sweep)
         if added:
-            assert count(only.addresses) - count(edit.remove) + only.pending + added <= sizes.maximum
+            assert count(only.addresses) - len(edit.remove) + only.pending + added <= sizes.maximum
             assert added <= only.grow_most
         assert not only.busy
     started = found.releasing - observed.releasing
-    assert started <= only.removable - observed.released - only.claimed
+    assert started <= only.removable
+    assert observed.released & only.removable <= found.releasing or sizes.paused
+    assert not (started & only.claimed) - observed.released
+    assert observed.answers or not started - observed.released
     cancelled = (observed.releasing & set(only.addresses)) - found.releasing
     assert not cancelled & observed.released & only.removable
     assert not found.releasing & (set(only.addresses) - only.removable) or sizes.paused
@@ -461,12 +494,13 @@ def _come_true(observed: Observed, found: Plan) -> Observed:
     have = list(only.addresses)
     fresh = (address for address in addresses(5000, start=2000) if address not in only.addresses)
     for edit in found.changes:
-        have = [a for a in have if a not in edit.remove]
+        have = [a for a in have if only.names.get(a) not in edit.remove]
         have += [next(fresh) for _ in range(edit.add + 16 * edit.blocks)]
     ours = only.removable | (set(have) - set(only.addresses))
     after = dataclasses.replace(
         only,
         addresses=tuple(have),
+        names=named(have),
         removable=frozenset(ours & set(have)),
         slots=max(0, only.slots + len(only.addresses) - len(have)),
         failed=False,
@@ -474,15 +508,14 @@ def _come_true(observed: Observed, found: Plan) -> Observed:
         pending=0,
     )
     releasing = found.releasing & set(have)
+    answer = acknowledged(releasing) if observed.answers else {}
     uses = observed.usage
     if uses is not None:
         assigned = min(uses.assigned + uses.waiting, len(have) - len(releasing))
         served = max(0, assigned - uses.assigned)
         free = max(0, len(have) - len(releasing) - assigned)
         uses = usage(assigned, free, uses.waiting - served, known=len(have))
-    return dataclasses.replace(
-        observed, nics=(after,), releasing=releasing, released=releasing, usage=uses, releasing_since=None
-    )
+    return dataclasses.replace(observed, nics=(after,), releasing=releasing, usage=uses, releasing_since=None, **answer)
 
 
 @settings(max_examples=40, deadline=None)

@@ -28,7 +28,9 @@ def findings(
     have: int, usage: Usage | None = None, *, problem: Problem | None = None, paused: bool = False, **more: Any
 ) -> Findings:
     listed = tuple(f"10.0.0.{i}" for i in range(5, 5 + have))
-    view = situation.Nic(name="nic", addresses=listed, removable=frozenset(listed), slots=255 - have, **more)
+    names = {address: f"vnetpods-{address}" for address in listed}
+    slots, ours = 255 - have, frozenset(listed)
+    view = situation.Nic(name="nic", addresses=listed, names=names, removable=ours, slots=slots, **more)
     wanted = Wanted(minimum=4, warm=4, batch=4, maximum=250, paused=paused)
     made = plan(Observed(nics=(view,), usage=usage), wanted, 100.0)
     entries = (Entry("ipconfig1", "10.0.0.4", "Succeeded", primary=True),)
@@ -147,8 +149,7 @@ def test_what_is_not_known_stays() -> None:
     assert status.direct_cidrs == ("10.0.0.0/8",)
 
 
-def test_without_a_look_at_the_nic_no_release_begins_but_one_may_end() -> None:
-    """The pool doesn't tell which addresses are adopted; a release of those could never be finished."""
+def test_a_release_begins_without_a_look_at_the_nic_but_not_while_azure_refuses() -> None:
     listed = ("10.0.0.5", "10.0.0.6", "10.0.0.7")
     before = pool(
         interfaces=(
@@ -157,7 +158,9 @@ def test_without_a_look_at_the_nic_no_release_begins_but_one_may_end() -> None:
     )
     made = plan(Observed(nics=(), usage=None), Wanted(minimum=4, warm=4, batch=4, maximum=250), 100.0)
     blind = Findings(replace(made, releasing=frozenset(listed[1:])))
-    assert report.status(before, blind, NOW).interfaces[0].releasing == listed[1:2]
+    assert report.status(before, blind, NOW).interfaces[0].releasing == listed[1:]
+    refused = replace(blind, problem=Problem(Reason.FORBIDDEN, "no"))
+    assert report.status(before, refused, NOW).interfaces[0].releasing == listed[1:2]
 
 
 def test_direct_cidrs_are_ordered_and_bounded() -> None:

@@ -72,7 +72,7 @@ def edited_configurations(
 
 
 def _leaves(found: Entry, change: Change) -> bool:
-    return found.ours and (found.address in change.remove or found.name in change.sweep)
+    return found.ours and found.name in change.remove | change.sweep
 
 
 def _like(primary: dict[str, Any]) -> dict[str, Any]:

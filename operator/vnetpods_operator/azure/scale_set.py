@@ -142,8 +142,7 @@ def _with_model(nic: Nic, model: dict[str, Any], state: str, unseen: set[str]) -
 
 def _edited(nic: Nic, change: Change) -> dict[str, Any]:
     """The instance's model with the change made."""
-    leaving = {one.name for one in nic.entries if one.ours and one.address in change.remove}
-    named = Change(nic.name, add=change.add + BLOCK * change.blocks, sweep=change.sweep | leaving)
+    named = replace(change, add=change.add + BLOCK * change.blocks, blocks=0)
     model = {key: value for key, value in nic.body.items() if key not in ("resources", "etag")}
     properties = model["properties"] = dict(nic.body["properties"])
     storage = dict(properties.get("storageProfile") or {})

@@ -1,0 +1,83 @@
+"""What this process has done to a node's NICs and seen of them: by that a read is told to be older. Pure.
+
+A read of ARM may be minutes old, and the next one may be older than the one before. Two things never come back, so they
+tell what a read can't be:
+- a NIC's etag: once another was read, or a write has replaced it, a body that carries it is of the past;
+- the name of an entry that was released and is gone: it is random, so whatever shows it once more is of the past, too,
+  or somebody has written an old list of entries. No pod gets its address, whatever is read.
+
+One Trail per node, in its Record; it outlives a boot of the machine. After a restart of the operator nothing is known:
+then only what the agent has retired is known not to be usable (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from vnetpods_operator.machine import Nic
+from vnetpods_operator.situation import Change
+
+PATIENCE = 600.0
+"""Seconds. If Azure says nothing but old things for so long, what it says is taken for what is the case."""
+ETAGS = 64
+"""Remembered per NIC."""
+NAMES = 4096
+"""Remembered per node: sixteen times what its NICs can have."""
+
+_NEWER = ""
+"""Stands for the etag of what a write has made of a NIC, until that is read."""
+
+
+@dataclass(slots=True)
+class Trail:
+    """What is known not to come back."""
+
+    removed: dict[str, None] = field(default_factory=dict)
+    """Names of entries that were released and are gone, in lower case."""
+    _etags: dict[str, dict[str, None]] = field(default_factory=dict)
+    """By NIC: those read, the last one last; after a write none that is known is the last."""
+    _old_since: float | None = None
+
+    def wrote(self, nic: Nic, change: Change) -> None:
+        """The write of what was read as `nic` worked."""
+        self.gone(change.remove)
+        if nic.fenced and (change.add or change.blocks or change.restore or change.remove):
+            known = self._etags.setdefault(nic.id.lower(), {})
+            known.pop(_NEWER, None)
+            known[_NEWER] = None
+
+    def gone(self, names: Iterable[str]) -> None:
+        """Entries that were released are gone."""
+        self.removed |= dict.fromkeys(name.lower() for name in names)
+        for name in list(self.removed)[:-NAMES]:
+            del self.removed[name]
+
+    def older(self, nics: Collection[Nic], now: float) -> str:
+        """Which of the NICs is read as it was before something that is known; "" if none is."""
+        old = [nic.name for nic in nics if nic.etag in self._known(nic) and not self.current(nic)]
+        if not old:
+            self._old_since = None
+            return ""
+        if self._old_since is None:
+            self._old_since = now
+        if now - self._old_since <= PATIENCE:
+            return old[0]
+        self._etags.clear()
+        return ""
+
+    def saw(self, nics: Collection[Nic]) -> None:
+        """They were read, and are believed."""
+        for nic in nics:
+            if nic.etag:
+                known = self._etags.setdefault(nic.id.lower(), {})
+                known[nic.etag] = None
+                for etag in list(known)[:-ETAGS]:
+                    del known[etag]
+
+    def current(self, nic: Nic) -> bool:
+        """Whether it is as it was read last."""
+        return next(reversed(self._known(nic)), None) == nic.etag
+
+    def _known(self, nic: Nic) -> dict[str, None]:
+        return self._etags.get(nic.id.lower(), {})
