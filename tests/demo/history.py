@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.kube.api import Api
 
-_COLUMNS = "{.metadata.name}{'\\t'}{.status.usage}{'\\t'}{.status.interfaces[*].releasing}{'\\n'}"
+# not tabs: kubectl turns them into columns
+_COLUMNS = r'{.metadata.name}{"|"}{.status.usage}{"|"}{.status.interfaces[*].releasing}{"\n"}'
 
 
 @dataclass(frozen=True)
@@ -51,5 +52,5 @@ class History:
 
 
 def _moment(line: str) -> Moment:
-    name, usage, releasing = line.split("\t")
+    name, usage, releasing = line.split("|")
     return Moment(name, json.loads(usage or "{}").get("cooling", 0), '"' in releasing)

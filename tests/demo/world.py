@@ -110,7 +110,7 @@ class World:
         self.report.say(f"Kubernetes: etcd, API server, … on {PLANE}; containerd, kubelet, kube-proxy on each worker")
         self._cluster = clusters.up(self._description())
         self.cluster.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
-        self._history = History(self.cluster, self.folder / "pools.tsv")
+        self._history = History(self.cluster, self.folder / "pools.txt")
         self.cluster.apply(templates("serviceaccounts", "rbac-operator", "rbac-agent"))
         if self.keep:
             self._let_live()
