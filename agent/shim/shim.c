@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -29,6 +30,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
@@ -44,6 +46,9 @@
 #endif
 #ifndef SPOOL_PATH
 #define SPOOL_PATH "/var/lib/vnetpods/spool"
+#endif
+#ifndef BOOT_ID_PATH
+#define BOOT_ID_PATH "/proc/sys/kernel/random/boot_id"
 #endif
 
 /* Shorter than the callers' own: the kubelet gives up after 4 minutes, containerd and CRI-O after 2 to 4. */
@@ -64,15 +69,32 @@
 
 /* The protocol that requests are made in. The agent answers in it, or in its own if that is an earlier one. */
 #ifndef PROTOCOL
-#define PROTOCOL 1
+#define PROTOCOL 2
 #endif
 #define ENVIRONMENT_CAP (64 * 1024)
 #define STDIN_CAP (1024 * 1024)
 #define ANSWER_CAP (1024 * 1024)
-#define REQUEST_HEADER 20
+#define FIXED_HEADER 20
+#if PROTOCOL >= 2
+#define EXTRA 46 /* errno of CNI_NETNS (u16), CLOCK_BOOTTIME in ns (u64), boot id (36 characters) */
+#else
+#define EXTRA 0
+#endif
+#define BOOT_ID 36
+#define REQUEST_HEADER (FIXED_HEADER + EXTRA)
 #define ANSWER_HEADER 12
 #define FLAG_DOORS 1
 #define FLAG_REPLAYED 2
+#define PIPE_ROOM 4096 /* what a pipe that is ready for writing takes without making us wait: PIPE_BUF */
+#define PRINT_MS 1000  /* what is left for an answer, at least */
+/*
+ * The spool's bounds: calls, and bytes of environment and of stdin in each. An agent that is away for hours while the
+ * runtime tries the same pods again and again gets a DEL for each sandbox that never had an address.
+ */
+#ifndef SPOOL_CAP
+#define SPOOL_CAP 4096
+#endif
+#define SPOOLED_PART_CAP 8192
 
 /* CNI specification 1.1.0, section "Error". */
 enum {
@@ -117,6 +139,7 @@ static struct {
     const char *socket_path;
     const char *spool_path;
     int doors[2]; /* network namespace and netlink socket, or -1 */
+    int doors_errno; /* why there are none */
     size_t environment_size;
     size_t stdin_size;
     uint8_t answer_protocol;
@@ -127,6 +150,13 @@ static struct {
 /* Header, environment and stdin, one after the other; one byte more, to see that there is too much. */
 static uint8_t request[REQUEST_HEADER + ENVIRONMENT_CAP + STDIN_CAP + 1];
 static uint8_t answer[ANSWER_HEADER + ANSWER_CAP];
+
+static const char *path_from(const char *variable, const char *otherwise)
+{
+    const char *path = getenv(variable);
+
+    return path != NULL && *path != '\0' ? path : otherwise;
+}
 
 static int64_t now_ms(void)
 {
@@ -178,15 +208,38 @@ static bool write_all(int fd, const uint8_t *bytes, size_t size)
     return true;
 }
 
+/* For stdout, whose reader may be slow or gone: in pieces that fit, so that nothing outlasts the deadline. */
+static bool print_all(const uint8_t *bytes, size_t size)
+{
+    if (call.deadline < now_ms() + PRINT_MS)
+        call.deadline = now_ms() + PRINT_MS;
+    while (size > 0) {
+        size_t piece = size < PIPE_ROOM ? size : PIPE_ROOM;
+
+        if (!wait_for(STDOUT_FILENO, POLLOUT)) {
+            errno = ETIMEDOUT;
+            return false;
+        }
+        if (!write_all(STDOUT_FILENO, bytes, piece))
+            return false;
+        bytes += piece;
+        size -= piece;
+    }
+    return true;
+}
+
+/* A log line is worth no waiting. */
 __attribute__((format(printf, 1, 2))) static void log_line(const char *format, ...)
 {
     char line[1024];
+    struct pollfd taken = {.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
     va_list arguments;
 
     va_start(arguments, format);
     vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
-    dprintf(STDERR_FILENO, "vnetpods: %s\n", line);
+    if (poll(&taken, 1, 0) > 0)
+        dprintf(STDERR_FILENO, "vnetpods: %s\n", line);
 }
 
 /* The cniVersion that the configuration asks for, as far as it can be seen without reading JSON; else 1.1.0. */
@@ -225,30 +278,33 @@ static size_t append_json(char *json, size_t size, size_t at, const char *text)
 /* Ends the call with a CNI error. `details` says what to do; runtimes print it after the message. */
 __attribute__((format(printf, 3, 4), noreturn)) static void fail(int code, const char *details, const char *format, ...)
 {
-    char message[1024], quoted[2][2048];
+    char message[1024], quoted[2][2048], body[sizeof quoted + 256];
     va_list arguments;
+    int size;
 
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
     quoted[0][append_json(quoted[0], sizeof quoted[0], 0, message)] = '\0';
     quoted[1][append_json(quoted[1], sizeof quoted[1], 0, details)] = '\0';
-    dprintf(STDOUT_FILENO, "{\"cniVersion\":\"%s\",\"code\":%d,\"msg\":\"%s\",\"details\":\"%s\"}\n", asked_version(),
-            code, quoted[0], quoted[1]);
+    size = snprintf(body, sizeof body, "{\"cniVersion\":\"%s\",\"code\":%d,\"msg\":\"%s\",\"details\":\"%s\"}\n",
+                    asked_version(), code, quoted[0], quoted[1]);
+    print_all((const uint8_t *)body, (size_t)size);
     exit(EXIT_FAILURE);
 }
 
-/* Started with one of the first three descriptors closed, a socket or file would take its number. */
+/*
+ * Started with one of the first three descriptors closed, a socket or file would take its number. Those that are open
+ * need no other: a caller may allow us three (RLIMIT_NOFILE), and whatever fails then says so itself.
+ */
 static void hold_standard_descriptors(void)
 {
-    int fd;
-
-    do {
-        fd = open("/dev/null", O_RDWR);
-        if (fd < 0)
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) {
+            if (fcntl(STDOUT_FILENO, F_GETFD) >= 0)
+                fail(CODE_IO, "", "opening /dev/null for descriptor %d: %s", fd, strerror(errno));
             exit(EXIT_FAILURE);
-    } while (fd <= STDERR_FILENO);
-    close(fd);
+        }
 }
 
 static void collect_environment(void)
@@ -292,7 +348,7 @@ static void read_input(void)
 }
 
 /*
- * Opens CNI_NETNS and a netlink socket inside it. Without both the agent is told that there are none, and what that
+ * Opens CNI_NETNS and a netlink socket inside it. Without both the agent is told that there are none, and why; what that
  * means for the verb is the agent's to decide. O_NONBLOCK: the path could be a FIFO, which would hold us.
  */
 static void open_doors(void)
@@ -318,6 +374,7 @@ static void open_doors(void)
     close(home);
     if (problem != 0) {
         log_line("CNI_NETNS=%s can't be entered: %s", path, strerror(problem));
+        call.doors_errno = problem;
         cleanup_fd(&call.doors[0]);
     }
 }
@@ -340,11 +397,36 @@ static size_t put_header(int flags, int64_t deadline_ms)
     request[3] = PROTOCOL;
     request[4] = (uint8_t)call.command->verb;
     request[5] = (uint8_t)flags;
-    put_u32(request + 8, deadline_ms > 0 ? (size_t)deadline_ms : 0); /* 6 and 7: no additional header fields */
+    request[6] = EXTRA; /* 7: the higher byte */
+    put_u32(request + 8, deadline_ms > 0 ? (size_t)deadline_ms : 0);
     put_u32(request + 12, call.environment_size);
     put_u32(request + 16, call.stdin_size);
+#if PROTOCOL >= 2
+    request[FIXED_HEADER] = (uint8_t)call.doors_errno;
+    request[FIXED_HEADER + 1] = (uint8_t)(call.doors_errno >> 8);
+#endif
     return REQUEST_HEADER + call.environment_size + call.stdin_size;
 }
+
+#if PROTOCOL >= 2
+/* When the call was made, by a clock that nobody sets, and in which boot: wall clocks step (the agent compares). */
+static void put_moment(const char *boot_id_path)
+{
+    uint8_t *at = request + FIXED_HEADER + 2;
+    struct timespec now;
+    uint64_t nanoseconds;
+    int fd;
+
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    nanoseconds = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+    put_u32(at, (uint32_t)nanoseconds);
+    put_u32(at + 4, nanoseconds >> 32);
+    fd = open(boot_id_path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0 && read(fd, at + 8, BOOT_ID) != BOOT_ID)
+        memset(at + 8, 0, BOOT_ID); /* unknown */
+    cleanup_fd(&fd);
+}
+#endif
 
 /* Sends the whole request, the doors with its first byte. False with errno when the agent doesn't take it. */
 static bool send_request(int fd)
@@ -468,7 +550,10 @@ static enum outcome ask(void)
     }
 }
 
-/* The spool's folder and the one above it are missing when the agent has never run here. */
+/*
+ * The spool's folder and the one above it are missing when the agent has never run here. A link in its place would have
+ * us write, as root, where somebody else wants it.
+ */
 static int open_spool(void)
 {
     char above[1024];
@@ -481,7 +566,79 @@ static int open_spool(void)
         mkdir(above, 0755);
     }
     mkdir(call.spool_path, 0700);
-    return open(call.spool_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return open(call.spool_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/*
+ * Keeps the spool's files small, for their number alone is bounded. A DEL needs container and interface; what else came
+ * is of use while it isn't large.
+ */
+static void shrink_request(void)
+{
+    static const char *const needed[] = {"CNI_COMMAND=", "CNI_CONTAINERID=", "CNI_IFNAME="};
+    uint8_t *environment = request + REQUEST_HEADER;
+    size_t size = 0;
+
+    if (call.stdin_size > SPOOLED_PART_CAP)
+        call.stdin_size = 0;
+    if (call.environment_size <= SPOOLED_PART_CAP)
+        return;
+    for (size_t at = 0, length; at < call.environment_size; at += length) {
+        length = strlen((char *)environment + at) + 1;
+        for (size_t name = 0; name < sizeof needed / sizeof *needed; name++)
+            if (strncmp((char *)environment + at, needed[name], strlen(needed[name])) == 0) {
+                memmove(environment + size, environment + at, length);
+                size += length;
+                break;
+            }
+    }
+    memmove(environment + size, environment + call.environment_size, call.stdin_size);
+    call.environment_size = size;
+}
+
+/* FNV-1a of environment and stdin: equal for the same call made again. */
+static uint64_t fingerprint(void)
+{
+    uint64_t hash = 14695981039346656037u;
+
+    for (size_t at = 0; at < call.environment_size + call.stdin_size; at++)
+        hash = (hash ^ request[REQUEST_HEADER + at]) * 1099511628211u;
+    return hash;
+}
+
+struct entry { /* linux_dirent64, getdents64(2) */
+    uint64_t inode;
+    int64_t offset;
+    uint16_t size;
+    uint8_t type;
+    char name[];
+};
+
+/* How many calls the spool holds, and how many of them are the same as `name`, only earlier; removes those if asked. */
+static long look_through_spool(int folder, const char *name, bool remove, long *same)
+{
+    static _Alignas(struct entry) char entries[32 * 1024];
+    const char *suffix = strchr(name, '-');
+    long calls = 0, got;
+
+    *same = 0;
+    lseek(folder, 0, SEEK_SET);
+    while ((got = syscall(SYS_getdents64, folder, entries, sizeof entries)) > 0)
+        for (long at = 0; at < got;) {
+            const struct entry *entry = (const void *)(entries + at);
+            const char *dash = strchr(entry->name, '-');
+
+            at += entry->size;
+            if (entry->name[0] == '.' || dash == NULL || strstr(dash, ".req") == NULL)
+                continue;
+            calls++;
+            if (strcmp(dash, suffix) == 0 && strcmp(entry->name, name) < 0) {
+                ++*same;
+                if (remove)
+                    unlinkat(folder, entry->name, 0);
+            }
+        }
+    return calls;
 }
 
 /*
@@ -494,20 +651,38 @@ static const char *spool_request(void)
     __attribute__((cleanup(cleanup_fd))) int file = -1;
     char name[64], temporary[72];
     struct timespec now;
+    long same;
     int problem;
 
+    shrink_request();
     folder = open_spool();
     if (folder < 0)
         return "opening the folder";
     clock_gettime(CLOCK_REALTIME, &now);
-    snprintf(name, sizeof name, "%lld%09ld-%ld.req", (long long)now.tv_sec, now.tv_nsec, (long)getpid());
-    snprintf(temporary, sizeof temporary, ".%s.tmp", name);
+    snprintf(name, sizeof name, "%lld%09ld-%llu.req", (long long)now.tv_sec, now.tv_nsec,
+             (unsigned long long)fingerprint());
+    if (look_through_spool(folder, name, false, &same) >= SPOOL_CAP && same == 0) {
+        /*
+         * To fail would keep a full node's pods from going and, with them, the agent's next one from coming. Nothing is
+         * lost: an address whose sandbox is gone comes back with the agent's first sweep.
+         */
+        log_line("the agent is away and %s holds %d calls, so this DEL isn't kept: the agent will see that the sandbox is "
+                 "gone", call.spool_path, SPOOL_CAP);
+        exit(EXIT_SUCCESS);
+    }
+    snprintf(temporary, sizeof temporary, ".%lld%09ld-%ld.req.tmp", (long long)now.tv_sec, now.tv_nsec, (long)getpid());
     file = openat(folder, temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (file < 0)
         return "creating a file";
+#if PROTOCOL >= 2
+    put_moment(path_from("VNETPODS_BOOT_ID", BOOT_ID_PATH));
+#endif
     if (write_all(file, request, put_header(FLAG_REPLAYED, call.command->deadline_ms)) && fsync(file) == 0 &&
-        renameat(folder, temporary, folder, name) == 0)
+        renameat(folder, temporary, folder, name) == 0) {
+        if (same > 0) /* this one is later, so it says what they say */
+            look_through_spool(folder, name, true, &same);
         return fsync(folder) == 0 ? NULL : "syncing the folder";
+    }
     problem = errno;
     unlinkat(folder, temporary, 0);
     errno = problem;
@@ -539,6 +714,8 @@ __attribute__((noreturn)) static void answer_alone(enum outcome outcome, int pro
         "is its pod running? kubectl -n kube-system get pods -o wide -l app.kubernetes.io/name=vnetpods";
     const char *sentence = explain(outcome, problem);
     const char *step;
+    char body[256];
+    int size;
 
     switch (call.command->verb) {
     case DEL:
@@ -549,10 +726,11 @@ __attribute__((noreturn)) static void answer_alone(enum outcome outcome, int pro
         log_line("%s; the DEL is kept in %s until it does", sentence, call.spool_path);
         exit(EXIT_SUCCESS);
     case VERSION:
-        dprintf(STDOUT_FILENO,
-                "{\"cniVersion\":\"%s\",\"supportedVersions\":[\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n",
-                asked_version());
-        exit(EXIT_SUCCESS);
+        size = snprintf(
+            body, sizeof body,
+            "{\"cniVersion\":\"%s\",\"supportedVersions\":[\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n",
+            asked_version());
+        exit(print_all((const uint8_t *)body, (size_t)size) ? EXIT_SUCCESS : EXIT_FAILURE);
     case STATUS:
         fail(CODE_NOT_AVAILABLE, look, "%s", sentence);
     case OTHER:
@@ -563,18 +741,12 @@ __attribute__((noreturn)) static void answer_alone(enum outcome outcome, int pro
     }
 }
 
-static const char *path_from(const char *variable, const char *otherwise)
-{
-    const char *path = getenv(variable);
-
-    return path != NULL && *path != '\0' ? path : otherwise;
-}
-
 int main(void)
 {
     const char *name = getenv("CNI_COMMAND");
     enum outcome outcome;
 
+    signal(SIGPIPE, SIG_IGN); /* stderr's reader may be gone before the call is made */
     hold_standard_descriptors();
     if (name == NULL || *name == '\0') {
         log_line("this is a CNI plugin, version %s, protocol %d: container runtimes start it with CNI_COMMAND set, and it\n"
@@ -584,7 +756,7 @@ int main(void)
     for (call.command = commands; call.command->name != NULL && strcmp(call.command->name, name) != 0;)
         call.command++;
     call.deadline = now_ms() + call.command->deadline_ms;
-    call.socket_path = path_from("VNETPODS_SOCKET", SOCKET_PATH); /* the two variables are for tests */
+    call.socket_path = path_from("VNETPODS_SOCKET", SOCKET_PATH); /* these variables are for tests */
     call.spool_path = path_from("VNETPODS_SPOOL", SPOOL_PATH);
     call.doors[0] = call.doors[1] = -1;
     collect_environment();
@@ -594,7 +766,7 @@ int main(void)
     outcome = ask();
     if (outcome != ANSWERED)
         answer_alone(outcome, errno);
-    if (!write_all(STDOUT_FILENO, answer + ANSWER_HEADER, call.answer_size)) {
+    if (!print_all(answer + ANSWER_HEADER, call.answer_size)) {
         log_line("writing the answer to stdout: %s", strerror(errno));
         return EXIT_FAILURE;
     }

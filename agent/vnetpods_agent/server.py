@@ -263,6 +263,7 @@ class _Connection:
             stdin=frame.stdin,
             doors=Doors(*self._fds) if frame.has_doors else None,
             deadline=self._loop.time() + frame.deadline_ms / 1000 - margin,
+            netns_errno=frame.netns_errno,
         )
         response = await self._server.handle(request)
         await self._answer(encode_answer(response, version=answer_version(frame.version)))

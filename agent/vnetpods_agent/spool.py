@@ -28,6 +28,7 @@ from vnetpods_agent.wire import (
     STDIN_CAP,
     FrameError,
     Handler,
+    Moment,
     Request,
     RequestDecoder,
     Response,
@@ -144,7 +145,7 @@ class Spool:
 
 def _request(path: Path, spooled_at: float) -> Request:
     """Raises FrameError when the file is no whole frame of a call that may be spooled."""
-    with path.open("rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
         data = file.read(_SIZE_CAP + 1)
     frame = RequestDecoder().feed(data)
     if frame is None:
@@ -157,7 +158,7 @@ def _request(path: Path, spooled_at: float) -> Request:
         stdin=frame.stdin,
         doors=None,
         deadline=asyncio.get_running_loop().time() + _DEADLINE,
-        spooled_at=spooled_at,
+        spooled=Moment(spooled_at, frame.boottime, frame.boot_id),
     )
 
 

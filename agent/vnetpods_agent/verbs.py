@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -38,6 +39,8 @@ from vnetpods_agent.ledger import LedgerError
 from vnetpods_agent.wire import Request, Response, Verb
 
 _OWN = Path("/proc/self/ns/net")
+_NO_NETNS = (errno.EINVAL, errno.ENOTTY)
+"""What setns(2) says of a file that is something else."""
 
 log = structlog.get_logger(component="cni")
 
@@ -137,7 +140,8 @@ class Verbs:
         return cni.result(ask.call, attachment)
 
     async def _del(self, ask: _Ask) -> bytes:
-        key, before = ask.call.key, ask.request.spooled_at
+        key, spooled = ask.call.key, ask.request.spooled
+        before = spooled.wall if spooled else None
         keys = [key] if key.network else self.custody.of(key.container_id, key.ifname)
         found = [await self.custody.detach(each, before=before) for each in keys]
         if addresses := [attachment.address for attachment in found if attachment is not None]:
@@ -164,7 +168,7 @@ class Verbs:
     async def _gc(self, ask: _Ask) -> bytes:
         if ask.call.valid is None:
             return b""
-        before = time.time() if ask.request.spooled_at is None else ask.request.spooled_at
+        before = ask.request.spooled.wall if ask.request.spooled else time.time()
         stale = [
             key
             for key in self.custody.attachments
@@ -205,9 +209,11 @@ _TABLE: dict[Verb, Callable[[Verbs, _Ask], Awaitable[bytes]]] = {
 
 def _doors(ask: _Ask) -> Doors:
     """Those of a pod. Inside the host's own namespace the pod's default route would take the node off the network."""
-    doors, netns = ask.request.doors, cni.quoted(ask.call.netns)
+    doors, netns, number = ask.request.doors, cni.quoted(ask.call.netns), ask.request.netns_errno
     if doors is None:
-        raise CniError(Code.NETNS, f"CNI_NETNS: {netns} could not be opened")
+        why = f": {os.strerror(number)}" if number else ""
+        no_netns = "; it is no network namespace" if number in _NO_NETNS else ""
+        raise CniError(Code.NETNS, f"CNI_NETNS: {netns} could not be opened{why}{no_netns}")
     with contextlib.suppress(OSError):
         if os.path.samestat(os.fstat(doors.netns_fd), _OWN.stat()):
             raise CniError(Code.NETNS, f"CNI_NETNS: {netns} is the host's own network namespace")

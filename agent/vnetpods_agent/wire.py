@@ -4,8 +4,9 @@ What must live here: the layout (docs/architecture.md, "Between shim and agent")
 means. `server.py` feeds it from a connection, `spool.py` from a file; `agent/shim/shim.c` is the other end.
 
 Request   "VNP" version(u8) verb(u8) flags(u8) extra(u16) deadline_ms(u32) env_len(u32) stdin_len(u32),
-          `extra` bytes of header fields that later versions may add, the environment (NUL-terminated
-          `CNI_…=value`), then stdin as the runtime wrote it.
+          `extra` bytes of header fields that were added later, the environment (NUL-terminated `CNI_…=value`), then
+          stdin as the runtime wrote it.
+          Since version 2: netns_errno(u16) boottime_ns(u64) boot_id(36 characters), the latter two for spooled calls.
 Answer    "VNP" version(u8) exit_code(u8) reserved(3 bytes) stdout_len(u32), then stdout.
 
 All integers are little-endian. Version skew: because `extra` says how much to skip, a request of a later version is
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 from vnetpods_agent.attachment import Doors
 
-VERSION = 1
+VERSION = 2
 ENVIRONMENT_CAP = 64 * 1024
 STDIN_CAP = 1024 * 1024
 ANSWER_CAP = 1024 * 1024
@@ -30,6 +31,8 @@ EXTRA_CAP = 4096
 _MAGIC = b"VNP"
 _REQUEST = struct.Struct("<3sBBBHIII")
 _ANSWER = struct.Struct("<3sBB3xI")
+_EXTRA = struct.Struct("<HQ36s")
+_SINCE_EXTRA = 2
 _HAS_DOORS = 1
 _REPLAYED = 2
 
@@ -54,14 +57,25 @@ _VERBS = {int(verb): verb for verb in Verb}
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """When a call was made: by the wall clock, in seconds since the epoch, which may have been set since, and by the
+    boot's, in seconds since it began. 0 and "" when that isn't known (shims before protocol 2).
+    """
+
+    wall: float
+    boottime: float = 0.0
+    boot_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One CNI call.
 
     `env` holds the CNI_* variables (bytes that aren't UTF-8 as surrogate escapes). `deadline` is in the event loop's
     time; whoever asked waits a moment longer. `doors` belong to whoever built the request, who closes them when the
-    handler is done. `spooled_at` (seconds since the epoch) is set when the call comes from the spool: it was made
-    then, and what came into being after that moment is none of its business (container ids repeat under cnitool
-    and Docker).
+    handler is done; `netns_errno` says why there are none. `spooled` is set when the call comes from the spool: it was
+    made then, and what came into being after that moment is none of its business (container ids repeat under
+    cnitool and Docker).
     """
 
     verb: Verb
@@ -69,11 +83,12 @@ class Request:
     stdin: bytes
     doors: Doors | None
     deadline: float
-    spooled_at: float | None = None
+    spooled: Moment | None = None
+    netns_errno: int = 0
 
     @property
     def replayed(self) -> bool:
-        return self.spooled_at is not None
+        return self.spooled is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,9 @@ class RequestFrame:
     has_doors: bool = False
     replayed: bool = False
     version: int = VERSION
+    netns_errno: int = 0
+    boottime: float = 0.0
+    boot_id: str = ""
 
     @property
     def variables(self) -> dict[str, str]:
@@ -153,10 +171,9 @@ def _request_size(buffer: bytearray) -> int:
     _, version, _, _, extra, _, env_len, stdin_len = _REQUEST.unpack_from(buffer)
     if version == 0:
         raise FrameError("there is no protocol version 0")
-    if version <= VERSION and extra:
-        raise FrameError(
-            f"protocol version {version} has no additional header fields, this request {extra} bytes of them"
-        )
+    known = _EXTRA.size if version >= _SINCE_EXTRA else 0
+    if extra < known or (extra > known and version <= VERSION):
+        raise FrameError(f"protocol version {version} has {known} bytes of added header fields, this request {extra}")
     for field, size, cap in (
         ("extra", extra, EXTRA_CAP),
         ("env", env_len, ENVIRONMENT_CAP),
@@ -171,6 +188,9 @@ def _request(buffer: bytearray) -> RequestFrame:
     _, version, verb, flags, extra, deadline_ms, env_len, _ = _REQUEST.unpack_from(buffer)
     environment = _REQUEST.size + extra
     stdin = environment + env_len
+    netns_errno, nanoseconds, boot_id = (
+        _EXTRA.unpack_from(buffer, _REQUEST.size) if version >= _SINCE_EXTRA else (0, 0, b"")
+    )
     return RequestFrame(
         verb=_VERBS.get(verb, Verb.OTHER),
         deadline_ms=deadline_ms,
@@ -179,16 +199,21 @@ def _request(buffer: bytearray) -> RequestFrame:
         has_doors=bool(flags & _HAS_DOORS),
         replayed=bool(flags & _REPLAYED),
         version=version,
+        netns_errno=netns_errno,
+        boottime=nanoseconds / 1e9,
+        boot_id=boot_id.rstrip(b"\0").decode(errors="replace"),
     )
 
 
 def encode_request(frame: RequestFrame) -> bytes:
     """The shim's side, for tests and for programs that call the agent without a shim."""
     flags = (_HAS_DOORS if frame.has_doors else 0) | (_REPLAYED if frame.replayed else 0)
-    head = _REQUEST.pack(
-        _MAGIC, frame.version, frame.verb, flags, 0, frame.deadline_ms, len(frame.environment), len(frame.stdin)
-    )
-    return head + frame.environment + frame.stdin
+    extra = b""
+    if frame.version >= _SINCE_EXTRA:
+        extra = _EXTRA.pack(frame.netns_errno, round(frame.boottime * 1e9), frame.boot_id.encode())
+    sizes = len(extra), frame.deadline_ms, len(frame.environment), len(frame.stdin)
+    head = _REQUEST.pack(_MAGIC, frame.version, frame.verb, flags, *sizes)
+    return head + extra + frame.environment + frame.stdin
 
 
 def encode_environment(variables: dict[str, str]) -> bytes:

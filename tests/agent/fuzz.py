@@ -70,7 +70,7 @@ def request(chance: random.Random) -> bytes:
         stdin=noise(chance, 200),
         has_doors=chance.random() < 0.3,
         replayed=chance.random() < 0.1,
-        version=chance.choice((1, 1, 1, 2, 255)),
+        version=chance.choice((1, 2, 2, 3, 255)),
     )
     return encode_request(frame)
 

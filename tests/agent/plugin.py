@@ -46,7 +46,8 @@ class Plugin:
             stdin=stdin,
             doors=more.get("doors", Doors(-1, -1)),
             deadline=asyncio.get_running_loop().time() + more.get("within", 5.0),
-            spooled_at=more.get("spooled_at"),
+            spooled=more.get("spooled"),
+            netns_errno=more.get("netns_errno", 0),
         )
         return await self.verbs.handle(request)
 

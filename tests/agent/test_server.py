@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from vnetpods_agent import wire
 from vnetpods_agent.server import Limits, Server
 from vnetpods_agent.wire import (
     AnswerFrame,
@@ -133,13 +134,13 @@ async def test_shim_of_a_later_protocol_is_served_and_answered_in_ours(path: Pat
     agent = Agent()
     agent.go.set()
     later = bytearray(STATUS)
-    later[3], later[6:8] = 2, b"\x04\x00"
+    later[3], later[6] = wire.VERSION + 1, later[6] + 4
     async with serving(path, agent):
         with connect(path) as caller:
-            caller.send(later[:20] + b"more" + later[20:])
+            caller.send(later[:66] + b"more" + later[66:])
             loop = asyncio.get_running_loop()
             frame = decode_answer(await loop.sock_recv(caller, 100))
-    assert frame == AnswerFrame(0, b"STATUS", version=1)
+    assert frame == AnswerFrame(0, b"STATUS", version=wire.VERSION)
     assert agent.calls[0].stdin == b"{}"
 
 

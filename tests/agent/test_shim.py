@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +25,19 @@ from tests.agent.machine import until
 from tests.agent.plugin import plugin
 from tests.agent.shim import QUICK, Runtime, named_netns, program
 from vnetpods_agent.server import Server
-from vnetpods_agent.wire import ANSWER_CAP, STDIN_CAP, Request, RequestDecoder, RequestFrame, Response, Verb
+from vnetpods_agent.wire import (
+    ANSWER_CAP,
+    ENVIRONMENT_CAP,
+    STDIN_CAP,
+    Request,
+    RequestDecoder,
+    RequestFrame,
+    Response,
+    Verb,
+)
 
 CONFIG = b'{"cniVersion": "0.4.0", "name": "vnetpods", "type": "vnetpods"}'
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 RESULT = b'{"cniVersion":"1.1.0"}'
 
 
@@ -122,14 +135,24 @@ async def test_doors_lead_into_the_pods_namespace(runtime: Runtime, verb: str) -
     assert b"only-here" in outcome.stdout
 
 
-@pytest.mark.parametrize("path", ["", "/run/netns/none", "/dev/null", "fifo", "/proc/self/ns/mnt"])
-async def test_without_a_namespace_the_agent_is_told_so(runtime: Runtime, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        ("", 0),
+        ("/run/netns/none", errno.ENOENT),
+        ("/dev/null", errno.EINVAL),
+        ("fifo", errno.EINVAL),
+        ("/proc/self/ns/mnt", errno.EINVAL),
+    ],
+)
+async def test_without_a_namespace_the_agent_is_told_so(runtime: Runtime, path: str, number: int) -> None:
     """Also for a FIFO, which open(2) would wait for, and a namespace of another kind."""
     if path == "fifo":
         path = str(runtime.folder / "fifo")
         os.mkfifo(path)
 
     async def handle(request: Request) -> Response:
+        assert request.netns_errno == number
         return Response(1 if request.doors else 0)
 
     async with agent(runtime, handle):
@@ -173,10 +196,22 @@ async def test_stdin_beyond_the_cap_is_refused(runtime: Runtime, size: int) -> N
     assert outcome.json["msg"] == f"stdin has more than {STDIN_CAP} bytes"
 
 
-async def test_environment_beyond_the_cap_is_refused(runtime: Runtime) -> None:
-    outcome = await runtime.call("ADD", CONFIG, CNI_ARGS="x" * 70_000)
-    assert outcome.code == 4
-    assert "65536 bytes" in outcome.json["msg"]
+@pytest.mark.parametrize("beyond", [0, 1, 5000])
+async def test_environment_beyond_the_cap_is_refused(runtime: Runtime, beyond: int) -> None:
+    """To the byte: what comes behind it in the buffer is standard input's."""
+
+    async def handle(request: Request) -> Response:
+        size = sum(len(f"{name}={value}") + 1 for name, value in request.env.items())
+        return Response(0, b"%d " % size + request.stdin)
+
+    args = "x" * (ENVIRONMENT_CAP - len("CNI_COMMAND=ADD\0CNI_ARGS=\0") + beyond)
+    async with agent(runtime, handle):
+        outcome = await runtime.call("ADD", CONFIG, CNI_ARGS=args)
+    if beyond:
+        assert outcome.code == 4
+        assert "65536 bytes" in outcome.json["msg"]
+    else:
+        assert outcome.stdout == b"65536 " + CONFIG
 
 
 async def test_stdin_that_never_ends_doesnt_hold_the_call(runtime: Runtime) -> None:
@@ -208,6 +243,76 @@ async def test_closed_standard_descriptors_do_no_harm(runtime: Runtime) -> None:
             "sh", "-c", f"exec {runtime.shim} <&- >&- 2>&-", env=runtime.environment("STATUS")
         )
         assert await process.wait() == 3
+
+
+async def test_a_log_that_nobody_reads_any_more_ends_no_call(runtime: Runtime) -> None:
+    """Writing to such a pipe raises SIGPIPE."""
+
+    async def handle(request: Request) -> Response:
+        return Response(0, RESULT)
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    async with agent(runtime, handle):
+        process = await asyncio.create_subprocess_exec(
+            runtime.shim,
+            env=runtime.environment("ADD", CNI_NETNS="/run/netns/none"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=writer,
+        )
+        os.close(writer)
+        stdout, _ = await process.communicate()
+    assert (process.returncode, stdout) == (0, RESULT)
+
+
+@pytest.mark.parametrize(
+    ("verb", "code", "said"),
+    [("ADD", 5, "network namespace"), ("DEL", 5, "can't be kept"), ("STATUS", 50, "descriptors")],
+)
+async def test_with_three_descriptors_it_says_what_it_lacks(runtime: Runtime, verb: str, code: int, said: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        "sh",
+        "-c",
+        f"ulimit -n 3; exec {runtime.shim}",
+        env=runtime.environment(verb, CNI_NETNS="/run/netns/none"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    stdout, _ = await process.communicate()
+    answer = json.loads(stdout)
+    assert (process.returncode, answer["code"]) == (1, code)
+    assert said in answer["msg"]
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_reader_that_takes_nothing_doesnt_hold_the_call(runtime: Runtime, served: bool) -> None:
+    """A call ends at its deadline, or a moment after when the deadline is what is to be told."""
+
+    async def handle(request: Request) -> Response:
+        return Response(0, b"x" * ANSWER_CAP)
+
+    reader, writer = os.pipe()
+    if not served:
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+    async with contextlib.AsyncExitStack() as stack:
+        if served:
+            await stack.enter_async_context(agent(runtime, handle))
+        process = await asyncio.create_subprocess_exec(
+            runtime.shim, env=runtime.environment("STATUS"), stdin=subprocess.DEVNULL, stdout=writer
+        )
+        try:
+            async with asyncio.timeout(pace.stretched(20)):
+                assert await process.wait() == 1
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    os.close(reader)
+    os.close(writer)
 
 
 async def test_without_command_it_says_what_it_is(runtime: Runtime) -> None:
@@ -280,7 +385,7 @@ async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def other_protocol(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"VNP\2\0\0\0\0\0\0\0\0")
+    writer.write(b"VNP\3\0\0\0\0\0\0\0\0")
     await writer.drain()
     await asyncio.sleep(5)
 
@@ -302,7 +407,7 @@ BROKEN = {
     "closing": (close, "closed the connection at"),
     "half an answer": (half_an_answer, "closed the connection at"),
     "garbage": (garbage, "answered in protocol version 80"),
-    "other protocol": (other_protocol, "answered in protocol version 2"),
+    "other protocol": (other_protocol, "answered in protocol version 3"),
     "no protocol": (no_protocol, "answered in protocol version 0"),
     "endless answer": (endless, "answered in protocol version 1"),
 }
@@ -320,9 +425,11 @@ async def test_agent_that_doesnt_answer(runtime: Runtime, how: str | None, verb:
     if verb == "DEL":
         assert (outcome.exit_code, outcome.stdout) == (0, b"")
         assert sentence in outcome.stderr
-        assert spooled(runtime) == [
-            RequestFrame(Verb.DEL, 700 * pace.factor(), b"CNI_COMMAND=DEL\0CNI_CONTAINERID=c1\0", CONFIG, replayed=True)
-        ]
+        [frame], deadline = spooled(runtime), 700 * pace.factor()
+        expected = RequestFrame(Verb.DEL, deadline, b"CNI_COMMAND=DEL\0CNI_CONTAINERID=c1\0", CONFIG, replayed=True)
+        assert replace(frame, boottime=0.0, boot_id="") == expected
+        assert 0 < frame.boottime <= time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert frame.boot_id == BOOT_ID
     else:
         assert outcome.code == code
         assert sentence in outcome.json["msg"]
@@ -468,16 +575,61 @@ async def test_del_fails_when_it_can_be_kept_nowhere(runtime: Runtime) -> None:
 
 async def test_del_fails_on_a_full_disk_and_leaves_nothing(runtime: Runtime) -> None:
     with disk(runtime.spool, "size=8k"):
-        outcome = await runtime.call("DEL", b"x" * 20_000)
+        (runtime.spool / "filler").write_bytes(bytes(4096))
+        outcome = await runtime.call("DEL", b"x" * 5000)
         assert outcome.code == 5
         assert "writing a file: No space left on device" in outcome.json["msg"]
-        assert spooled(runtime) == []
+        assert [path.name for path in runtime.spool.iterdir()] == ["filler"]
+        (runtime.spool / "filler").unlink()
         assert (await runtime.call("DEL", b"{}")).exit_code == 0  # there is room for this one
 
 
 async def test_spool_that_is_no_folder(runtime: Runtime) -> None:
     runtime.spool.write_text("x")
     assert (await runtime.call("DEL")).code == 5
+
+
+async def test_spool_that_is_a_link_isnt_followed(runtime: Runtime, tmp_path: Path) -> None:
+    """Who may make one would have root write where he wants."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    runtime.spool.symlink_to(elsewhere)
+    outcome = await runtime.call("DEL", CONFIG)
+    assert outcome.code == 5
+    assert "opening the folder" in outcome.json["msg"]
+    assert list(elsewhere.iterdir()) == []
+
+
+async def test_the_same_del_again_takes_the_place_of_the_first(runtime: Runtime) -> None:
+    """A runtime repeats what it isn't sure of; the later one includes the earlier."""
+    for container in ("c1", "c2", "c1", "c1"):
+        assert (await runtime.call("DEL", CONFIG, CNI_CONTAINERID=container)).exit_code == 0
+    frames = spooled(runtime)
+    assert [frame.variables["CNI_CONTAINERID"] for frame in frames] == ["c2", "c1"]
+    assert frames[0].boottime < frames[1].boottime
+
+
+async def test_spool_is_bounded(tmp_path: Path) -> None:
+    """While an agent is away, every try of every waiting pod ends with a DEL. What is kept stays, and nothing fails."""
+    runtime = Runtime(tmp_path, shim=program(*QUICK, "SPOOL_CAP=3"))
+    for number in range(3):
+        assert (await runtime.call("DEL", CONFIG, CNI_CONTAINERID=f"c{number}")).exit_code == 0
+    outcome = await runtime.call("DEL", CONFIG, CNI_CONTAINERID="c3")
+    assert (outcome.exit_code, outcome.stdout) == (0, b"")
+    assert "holds 3 calls, so this DEL isn't kept" in outcome.stderr
+    assert (await runtime.call("DEL", CONFIG, CNI_CONTAINERID="c0")).exit_code == 0  # needs no more room
+    assert [frame.variables["CNI_CONTAINERID"] for frame in spooled(runtime)] == ["c1", "c2", "c0"]
+
+
+async def test_spooled_call_is_small(runtime: Runtime) -> None:
+    """What a DEL needs stays; what it may do without goes when it is large."""
+    needed = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0"}
+    outcome = await runtime.call("DEL", CONFIG, CNI_ARGS="x" * 20_000, CNI_PATH="y" * 20_000, **needed)
+    assert outcome.exit_code == 0
+    assert (await runtime.call("DEL", CONFIG + b" " * 100_000, **needed)).exit_code == 0
+    without_arguments, without_input = spooled(runtime)
+    assert without_arguments.variables == without_input.variables == {"CNI_COMMAND": "DEL"} | needed
+    assert (without_arguments.stdin, without_input.stdin) == (CONFIG, b"")
 
 
 async def test_spool_is_made_when_the_agent_never_ran(runtime: Runtime) -> None:

@@ -19,6 +19,8 @@ from vnetpods_agent.spool import Spool
 CONFIG = b'{"cniVersion": "1.1.0", "name": "vnetpods", "type": "vnetpods"}'
 NEXT = f"PROTOCOL={wire.VERSION + 1}"
 PAIRS = [
+    pytest.param(wire.VERSION - 1, wire.VERSION, id="former-shim"),
+    pytest.param(wire.VERSION, wire.VERSION - 1, id="former-agent"),
     pytest.param(wire.VERSION, wire.VERSION + 1, id="shim-before-agent"),
     pytest.param(wire.VERSION + 1, wire.VERSION, id="agent-before-shim"),
     pytest.param(wire.VERSION + 1, wire.VERSION + 1, id="both-later"),
@@ -60,8 +62,9 @@ async def test_every_verb_is_answered(
     assert not runtime.spool.exists()
 
 
-async def test_what_a_later_shim_has_spooled_is_done(tmp_path: Path) -> None:
-    runtime = Runtime(tmp_path, shim=shim(wire.VERSION + 1))
+@pytest.mark.parametrize("of_shim", [wire.VERSION - 1, wire.VERSION + 1])
+async def test_what_another_shim_has_spooled_is_done(tmp_path: Path, of_shim: int) -> None:
+    runtime = Runtime(tmp_path, shim=shim(of_shim))
     async with plugin(tmp_path, "10.0.0.5") as cni:
         await cni.ok(wire.Verb.ADD)
         attachments = cni.desk.custody.attachments

@@ -10,8 +10,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.agent.shim import Runtime
+from vnetpods_agent import wire
 from vnetpods_agent.spool import KEPT_BAD, Spool
-from vnetpods_agent.wire import Request, RequestFrame, Response, Verb, encode_environment, encode_request
+from vnetpods_agent.wire import Moment, Request, RequestFrame, Response, Verb, encode_environment, encode_request
 
 SECOND = 1_000_000_000
 NOW = 1_795_000_000
@@ -71,7 +72,7 @@ async def test_moment_of_the_call_is_passed_on(tmp_path: Path) -> None:
     agent = Agent()
     (tmp_path / f"{NOW * SECOND + SECOND // 2}-17.req").write_bytes(frame())
     await Spool(tmp_path, agent.handle).replay()
-    assert agent.calls[0].spooled_at == NOW + 0.5
+    assert agent.calls[0].spooled == Moment(NOW + 0.5)
 
 
 async def test_oldest_comes_first_by_time_not_by_name(tmp_path: Path) -> None:
@@ -132,8 +133,8 @@ async def test_call_of_a_later_shim_is_replayed(tmp_path: Path) -> None:
     """After a downgrade of the agent the spool holds frames of the newer protocol, with fields we don't know."""
     agent = Agent()
     newer = bytearray(frame())
-    newer[3], newer[6:8] = 2, b"\x04\x00"
-    (tmp_path / "1-1.req").write_bytes(newer[:20] + b"more" + newer[20:])
+    newer[3], newer[6] = wire.VERSION + 1, newer[6] + 4
+    (tmp_path / "1-1.req").write_bytes(newer[:66] + b"more" + newer[66:])
     assert await Spool(tmp_path, agent.handle).replay() == 1
     assert agent.containers == ["c1"]
 

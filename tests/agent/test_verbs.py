@@ -11,7 +11,7 @@ import pytest
 
 from tests.agent.plugin import plugin
 from vnetpods_agent.verbs import Lasting
-from vnetpods_agent.wire import Verb
+from vnetpods_agent.wire import Moment, Verb
 
 NESTED: list[Any] = []
 for _ in range(900):
@@ -110,9 +110,9 @@ class TestDel:
     async def test_from_the_spool_spares_what_came_later(self, tmp_path: Path) -> None:
         async with plugin(tmp_path, "10.0.0.5") as cni:
             await cni.ok(Verb.ADD)
-            await cni.ok(Verb.DEL, spooled_at=cni.desk.now[0] - 1)
+            await cni.ok(Verb.DEL, spooled=Moment(cni.desk.now[0] - 1))
             assert len(cni.desk.custody.attachments) == 1
-            await cni.ok(Verb.DEL, spooled_at=cni.desk.now[0] + 1)
+            await cni.ok(Verb.DEL, spooled=Moment(cni.desk.now[0] + 1))
             assert cni.desk.custody.attachments == {}
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.agent.machine import until
 from tests.agent.plugin import ARGS, plugin
 from vnetpods_agent.cni import VERSIONS
-from vnetpods_agent.wire import Verb
+from vnetpods_agent.wire import Moment, Verb
 
 OLD_IP = {"version": "4", "interface": 1, "address": "10.0.0.5/32", "gateway": "169.254.1.1"}
 NEW_IP = {"interface": 1, "address": "10.0.0.5/32", "gateway": "169.254.1.1"}
@@ -106,7 +106,7 @@ class TestInput:
             assert (await cni.refused(Verb.ADD, stdin=stdin))[0] == code
             assert cni.desk.pool.usage(0).free == 1
 
-    @pytest.mark.parametrize("spooled_at", [None, 2_000_000.0], ids=["live", "spooled"])
+    @pytest.mark.parametrize("spooled", [None, Moment(2_000_000.0)], ids=["live", "spooled"])
     @pytest.mark.parametrize(
         "stdin",
         [
@@ -127,13 +127,13 @@ class TestInput:
         ],
     )
     async def test_a_deletion_needs_container_and_interface_alone(
-        self, tmp_path: Path, stdin: bytes, spooled_at: float | None
+        self, tmp_path: Path, stdin: bytes, spooled: Moment | None
     ) -> None:
         """A DEL that fails keeps its pod Terminating for ever, and one that is set aside keeps its address held."""
         async with plugin(tmp_path, "10.0.0.5", "10.0.0.6") as cni:
             await cni.ok(Verb.ADD)
             await cni.ok(Verb.ADD, env={"CNI_CONTAINERID": "c2"})
-            await cni.ok(Verb.DEL, stdin=stdin, spooled_at=spooled_at)
+            await cni.ok(Verb.DEL, stdin=stdin, spooled=spooled)
             assert await cni.desk.agree() == {"c2": "10.0.0.6"}
 
     async def test_a_deletion_that_names_no_network_abandons_an_add(self, tmp_path: Path) -> None:
@@ -222,4 +222,7 @@ class TestInput:
 
     async def test_a_namespace_that_the_shim_could_not_open(self, tmp_path: Path) -> None:
         async with plugin(tmp_path, "10.0.0.5") as cni:
-            assert (await cni.refused(Verb.ADD, doors=None))[0] == 8
+            assert await cni.refused(Verb.ADD, doors=None) == (8, "CNI_NETNS: '/run/netns/n1' could not be opened: ")
+            for number, why in ((2, "No such file or directory"), (22, "Invalid argument; it is no network namespace")):
+                _, said = await cni.refused(Verb.ADD, doors=None, netns_errno=number)
+                assert said == f"CNI_NETNS: '/run/netns/n1' could not be opened: {why}: "

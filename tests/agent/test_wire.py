@@ -28,31 +28,44 @@ from vnetpods_agent.wire import (
 
 ADD_ENVIRONMENT = b"CNI_COMMAND=ADD\0CNI_CONTAINERID=c1\0CNI_IFNAME=eth0\0CNI_NETNS=/run/netns/x\0"
 
-# Protocol 1 as it is on the wire and in spools. These bytes never change: a node's shim may be older than its agent.
+BOOT_ID = "3c4d6c5e-8b9f-4a53-9f0e-0c5a2c9e6f11"
+
+# The protocols as they are on the wire and in spools. These bytes never change: a node's shim may be older than its
+# agent.
 REQUESTS = {
     "add with doors": (
-        RequestFrame(Verb.ADD, 110_000, ADD_ENVIRONMENT, b'{"name":"vnetpods"}', has_doors=True),
+        RequestFrame(Verb.ADD, 110_000, ADD_ENVIRONMENT, b'{"name":"vnetpods"}', has_doors=True, version=1),
         b"VNP\x01\x01\x01\x00\x00\xb0\xad\x01\x00" + b"\x4a\x00\x00\x00" + b"\x13\x00\x00\x00"
         b"CNI_COMMAND=ADD\x00CNI_CONTAINERID=c1\x00CNI_IFNAME=eth0\x00CNI_NETNS=/run/netns/x\x00"
         b'{"name":"vnetpods"}',
     ),
     "del from the spool": (
-        RequestFrame(Verb.DEL, 15_000, b"CNI_COMMAND=DEL\0", b"{}", replayed=True),
+        RequestFrame(Verb.DEL, 15_000, b"CNI_COMMAND=DEL\0", b"{}", replayed=True, version=1),
         b"VNP\x01\x02\x02\x00\x00\x98\x3a\x00\x00\x10\x00\x00\x00\x02\x00\x00\x00CNI_COMMAND=DEL\x00{}",
     ),
     "nothing but a verb": (
-        RequestFrame(Verb.VERSION, 0, b"", b""),
+        RequestFrame(Verb.VERSION, 0, b"", b"", version=1),
         b"VNP\x01\x06\x00\x00\x00" + bytes(12),
     ),
     "status": (
-        RequestFrame(Verb.STATUS, 5000, b"", b"{}"),
+        RequestFrame(Verb.STATUS, 5000, b"", b"{}", version=1),
         b"VNP\x01\x05\x00\x00\x00\x88\x13\x00\x00" + bytes(4) + b"\2\0\0\0{}",
+    ),
+    "add without doors, protocol 2": (
+        RequestFrame(Verb.ADD, 110_000, b"CNI_COMMAND=ADD\0", b"{}", netns_errno=22, version=2),
+        b"VNP\x02\x01\x00\x2e\x00\xb0\xad\x01\x00\x10\x00\x00\x00\x02\x00\x00\x00"
+        b"\x16\x00" + bytes(8) + bytes(36) + b"CNI_COMMAND=ADD\x00{}",
+    ),
+    "del from the spool, protocol 2": (
+        RequestFrame(Verb.DEL, 15_000, b"", b"{}", replayed=True, boottime=1.5, boot_id=BOOT_ID, version=2),
+        b"VNP\x02\x02\x02\x2e\x00\x98\x3a\x00\x00" + bytes(4) + b"\x02\x00\x00\x00"
+        b"\x00\x00\x00\x2f\x68\x59\x00\x00\x00\x00" + BOOT_ID.encode() + b"{}",
     ),
 }
 ANSWERS = {
-    "empty": (AnswerFrame(0, b""), b"VNP\x01\x00\x00\x00\x00\x00\x00\x00\x00"),
-    "error": (AnswerFrame(1, b'{"code":11}'), b'VNP\x01\x01\x00\x00\x00\x0b\x00\x00\x00{"code":11}'),
-    "not text": (AnswerFrame(255, b"\0\xff"), b"VNP\x01\xff\x00\x00\x00\x02\x00\x00\x00\x00\xff"),
+    "empty": (AnswerFrame(0, b"", 1), b"VNP\x01\x00\x00\x00\x00\x00\x00\x00\x00"),
+    "error": (AnswerFrame(1, b'{"code":11}', 1), b'VNP\x01\x01\x00\x00\x00\x0b\x00\x00\x00{"code":11}'),
+    "not text": (AnswerFrame(255, b"\0\xff", 1), b"VNP\x01\xff\x00\x00\x00\x02\x00\x00\x00\x00\xff"),
 }
 
 
@@ -92,7 +105,7 @@ def test_requests_may_be_split_anywhere(frame: RequestFrame, encoded: bytes) -> 
 
 @pytest.mark.parametrize(("frame", "encoded"), ANSWERS.values(), ids=ANSWERS)
 def test_answers_are_these_bytes(frame: AnswerFrame, encoded: bytes) -> None:
-    assert encode_answer(Response(frame.exit_code, frame.stdout)) == encoded
+    assert encode_answer(Response(frame.exit_code, frame.stdout), version=frame.version) == encoded
     assert decode_answer(encoded) == frame
     assert all(decode_answer(encoded[:at]) is None for at in range(len(encoded)))
 
@@ -104,7 +117,10 @@ def test_answers_are_these_bytes(frame: AnswerFrame, encoded: bytes) -> None:
         pytest.param(b"VNX", "starts with b'VNP'", id="wrong third byte"),
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", "starts with b'VNP'", id="http"),
         pytest.param(header(version=0), "no protocol version 0", id="version 0"),
-        pytest.param(header(extra=4), "no additional header fields", id="additional fields in version 1"),
+        pytest.param(header(extra=4), "version 1 has 0 bytes of added", id="additional fields in version 1"),
+        pytest.param(header(version=2, extra=45), "version 2 has 46 bytes of added", id="too few fields in version 2"),
+        pytest.param(header(version=2, extra=47), "version 2 has 46 bytes of added", id="too many in version 2"),
+        pytest.param(header(version=3, extra=45), "version 3 has 46 bytes of added", id="fewer in a later version"),
         pytest.param(header(version=9, extra=4097), "extra has 4097 bytes, the cap is 4096", id="too many fields"),
         pytest.param(header(env=ENVIRONMENT_CAP + 1), "env has 65537 bytes", id="environment"),
         pytest.param(header(stdin=STDIN_CAP + 1), "stdin has 1048577 bytes", id="stdin"),
@@ -141,8 +157,8 @@ def test_answer_that_the_shim_would_refuse_isnt_sent() -> None:
 
 
 def test_request_of_a_later_version_is_read_as_ours_and_answered_in_ours() -> None:
-    later = (
-        header(version=VERSION + 1, verb=2, flags=0x82, extra=6, env=16, stdin=2) + b"future" + b"CNI_COMMAND=DEL\0{}"
+    later = header(version=VERSION + 1, verb=2, flags=0x82, extra=52, env=16, stdin=2) + (
+        bytes(46) + b"future" + b"CNI_COMMAND=DEL\0{}"
     )
     frame = RequestDecoder().feed(later)
     assert frame == RequestFrame(Verb.DEL, 1000, b"CNI_COMMAND=DEL\0", b"{}", replayed=True, version=VERSION + 1)
