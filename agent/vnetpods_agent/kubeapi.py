@@ -1,32 +1,39 @@
 """A small client of the Kubernetes API: as much as one agent needs, over aiohttp.
 
 Decided here: who we are (a kubeconfig, or the pod's ServiceAccount), how long a request may take, and that a connection
-whose other end vanished without a word is noticed within half a minute. Used in the event loop only. Tokens rotate: the
-file is read again every minute. Errors are ApiError (the server answered) and ApiUnreachable (it didn't).
+whose other end vanished without a word is noticed within half a minute. Used in the event loop only. Tokens, the
+cluster's CA and client certificates rotate: all files are read again every minute, and with the next request after one
+that wasn't let in. HTTP(S)_PROXY is not for us: the API server is in the cluster's own network.
+Errors are ApiError (the server answered) and ApiUnreachable (it didn't).
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import logging
 import os
 import socket
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+import structlog
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = aiohttp.ClientTimeout(total=20.0)
-_TOKEN_LIFE = 60.0
+_ACCESS_LIFE = 60.0
 _UNAUTHORIZED = 401
 _TLS_GOODBYE = 0.25  # for the connections of watches that just ended; aiohttp waits for all others by itself
+_log = structlog.get_logger(component="kubeapi")
 _MAX_LINE = 8 * 1024 * 1024  # a watch event is one line; an object is at most etcd's 1.5 MB
 
 
@@ -51,10 +58,14 @@ class AccessError(KubeError): ...
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where the API server is and how to prove who asks."""
+    """Where the API server is and how to prove who asks. `digest` tells apart what CA, certificates and server were
+    read; `again` reads them once more and raises AccessError.
+    """
 
     server: str
     context: ssl.SSLContext | None
+    digest: bytes
+    again: Callable[[], Access]
     token: str = ""
     token_file: Path | None = None
 
@@ -67,10 +78,12 @@ def in_cluster(folder: Path = SERVICE_ACCOUNT, environment: Mapping[str, str] = 
             "KUBERNETES_SERVICE_HOST is not set: outside a cluster, source.kubernetes.kubeconfig is needed"
         )
     try:
+        digest = _digest(folder / "ca.crt")  # before it is used: what is newer than its digest is read once more
         context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
     except OSError as error:
         raise AccessError(f"{folder}/ca.crt can't be used: {error}") from error
-    return Access(f"https://{f'[{host}]' if ':' in host else host}:{port}", context, token_file=folder / "token")
+    server = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+    return Access(server, context, digest, partial(in_cluster, folder, environment), token_file=folder / "token")
 
 
 def from_kubeconfig(path: Path) -> Access:
@@ -83,9 +96,18 @@ def from_kubeconfig(path: Path) -> Access:
         cluster = _named(document["clusters"], context["cluster"])["cluster"]
         user = _named(document["users"], context["user"])["user"]
         token_file = Path(user["tokenFile"]) if user.get("tokenFile") else None
-        return Access(cluster["server"], _ssl_context(path.parent, cluster, user), user.get("token", ""), token_file)
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        named = (cluster.get("certificate-authority"), user.get("client-certificate"), user.get("client-key"))
+        digest = _digest(path, *(path.parent / name for name in named if name))
+        made = _ssl_context(path.parent, cluster, user)
+        return Access(
+            cluster["server"], made, digest, partial(from_kubeconfig, path), user.get("token", ""), token_file
+        )
+    except (OSError, KeyError, TypeError, ValueError, StopIteration, yaml.YAMLError) as error:
         raise AccessError(f"kubeconfig {path} can't be used: {type(error).__name__}: {error}") from error
+
+
+def _digest(*files: Path) -> bytes:
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).digest()
 
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -115,22 +137,18 @@ def _ssl_context(folder: Path, cluster: dict[str, Any], user: dict[str, Any]) ->
 
 
 class KubeApi:
-    """One session. Close it."""
+    """One session, and another one when CA, certificate or server have changed. Close it."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
         self._token = access.token
-        self._token_read = float("-inf")
-        self._session = aiohttp.ClientSession(
-            base_url=access.server,
-            connector=aiohttp.TCPConnector(limit=8, ssl=access.context or False, socket_factory=_socket),
-            timeout=_TIMEOUT,
-            headers={"Accept": "application/json", "User-Agent": "vnetpods-agent"},
-            read_bufsize=_MAX_LINE,
-        )
+        self._read = float("-inf")
+        self._trouble = ""
+        self._session = _session(access)
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        await self._session.close()
+        await asyncio.gather(self._session.close(), *self._closing)
         await asyncio.sleep(_TLS_GOODBYE)
 
     async def get(self, path: str, query: Mapping[str, str]) -> Any:
@@ -147,14 +165,14 @@ class KubeApi:
         """The events of one watch request, which the server ends after `seconds`."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=20.0, sock_read=seconds + 15.0)
         query = {**query, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
+        headers = self._authorization()
         try:
-            async with self._session.get(
-                path, params=query, headers=self._authorization(), timeout=timeout
-            ) as response:
+            async with self._session.get(path, params=query, headers=headers, timeout=timeout) as response:
                 await self._raise_for(response, f"watch {path}")
                 async for line in response.content:
                     yield msgspec.json.decode(line)
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, ValueError) as error:
+            self._read = float("-inf")
             raise ApiUnreachable(f"watch {path}: {type(error).__name__}: {error}") from error
 
     async def _request(self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str) -> Any:
@@ -165,13 +183,14 @@ class KubeApi:
                 await self._raise_for(response, f"{method} {path}")
                 return msgspec.json.decode(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
+            self._read = float("-inf")
             raise ApiUnreachable(f"{method} {path}: {type(error).__name__}: {error}") from error
 
     async def _raise_for(self, response: aiohttp.ClientResponse, what: str) -> None:
         if response.status < 300:
             return
         if response.status == _UNAUTHORIZED:
-            self._token_read = float("-inf")  # perhaps there is a newer one
+            self._read = float("-inf")  # perhaps there is a newer token or certificate
         text = (await response.text())[:2000]
         try:
             message = str(msgspec.json.decode(text)["message"])
@@ -180,14 +199,45 @@ class KubeApi:
         raise ApiError(response.status, what, message)
 
     def _authorization(self) -> dict[str, str]:
-        file = self._access.token_file
-        if file is not None and time.monotonic() - self._token_read > _TOKEN_LIFE:
+        if time.monotonic() - self._read > _ACCESS_LIFE:
+            self._renew()
+            file = self._access.token_file
             try:
-                self._token = file.read_text().strip()
+                self._token = file.read_text().strip() if file else self._access.token
             except OSError as error:
                 raise ApiUnreachable(f"the token {file} can't be read: {error.strerror}") from error
-            self._token_read = time.monotonic()
+            self._read = time.monotonic()
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+    def _renew(self) -> None:
+        """A session with what the files say now. While they can't be used, for one is just being replaced, the former
+        one is all there is.
+        """
+        try:
+            access, trouble = self._access.again(), ""
+        except AccessError as error:
+            access, trouble = self._access, str(error)
+        if trouble != self._trouble:
+            _log.log(logging.WARNING if trouble else logging.INFO, "access to the API server", trouble=trouble)
+        self._trouble = trouble
+        if access.digest == self._access.digest:
+            return
+        _log.info("access to the API server has changed", server=access.server)
+        former, self._access, self._session = self._session, access, _session(access)
+        task = asyncio.get_running_loop().create_task(former.close())  # whoever uses it asks again
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _session(access: Access) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        base_url=access.server,
+        connector=aiohttp.TCPConnector(limit=8, ssl=access.context or False, socket_factory=_socket),
+        timeout=_TIMEOUT,
+        headers={"Accept": "application/json", "User-Agent": "vnetpods-agent"},
+        read_bufsize=_MAX_LINE,
+        trust_env=False,
+    )
 
 
 def _socket(info: tuple[Any, ...]) -> socket.socket:
