@@ -56,7 +56,11 @@ def _install(config: Config) -> int:
     if config.paths.shim is None:
         print("vnetpods-agent: paths.shim is not set: there is nothing to install", file=sys.stderr)  # noqa: T201 - for whoever started it
         return _USAGE_ERROR
-    installer.install_shim(config.paths.shim, config.paths.cni_bin)
+    try:
+        installer.install_shim(config.paths.shim, config.paths.cni_bin)
+    except installer.InstallError as error:
+        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
+        return 1
     return 0
 
 

@@ -6,8 +6,9 @@ pods of a full node undeletable. Uninstalling goes the other way round, conflist
 
 Both files appear by rename of a synced temporary file, so that a reader finds the old file, the new one or none, also
 after a crash at any point (aws#1437), and a running shim is never "text file busy". Temporary names start with a dot
-and end in `.tmp`: libcni reads every `.conf`, `.conflist` and `.json` of its folder. Called at start and on uninstall,
-from one task; blocking, a few milliseconds.
+and end in `.tmp`: libcni reads every `.conf`, `.conflist` and `.json` of its folder. `Installation.ensure` is called
+every few seconds once an ADD can be served, for what is in place may be taken away; blocking, a few milliseconds.
+The shim's folder may be read-only then, with the shim put there before by `vnetpods-agent install`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +54,53 @@ def conflist(chained: Sequence[str] = (), *, bin_dir: Path) -> dict[str, Any]:
     """The network as the runtime reads it (CNI specification 1.1.0, "Configuration format").
 
     `chained` names reference plugins to run after ours ("portmap" for hostPort, "bandwidth" for the bandwidth
-    annotations). One whose program is missing from `bin_dir` is left out with a log line: a conflist that names a
-    missing program would fail every pod of the node.
+    annotations). One whose program is missing from `bin_dir` is left out: a conflist that names a missing program would
+    fail every pod of the node.
     """
     plugins: list[dict[str, Any]] = [{"type": SHIM}]
     for name in chained:
         if name not in _CHAINED:
             raise InstallError(f"plugin {name!r} can't be chained; known are {', '.join(sorted(_CHAINED))}")
-        if not (bin_dir / name).exists():
-            _log.warning("chained plugin is not installed, left out", plugin=name, folder=str(bin_dir))
-            continue
-        plugins.append(_CHAINED[name])
+        if (bin_dir / name).exists():
+            plugins.append(_CHAINED[name])
     return {"cniVersion": PLAIN_VERSION, "cniVersions": list(VERSIONS), "name": SHIM, "plugins": plugins}
+
+
+class Installation:
+    """What has to be in place while the agent serves. `trouble` says what isn't, and why."""
+
+    def __init__(self, source: Path, bin_dir: Path, conf_dir: Path, chained: Sequence[str] = ()) -> None:
+        self.trouble = ""
+        self._source = source
+        self._bin_dir = bin_dir
+        self._conf_dir = conf_dir
+        self._chained = chained
+        self._left_out: list[str] = []
+
+    def ensure(self) -> None:
+        """Puts in place what is missing or different. Says what it can't put right once, not every time."""
+        trouble = "; ".join(self._ensure())
+        if trouble != self.trouble:
+            self.trouble = trouble
+            _log.log(logging.ERROR if trouble else logging.INFO, "installation", trouble=trouble)
+
+    def _ensure(self) -> Iterator[str]:
+        try:
+            install_shim(self._source, self._bin_dir)
+        except InstallError as error:
+            there = (self._bin_dir / SHIM).exists()
+            found = "is not this version's" if there else "is missing"
+            yield f"the shim {found} ({error}; `vnetpods-agent install` in an init container puts it there as well)"
+            if not there:  # a conflist that names a missing program would fail every pod
+                return
+        left_out = [name for name in self._chained if not (self._bin_dir / name).exists()]
+        if left_out != self._left_out:
+            self._left_out = left_out
+            _log.warning("chained plugins that are not installed", left_out=left_out, folder=str(self._bin_dir))
+        try:
+            install_conflist(self._conf_dir, conflist(self._chained, bin_dir=self._bin_dir))
+        except InstallError as error:
+            yield str(error)
 
 
 def install_shim(source: Path, bin_dir: Path) -> bool:
@@ -96,10 +133,10 @@ def uninstall(bin_dir: Path, conf_dir: Path, *, name: str = CONFLIST) -> None:
 
 def _put(target: Path, content: bytes, *, mode: int) -> bool:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target, older_than=LEFTOVER_AGE)
         if _holds(target, content, mode):
             return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target, older_than=LEFTOVER_AGE)
         temporary = target.with_name(f".{target.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
         with contextlib.ExitStack() as undo:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -143,7 +180,7 @@ def _await_writers(file: Path) -> None:
 def _holds(target: Path, content: bytes, mode: int) -> bool:
     try:
         return target.stat().st_mode & 0o7777 == mode and not target.is_symlink() and target.read_bytes() == content
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

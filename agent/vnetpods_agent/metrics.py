@@ -6,6 +6,7 @@ Counters are bumped in the event loop; gauges are read when somebody asks. docs/
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -86,23 +87,36 @@ class _Kernel(Collector):
         yield errors
 
 
-async def serve(metrics: Metrics, unfit: Callable[[], str], address: str, port: int) -> tuple[web.AppRunner, int]:
-    """Starts the server; returns what to clean up and the port. `unfit` says why the agent isn't ready."""
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Empty while all is well: `ill` says why only another start can help, `unready` what isn't as it should be."""
+
+    ill: Callable[[], str]
+    unready: Callable[[], str]
+
+
+async def serve(metrics: Metrics, health: Health, address: str, port: int) -> tuple[web.AppRunner, int]:
+    """Starts the server; returns what to clean up and the port. Raises OSError."""
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(metrics.registry), content_type="text/plain", charset="utf-8")
 
-    async def health(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readiness(_: web.Request) -> web.Response:
-        why = unfit()
+    def answer(why: str) -> web.Response:
         return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
 
+    async def alive(_: web.Request) -> web.Response:
+        return answer(health.ill())
+
+    async def ready(_: web.Request) -> web.Response:
+        return answer(health.unready())
+
     application = web.Application()
-    application.add_routes([web.get("/metrics", show), web.get("/healthz", health), web.get("/readyz", readiness)])
+    application.add_routes([web.get("/metrics", show), web.get("/healthz", alive), web.get("/readyz", ready)])
     runner = web.AppRunner(application, access_log=None, handle_signals=False)
     await runner.setup()
-    site = web.TCPSite(runner, address, port)
-    await site.start()
+    try:
+        await web.TCPSite(runner, address, port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
     return runner, runner.addresses[0][1]

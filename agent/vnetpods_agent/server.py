@@ -11,7 +11,8 @@ when the handler is done, whatever happened to it. What the call means is the ha
   there were no agent (ADD asks again and then fails with "try again later", DEL is spooled). Closing loses nothing.
 - Stopping works the same way: what is in flight gets some time, the rest is closed, and the next agent is asked again.
 
-Nothing here survives a crash; the socket file that it leaves behind is replaced, atomically, by the next start.
+Nothing here survives a crash; the socket file that it leaves behind is replaced, atomically, by the next start. One
+that goes while we live (somebody empties /run) is bound again by `ensure`, which is to be called every few seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
+import logging
 import os
 import resource
 import socket
@@ -77,8 +80,9 @@ class Server:
         self.adds = 0
         self._connections: set[_Connection] = set()
         self._idle = asyncio.Event()
+        self.trouble = ""  # why nobody can call
         self._listener: socket.socket | None = None
-        self._inode = 0
+        self._file = (0, 0)  # device and inode of the socket file
         self._accepting = False
 
     @property
@@ -89,15 +93,54 @@ class Server:
         """Takes over the socket file; one that an agent before us left (or still uses) is replaced by rename."""
         self._loop = asyncio.get_running_loop()
         _raise_descriptor_limit()
+        self._listen()
+
+    def ensure(self) -> None:
+        """Sees to it that callers find us where they look, or says in `trouble` why they don't."""
+        if self._listener is None:
+            return
+        try:
+            if _identity(self.path) == self._file:
+                trouble = ""
+            elif _answers(self.path):
+                trouble = f"another process listens at {self.path}"
+            else:
+                trouble = self._listen_again()
+        except OSError as error:
+            trouble = f"{self.path} can't be bound: {error.strerror}"
+        if trouble != self.trouble:
+            self.trouble = trouble
+            _log.log(logging.ERROR if trouble else logging.INFO, "socket", trouble=trouble)
+
+    def _listen_again(self) -> str:
+        _log.warning("the socket is gone, it is bound again", path=str(self.path))
+        self._accept(drain=True)
+        self._pause()
+        former, self._listener = self._listener, None
+        try:
+            self._listen()
+        except OSError:
+            self._listener = former
+            self._resume()
+            raise
+        assert former is not None
+        former.close()
+        return ""
+
+    def _listen(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         temporary.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         os.fchmod(listener.fileno(), 0o600)  # the mode that bind(2) gives the file: it is never open to others
-        listener.bind(str(temporary))
-        listener.listen(_BACKLOG)
-        self._inode = temporary.stat().st_ino
-        temporary.replace(self.path)
+        try:
+            listener.bind(str(temporary))
+            listener.listen(_BACKLOG)
+            self._file = _identity(temporary)
+            temporary.replace(self.path)
+        except OSError:
+            listener.close()
+            raise
         self._listener = listener
         self._resume()
         _log.info("listening", path=str(self.path))
@@ -107,7 +150,7 @@ class Server:
         if self._listener is None:
             return
         with contextlib.suppress(FileNotFoundError):
-            if self.path.stat().st_ino == self._inode:  # else it is the next agent's already
+            if _identity(self.path) == self._file:  # else it is the next agent's already
                 self.path.unlink()
         self._accept(drain=True)
         self._pause()
@@ -292,6 +335,21 @@ class _Connection:
             os.close(fd)
         self._fds.clear()
         self._server.forget(self)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Of the file there, no matter which one a path led to before; zeroes when there is none."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return (0, 0)
+    return found.st_dev, found.st_ino
+
+
+def _answers(path: Path) -> bool:
+    """Whether a process listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
+        return caller.connect_ex(str(path)) in (0, errno.EAGAIN)
 
 
 def _raise_descriptor_limit() -> None:

@@ -1,7 +1,8 @@
 """The agent as a whole: its parts, in the order in which they may begin and end.
 
-Start: ledger, last known pool, data plane and host state, first sweep, spool, then the socket, and only when an ADD can
-be served the shim and last the conflist, which is what makes the node Ready. Nothing here waits for the API server: a
+Start: health and metrics, ledger, last known pool, data plane and host state, first sweep, then the socket; the spool,
+which ADDs wait for and nothing else; and only when an ADD can be served the shim and last the conflist, which is what
+makes the node Ready. Nothing here waits for the API server: a
 node that knows a pool serves from it. End (SIGTERM): waiting ADDs are sent back to ask the next agent, what is in
 flight is finished, the conflist stays. One event loop, two lanes (ledger, kernel), the data plane's own two threads and
 the watchdog.
@@ -32,6 +33,7 @@ from vnetpods_agent.dataplane.transparent import Transparent
 from vnetpods_agent.dataplane.upkeep import RESTORED
 from vnetpods_agent.events import Event, Events
 from vnetpods_agent.filesource import FileSource
+from vnetpods_agent.installer import Installation
 from vnetpods_agent.kubeapi import KubeApi, from_kubeconfig, in_cluster
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import REBUILT, UNAVAILABLE, Ledger, LedgerError
@@ -50,6 +52,7 @@ from vnetpods_agent.watchdog import Watchdog
 _SWITCH_INTERVAL = 0.0005
 """Python's default of 5 ms would let a thread that comes back from the kernel wait that long for the loop."""
 _SPOOL_PERIOD = 3.0
+_INSTALL_PERIOD = 5.0
 _TICK = 2.0
 _FAREWELL = 2.0
 _PAUSE = 2.0
@@ -110,11 +113,20 @@ class Agent:
         self.sweeper = Sweeper(self.custody, self.kernel, self.plane, time.time)
         self.metrics = metrics.Metrics(lambda: self.pool.usage(time.time()), self._gauges(), REFUSALS.counts)
         self.limited = Lasting(lambda: self.host.failing)
-        self.verbs = Verbs(self.custody, self.kernel, self.plane, self.unfit, self.limited, self.metrics.observe)
+        caught_up = asyncio.Event()
+        self.verbs = Verbs(
+            self.custody, self.kernel, self.plane, self.unfit, self.limited, self.metrics.observe, caught_up
+        )
         self.server = Server(config.paths.socket, self.verbs.handle)
-        self.spool = Spool(config.paths.spool, self.verbs.handle)
+        self.unreachable = Lasting(lambda: self.server.trouble)
+        self.spool = Spool(config.paths.spool, self.verbs.handle, caught_up=caught_up)
+        paths = config.paths
+        self.installation = (
+            Installation(paths.shim, paths.cni_bin, paths.cni_conf, config.chained) if paths.shim else None
+        )
         self.reporter.observe = lambda outcome: self.metrics.reports.labels(outcome).inc()
         self._boot_id = surroundings.boot_id
+        self._starting = True
         self._lacking = ""  # what was wrong with the ledger at the start
         self._unmet = "the interfaces of running pods have not been looked at yet"  # empty once they were
 
@@ -127,6 +139,12 @@ class Agent:
         if not self.pool.listed():
             return f"no address for pods is known: {self.cause()}"
         return "" if self.pool.listed(self.limits.absent) else self._absent()
+
+    def unready(self) -> str:
+        """What is not as it should be, for whoever watches the agent."""
+        if self._starting:
+            return "the agent is starting"
+        return self.server.trouble or self.unfit() or (self.installation.trouble if self.installation else "")
 
     def barred(self) -> str:
         """Why no address may be given out, whatever the pool lists: somebody may have it, or it may be promised."""
@@ -198,15 +216,15 @@ class Agent:
             [self.ledger, self.kernel], self.config.stuck_after, [self.reaper.thread, self.host.thread]
         )
         self.watchdog.start()
+        self._keep(self._serve_metrics)
         self._lacking = await self._recall()
         if self._lacking:
             log.warning("ledger", trouble=self._lacking)
         self.host.start()
         await self.listener.recall(self._lacking)
         await self._meet()
-        self.metrics.replayed.inc(await self.spool.replay())
         await self.server.start()
-        await self._serve_metrics()
+        self._starting = False
         for part in (
             self.listener.run,
             self._report,
@@ -220,12 +238,16 @@ class Agent:
             self._keep(part)
 
     async def _serve_metrics(self) -> None:
-        http = self.config.http
-        try:
-            self._runner, port = await metrics.serve(self.metrics, self.unfit, http.address, http.port)
-            log.info("metrics", address=http.address, port=port)
-        except OSError as error:  # pods matter more
-            log.error("no metrics and no health", address=http.address, port=http.port, error=str(error))  # noqa: TRY400
+        http, health, said = self.config.http, metrics.Health(self.unreachable, self.unready), ""
+        while self._runner is None:
+            try:
+                self._runner, port = await metrics.serve(self.metrics, health, http.address, http.port)
+                log.info("metrics", address=http.address, port=port)
+            except OSError as error:  # pods matter more
+                if str(error) != said:
+                    log.error("no metrics and no health yet", address=http.address, port=http.port, error=str(error))  # noqa: TRY400
+                said = str(error)
+                await asyncio.sleep(_PAUSE)
 
     async def stop(self) -> None:
         log.info("stopping", in_flight=self.server.in_flight)
@@ -310,7 +332,8 @@ class Agent:
         """What nobody tells us of: addresses that the host no longer holds, a ledger that can be read after all."""
         while True:
             await asyncio.sleep(_TICK)
-            self.limited()  # how long it lasts is seen by asking often, and STATUS may come rarely
+            self.server.ensure()
+            self.limited(), self.unreachable()  # how long it lasts is seen by asking often, and others may ask rarely
             if self.ledger.unread and not await self._late():
                 continue
             if not self.unfit():
@@ -343,19 +366,16 @@ class Agent:
         await self.limits.follow(self.config.sweep_interval)
 
     async def _replay(self) -> None:
-        while True:
-            await asyncio.sleep(_SPOOL_PERIOD)
-            self.metrics.replayed.inc(await self.spool.replay())
+        await self.spool.run(_SPOOL_PERIOD, self.metrics.replayed.inc)
 
     async def _install(self) -> None:
         """The runtime learns of us when we can serve it."""
-        paths = self.config.paths
-        if paths.shim is None:
+        if self.installation is None:
             return
         await self.listener.fit.wait()
-        await asyncio.to_thread(installer.install_shim, paths.shim, paths.cni_bin)
-        conflist = installer.conflist(self.config.chained, bin_dir=paths.cni_bin)
-        await asyncio.to_thread(installer.install_conflist, paths.cni_conf, conflist)
+        while True:
+            await asyncio.to_thread(self.installation.ensure)
+            await asyncio.sleep(_INSTALL_PERIOD)
 
 
 def _api(config: Config) -> KubeApi:

@@ -1,8 +1,9 @@
 """DELs that the shim wrote to disk while no agent answered, and their replay.
 
 The shim writes a file (temporary name, fsync, rename, fsync of the folder), here it is read, handed to the same handler
-as a live call, and unlinked once that has succeeded. Called from the event loop: `replay` before the server listens, so
-that a new call can't overtake an old one of the same container, and `run` as a task from then on.
+as a live call, and unlinked once that has succeeded. `run` is a task in the event loop. Live calls are served
+meanwhile, but no ADD before the first round is through (`caught_up`): a new call mustn't overtake an old one of the
+same container.
 
 After a crash at any point a file is still there or its DEL is done; a DEL done twice changes nothing. A file that
 will never succeed (cut, zeroed by a power cut, of a call that says no container) is set aside as `.bad`,
@@ -60,35 +61,55 @@ class _Answer(msgspec.Struct):
 class Spool:
     """The folder of spooled calls. `now` is the wall clock, in which the shim names its files."""
 
-    def __init__(self, folder: Path, handle: Handler, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        handle: Handler,
+        *,
+        now: Callable[[], float] = time.time,
+        caught_up: asyncio.Event | None = None,
+    ) -> None:
         self.folder = folder
+        self.caught_up = caught_up or asyncio.Event()  # what was there at the start has had its turn
         self._handle = handle
         self._now = now
+        self._trouble = ""
+        self._failed: dict[str, int] = {}  # by file, the code of its last failure
 
-    async def run(self, period: float) -> None:
-        """Replays every `period` seconds until cancelled."""
+    async def run(self, period: float, tell: Callable[[int], None] = lambda _: None) -> None:
+        """Replays at once and then every `period` seconds until cancelled; tells how many calls are done."""
         while True:
+            tell(await self.replay())
+            self.caught_up.set()
             await asyncio.sleep(period)
-            await self.replay()
 
     async def replay(self) -> int:
         """Hands all that is spooled to the handler, oldest first; returns how many calls are done.
 
         Calls start in the order in which they were made and then overlap, as live ones do; what failed stays.
         """
-        done = 0
+        done, trouble = 0, ""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            waiting = list(self._waiting())
+            waiting = await asyncio.to_thread(self._look)
         except OSError as error:
-            _log.error("spool can't be read", folder=str(self.folder), error=str(error))
-            return 0
+            waiting, trouble = [], str(error)
+        if trouble and trouble != self._trouble:
+            _log.error("spool can't be read", folder=str(self.folder), error=trouble)
+        self._trouble = trouble
         for start in range(0, len(waiting), _AT_ONCE):
             batch = waiting[start : start + _AT_ONCE]
-            outcomes = await asyncio.gather(*(self._replay(path, spooled_at) for path, spooled_at in batch))
-            done += sum(outcomes)
-            self._sync()
+            done += sum(await asyncio.gather(*(self._replay(path, spooled_at) for path, spooled_at in batch)))
+        self._failed = {path.name: self._failed[path.name] for path, _ in waiting if path.name in self._failed}
+        if done:
+            await asyncio.to_thread(self._sync)
+            _log.info("spool replayed", done=done, left=len(waiting) - done)
         return done
+
+    def _look(self) -> list[tuple[Path, float]]:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.folder.is_symlink():
+            raise OSError(f"{self.folder} is a link, which the plugin doesn't follow")
+        return list(self._waiting())
 
     def _waiting(self) -> Iterator[tuple[Path, float]]:
         """Spooled calls with the time they were spooled at; what killed shims left behind is removed on the way."""
@@ -106,6 +127,8 @@ class Spool:
             request = _request(path, spooled_at)
             response = await self._handle(request)
             return self._settle(path, request, response)
+        except FileNotFoundError:  # the same call was spooled again, and that one counts
+            return False
         except FrameError as error:
             self._set_aside(path, str(error))
         except Exception:  # noqa: BLE001 - this loop's edge: one call mustn't keep the others from their turn
@@ -116,12 +139,14 @@ class Spool:
         log = _log.bind(file=path.name, container=cut(request.env.get("CNI_CONTAINERID", ""), SHOWN))
         if response.exit_code == 0:
             path.unlink(missing_ok=True)
-            log.info("spooled call done")
+            self._failed.pop(path.name, None)
+            log.debug("spooled call done")
             return True
         answer = _answer(response.stdout)
         if answer.code == _HOPELESS:
             self._set_aside(path, answer.msg)
-        else:
+        elif self._failed.get(path.name) != answer.code:  # once, not every few seconds
+            self._failed[path.name] = answer.code
             log.warning("spooled call failed, it stays for later", code=answer.code, error=answer.msg)
         return False
 

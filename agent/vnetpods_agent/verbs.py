@@ -81,7 +81,7 @@ class _Ask:
 @dataclass(slots=True)
 class Verbs:
     """`unfit` says why no ADD could be served at present, `limited` what running pods lack on the host; empty when
-    there is nothing to say.
+    there is nothing to say. `caught_up`: what was spooled while no agent ran has had its turn.
     """
 
     custody: Custody
@@ -90,6 +90,7 @@ class Verbs:
     unfit: Callable[[], str]
     limited: Callable[[], str]
     observe: Observer
+    caught_up: asyncio.Event
 
     async def handle(self, request: Request) -> Response:
         """Never raises but CancelledError."""
@@ -133,11 +134,23 @@ class Verbs:
             ) from error
 
     async def _add(self, ask: _Ask) -> bytes:
+        await self._spool_first(ask)
         attachment = await self.custody.attach(
             Wanted(ask.call.key, ask.call.netns, ask.call.pod), _doors(ask), ask.request.deadline
         )
         ask.about["address"] = attachment.address
         return cni.result(ask.call, attachment)
+
+    async def _spool_first(self, ask: _Ask) -> None:
+        """An ADD that is repeated for a container keeps what is attached, which an earlier DEL in the spool would then
+        take from a pod that runs. All other verbs may be served meanwhile.
+        """
+        try:
+            async with asyncio.timeout_at(ask.request.deadline):
+                await self.caught_up.wait()
+        except TimeoutError:
+            said = f"{_whose(ask.request)} has to wait for the DELs that came while no agent ran"
+            raise CniError(Code.LATER, said, "they are being done") from None
 
     async def _del(self, ask: _Ask) -> bytes:
         key, spooled = ask.call.key, ask.request.spooled

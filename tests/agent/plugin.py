@@ -68,6 +68,8 @@ class Plugin:
 @asynccontextmanager
 async def plugin(tmp_path: Path, *addresses: str) -> AsyncIterator[Plugin]:
     async with desk(tmp_path, *addresses) as made:
+        caught_up = asyncio.Event()
+        caught_up.set()
         verbs = Verbs(
             custody=made.custody,
             kernel=made.kernel,
@@ -75,6 +77,7 @@ async def plugin(tmp_path: Path, *addresses: str) -> AsyncIterator[Plugin]:
             unfit=lambda: found.unfit,
             limited=lambda: found.limited,
             observe=lambda verb, outcome, _: found.outcomes.append((verb, outcome)),
+            caught_up=caught_up,
         )
         found = Plugin(made, verbs)
         yield found

@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jsonschema
 import pytest
+from structlog.testing import capture_logs
 
-from vnetpods_agent.installer import CONFLIST, InstallError, conflist, install_conflist, install_shim, uninstall
+from vnetpods_agent.installer import (
+    CONFLIST,
+    Installation,
+    InstallError,
+    conflist,
+    install_conflist,
+    install_shim,
+    uninstall,
+)
 
 # The configuration format of the CNI specification 1.1.0, as a schema.
 SCHEMA = {
@@ -276,3 +288,90 @@ def test_the_shim_appears_only_when_nobody_has_it_open_for_writing(
     assert install_shim(source, tmp_path / "bin")
     assert copies
     assert subprocess.run([tmp_path / "bin" / "vnetpods"], check=False).returncode == 7
+
+
+class TestInPlace:
+    """What is there once doesn't stay by itself: other installers, clean-ups and people take it away."""
+
+    def test_what_is_taken_away_or_changed_is_put_back(self, tmp_path: Path, bin_dir: Path, conf_dir: Path) -> None:
+        installation = Installation(source(tmp_path), bin_dir, conf_dir)
+        installation.ensure()
+        before = (bin_dir / "vnetpods").read_bytes(), (conf_dir / CONFLIST).read_bytes()
+        for harm in (
+            (bin_dir / "vnetpods").unlink,
+            (conf_dir / CONFLIST).unlink,
+            lambda: (conf_dir / CONFLIST).write_text("{}"),
+            lambda: (bin_dir / "vnetpods").chmod(0o600),
+            lambda: shutil.rmtree(conf_dir),
+        ):
+            harm()
+            installation.ensure()
+            assert ((bin_dir / "vnetpods").read_bytes(), (conf_dir / CONFLIST).read_bytes()) == before
+            assert installation.trouble == ""
+
+    def test_a_read_only_folder_is_told_once_and_until_it_works(
+        self, tmp_path: Path, bin_dir: Path, conf_dir: Path
+    ) -> None:
+        conf_dir.mkdir()
+        installation = Installation(source(tmp_path), bin_dir, conf_dir)
+        with read_only(conf_dir):
+            with capture_logs() as logs:
+                for _ in range(3):
+                    installation.ensure()
+            assert f"{conf_dir / CONFLIST} can't be written: Read-only file system" in installation.trouble
+            assert [line["event"] for line in logs if line["log_level"] == "error"] == ["installation"]
+        installation.ensure()
+        assert (installation.trouble, files(conf_dir)) == ("", [CONFLIST])
+
+    def test_a_plugin_that_isnt_known_is_named(self, tmp_path: Path, bin_dir: Path, conf_dir: Path) -> None:
+        installation = Installation(source(tmp_path), bin_dir, conf_dir, ("tuning",))
+        installation.ensure()
+        assert installation.trouble == "plugin 'tuning' can't be chained; known are bandwidth, portmap"
+
+    def test_a_plugin_that_comes_later_is_chained_then(self, tmp_path: Path, bin_dir: Path, conf_dir: Path) -> None:
+        installation = Installation(source(tmp_path), bin_dir, conf_dir, ("portmap",))
+        with capture_logs() as logs:
+            installation.ensure()
+            installation.ensure()
+        assert [line["left_out"] for line in logs if "left_out" in line] == [["portmap"]]
+        (bin_dir / "portmap").touch()
+        installation.ensure()
+        assert "portmap" in (conf_dir / CONFLIST).read_text()
+
+    def test_a_shim_that_is_there_needs_no_writable_folder(self, tmp_path: Path, bin_dir: Path, conf_dir: Path) -> None:
+        """`vnetpods-agent install` has put it there, in an init container."""
+        install_shim(source(tmp_path), bin_dir)
+        (bin_dir / ".vnetpods.1-1.tmp").touch()  # an installer that was killed long ago
+        os.utime(bin_dir / ".vnetpods.1-1.tmp", (0, 0))
+        installation = Installation(source(tmp_path), bin_dir, conf_dir)
+        with read_only(bin_dir):
+            installation.ensure()
+        assert (installation.trouble, files(conf_dir)) == ("", [CONFLIST])
+
+    def test_another_versions_shim_serves_and_is_told(self, tmp_path: Path, bin_dir: Path, conf_dir: Path) -> None:
+        """Shim and agent of neighbouring versions understand each other."""
+        install_shim(source(tmp_path), bin_dir)
+        installation = Installation(source(tmp_path, "two"), bin_dir, conf_dir)
+        with read_only(bin_dir):
+            installation.ensure()
+        assert installation.trouble.startswith("the shim is not this version's")
+        assert "`vnetpods-agent install`" in installation.trouble
+        assert files(conf_dir) == [CONFLIST]
+
+    def test_without_any_shim_no_pod_is_promised_anything(self, tmp_path: Path, bin_dir: Path, conf_dir: Path) -> None:
+        bin_dir.mkdir()
+        installation = Installation(source(tmp_path), bin_dir, conf_dir)
+        with read_only(bin_dir):
+            installation.ensure()
+        assert installation.trouble.startswith("the shim is missing")
+        assert not conf_dir.exists()
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)

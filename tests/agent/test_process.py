@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.agent.machine import Machine, machine, until
@@ -169,3 +172,70 @@ def uninstall(node: Machine) -> str:
 def nft(node: Machine) -> str:
     command = ["nsenter", f"--net=/run/netns/{node.name}", "nft", "list", "tables"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+async def test_what_was_put_in_place_stays_there(tmp_path: Path) -> None:
+    """Somebody empties /run, the runtime's folders and the spool's while the agent runs."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5"])
+        await node.start()
+        files = [tmp_path / "net.d" / "05-vnetpods.conflist", tmp_path / "bin" / "vnetpods", node.socket]
+        for file in (*files, node.state / "spool"):
+            await until(file.exists)
+            (shutil.rmtree if file.is_dir() else Path.unlink)(file)
+        for file in (*files, node.state / "spool"):
+            await until(file.exists)
+        assert await node.add("c1", node.sandbox()) == "10.240.0.5"
+
+
+async def test_a_socket_that_can_not_be_bound_again_ends_in_a_restart(tmp_path: Path) -> None:
+    """As with a hostPath that was removed: what the container has mounted is gone for good."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5"])
+        await node.start()
+        await until(lambda: fetch(node, "/readyz") == "ok\n")
+        shutil.rmtree(node.socket.parent)
+        node.socket.parent.touch()
+        await until(lambda: f"{node.socket} can't be bound" in fetch(node, "/readyz"))
+        await until(lambda: f"{node.socket} can't be bound" in fetch(node, "/healthz"), within=30)
+
+
+async def test_what_can_not_be_installed_is_said(tmp_path: Path) -> None:
+    async with machine(tmp_path, chained=["tuning"]) as node:
+        node.pool(["10.240.0.5"])
+        await node.start()
+        await until(lambda: "plugin 'tuning' can't be chained" in fetch(node, "/readyz"))
+        assert fetch(node, "/healthz") == "ok\n"
+
+
+async def test_health_is_there_as_soon_as_its_port_is(tmp_path: Path) -> None:
+    async with machine(tmp_path) as node:
+        with taken_port(node) as port:
+            settings = json.loads((tmp_path / "agent.yaml").read_text())
+            (tmp_path / "agent.yaml").write_text(json.dumps(settings | {"http": {"port": port}}))
+            node.pool(["10.240.0.5"])
+            await node.start()
+            await until(lambda: node.events("no metrics and no health yet"))
+            assert await node.add("c1", node.sandbox()) == "10.240.0.5"
+        await until(lambda: node.events("metrics"))
+        assert fetch(node, "/healthz") == "ok\n"
+        assert len(node.events("no metrics and no health yet")) == 1
+
+
+LISTEN = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def taken_port(node: Machine) -> Iterator[int]:
+    """A port of the machine's loopback address on which somebody else listens."""
+    command = ["nsenter", f"--net=/run/netns/{node.name}", sys.executable, "-c", LISTEN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdin
+        yield int(other.stdout.readline())
+        other.stdin.close()

@@ -481,3 +481,86 @@ async def test_five_hundred_at_once(path: Path) -> None:
         for caller in callers:
             caller.send(ADD)
         assert [await answer(caller) for caller in callers] == [b"ADD"] * 500
+
+
+def harm(path: Path, what: str) -> None:
+    """What may become of a socket's file while the agent lives."""
+    path.unlink()
+    if what != "file":
+        path.parent.rmdir()
+    if what == "a file for a folder":
+        path.parent.write_text("x")
+    elif what not in ("file", "folder"):
+        path.parent.mkdir()
+    if what == "another file":
+        path.write_text("x")
+
+
+def mend(path: Path) -> None:
+    path.parent.unlink()
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    return (path.stat().st_ino, path.stat().st_mode) if path.exists() else None
+
+
+class TestSocketFile:
+    """What is put in place once may be taken away: /run emptied by hand, a hostPath made anew."""
+
+    @pytest.mark.parametrize("what", ["file", "folder", "a dead socket", "another file"])
+    async def test_bound_again_when_it_is_gone(self, path: Path, what: str) -> None:
+        agent = Agent()
+        agent.go.set()
+        async with serving(path, agent) as server:
+            harm(path, what)
+            if what == "a dead socket":
+                with socket.socket(socket.AF_UNIX) as dead:
+                    dead.bind(str(path))
+            server.ensure()
+            assert server.trouble == ""
+            assert files(path.parent) == {path.name: 0o600}
+            with connect(path) as caller:
+                caller.send(STATUS)
+                assert await answer(caller) == b"STATUS"
+            before = identity(path)
+            server.ensure()
+            assert identity(path) == before
+        assert identity(path) is None
+
+    async def test_who_was_connected_before_is_served(self, path: Path) -> None:
+        agent = Agent()
+        agent.go.set()
+        async with serving(path, agent) as server:
+            with connect(path) as caller:
+                harm(path, "file")
+                server.ensure()
+                caller.send(STATUS)
+                assert await answer(caller) == b"STATUS"
+
+    async def test_another_listener_is_left_alone_and_told(self, path: Path) -> None:
+        async with serving(path, Agent()) as server:
+            harm(path, "file")
+            with socket.socket(socket.AF_UNIX) as other:
+                other.bind(str(path))
+                other.listen()
+                with capture_logs() as logs:
+                    server.ensure()
+                    server.ensure()
+                assert server.trouble == f"another process listens at {path}"
+                assert [line["log_level"] for line in logs] == ["error"]
+            server.ensure()
+            assert server.trouble == ""
+
+    async def test_what_prevents_it_is_told_until_it_works(self, path: Path) -> None:
+        agent = Agent()
+        agent.go.set()
+        async with serving(path, agent) as server:
+            harm(path, "a file for a folder")
+            server.ensure()
+            assert f"{path} can't be bound" in server.trouble
+            mend(path)
+            server.ensure()
+            assert server.trouble == ""
+            with connect(path) as caller:
+                caller.send(STATUS)
+                assert await answer(caller) == b"STATUS"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -187,6 +188,58 @@ async def test_read_only_disk_neither_stops_replay_nor_loses_a_call(readonly: Pa
     assert await spool.replay() == 1
     assert agent.containers == ["c1", "c1"]
     assert names(readonly) == ["2-1.bad"]
+
+
+async def test_first_round_is_through_when_all_had_their_turn(tmp_path: Path) -> None:
+    """Also those that fail and stay, and when the folder can't be read: an ADD doesn't wait for them for ever."""
+    for number in range(1, 101):
+        (tmp_path / f"{number}-1.req").write_bytes(frame(f"c{number}"))
+    agent, told = Agent(c100=error(5)), list[int]()
+    spool = Spool(tmp_path, agent.handle)
+    task = asyncio.create_task(spool.run(3600, told.append))
+    await spool.caught_up.wait()
+    assert (len(agent.calls), told, names(tmp_path)) == (100, [99], ["100-1.req"])
+    task.cancel()
+    (tmp_path / "file").touch()
+    spool = Spool(tmp_path / "file", agent.handle)
+    task = asyncio.create_task(spool.run(3600))
+    await spool.caught_up.wait()
+    task.cancel()
+
+
+async def test_what_fails_again_and_again_is_told_once(tmp_path: Path) -> None:
+    agent = Agent(c1=error(5))
+    (tmp_path / "1-1.req").write_bytes(frame("c1"))
+    spool = Spool(tmp_path, agent.handle)
+    with capture_logs() as logs:
+        for _ in range(3):
+            await spool.replay()
+        agent.answers["c1"] = error(11)
+        await spool.replay()
+    assert [line["code"] for line in logs if line["event"].startswith("spooled call failed")] == [5, 11]
+
+
+async def test_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "state" / "spool", Agent().handle)
+    await spool.replay()
+    shutil.rmtree(tmp_path / "state")
+    await spool.replay()
+    assert names(tmp_path / "state" / "spool") == []
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+async def test_links_are_not_followed(tmp_path: Path, what: str) -> None:
+    """As in the shim: who may make one would have root read, write and remove where he wants."""
+    elsewhere, spool, agent = tmp_path / "elsewhere", tmp_path / "spool", Agent()
+    elsewhere.mkdir()
+    (elsewhere / "1-1.req").write_bytes(frame("c1"))
+    if what == "folder":
+        spool.symlink_to(elsewhere)
+    else:
+        spool.mkdir()
+        (spool / "1-1.req").symlink_to(elsewhere / "1-1.req")
+    assert await Spool(spool, agent.handle).replay() == 0
+    assert (agent.calls, names(elsewhere)) == ([], ["1-1.req"])
 
 
 async def test_it_runs_until_cancelled(tmp_path: Path) -> None:

@@ -115,6 +115,27 @@ class TestDel:
             await cni.ok(Verb.DEL, spooled=Moment(cni.desk.now[0] + 1))
             assert cni.desk.custody.attachments == {}
 
+    async def test_an_add_waits_for_what_was_spooled_before_and_nothing_else_does(self, tmp_path: Path) -> None:
+        """The same container again: it is attached still, and the DEL in the spool is of its former sandbox."""
+        async with plugin(tmp_path, "10.0.0.5", "10.0.0.6") as cni:
+            await cni.ok(Verb.ADD)
+            cni.verbs.caught_up.clear()
+            again = asyncio.create_task(cni.ok(Verb.ADD))
+            for verb in (Verb.STATUS, Verb.VERSION, Verb.GC):
+                await cni.ok(verb)
+            await cni.ok(Verb.DEL, env={"CNI_CONTAINERID": "c2"})
+            assert not again.done()
+            await cni.ok(Verb.DEL, spooled=Moment(cni.desk.now[0]))
+            cni.verbs.caught_up.set()
+            assert (await again)["ips"][0]["address"] == "10.0.0.6/32"  # the first one cools down
+            assert await cni.desk.agree() == {"c1": "10.0.0.6"}
+
+    async def test_an_add_that_can_not_wait_for_the_spool_says_so(self, tmp_path: Path) -> None:
+        async with plugin(tmp_path, "10.0.0.5") as cni:
+            cni.verbs.caught_up.clear()
+            code, said = await cni.refused(Verb.ADD, within=0.01)
+            assert (code, "pod default/web-0 has to wait for the DELs" in said) == (11, True)
+
 
 class TestCheck:
     async def test_of_what_is_as_it_was_made(self, tmp_path: Path) -> None:
