@@ -91,6 +91,7 @@ class Status(_Object, kw_only=True, frozen=True):
     allocated: int | None = None
     release_request: str | None = None
     confirmed_view: str | None = None
+    lost: tuple[str, ...] = ()
     usage: Usage | None = None
     agent: AgentReport | None = None
     released: tuple[str, ...] = ()

@@ -38,6 +38,6 @@ async def adopted(pools: Pools, roster: Roster, node: Node, machine: MachineId |
 
 
 async def _emptied(pools: Pools, roster: Roster, pool: NodeIPPool) -> None:
-    emptied = msgspec.structs.replace(pool, status=msgspec.structs.replace(pool.status, interfaces=()))
+    emptied = msgspec.structs.replace(pool, status=msgspec.structs.replace(pool.status, interfaces=(), lost=()))
     roster.hold_pool(await pools.report(pool, report.status(emptied, report.Findings(), datetime.now(UTC))))
     reached(Point.POOL_EMPTIED)

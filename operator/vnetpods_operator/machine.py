@@ -170,7 +170,7 @@ def usable_by_pods(
 ) -> tuple[situation.Nic, ...]:
     """The planner's view.
 
-    `published`: addresses that the pool lists or pods hold, which stay while Azure is at work on them; `prefixes`: of
+    `published`: addresses that the pool lists or pods hold, which stay whatever state Azure gives them; `prefixes`: of
     each subnet by lower-case id; `gone`: names (lower case) of entries that were removed, and that no pod gets if they
     are there once more; `hopeful`: whether Failed entries are expected to recover, and so are on the way as
     those are that Azure is still making. A list of entries that isn't fenced and that lacks something published is no
@@ -184,7 +184,8 @@ def usable_by_pods(
         back = {e.name for e in nic.entries if e.ours and e.name.lower() in gone}
         ours = [entry for entry in nic.entries if entry.ours and entry.name not in back]
         found = [e for e in nic.entries if e.address and e.name not in back and (e.ours or naming.adopted(e))]
-        good = [e for e in found if e.state == "Succeeded" or (e.state == "Updating" and e.address in published)]
+        # Azure stamps entries Updating or Failed that go on working: what pods may have stays theirs
+        good = [e for e in found if e.state == "Succeeded" or e.address in published]
         kept = [e for e in good if not naming.excluded(_address(e)) or _address(e) in published]
         # whatever has an address may be held by a pod that nobody has told us of yet: repaired, not swept
         half = {e.name for e in ours if e.state == "Failed" and e.address is None}
@@ -197,7 +198,7 @@ def usable_by_pods(
                 names={_address(entry): entry.name for entry in kept},
                 removable=frozenset(_address(entry) for entry in kept if entry.ours),
                 excluded=frozenset(_address(entry) for entry in kept if naming.excluded(_address(entry))),
-                barred=situation.count(e.address or "" for e in ours if e in good and e not in kept),
+                barred=_barred([e for e in ours if e in good], kept),
                 unusable=frozenset(e.address for e in nic.entries if e.address and e not in kept),
                 slots=min(free, ENTRIES_PER_NIC - len(nic.entries)),
                 prefixes=prefixes.get(nic.subnet.lower(), ()),
@@ -212,6 +213,12 @@ def usable_by_pods(
             )
         )
     return tuple(views)
+
+
+def _barred(ours: list[Entry], kept: list[Entry]) -> int:
+    """Addresses at the end of the list, where the latest are, that pods can't have."""
+    usable = [place for place, entry in enumerate(ours, 1) if entry in kept]
+    return situation.count(entry.address or "" for entry in ours[usable[-1] if usable else 0 :])
 
 
 def _address(entry: Entry) -> str:

@@ -7,8 +7,9 @@ what the node's `Record` remembers of a plan that came to be (since when there i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 from typing import Protocol
 
 import structlog
@@ -22,7 +23,7 @@ from vnetpods_operator.cloud import Busy
 from vnetpods_operator.configuration import Interfaces
 from vnetpods_operator.machine import Machine, Naming, Nic, UnreadableNic, usable_by_pods
 from vnetpods_operator.nodes import Node
-from vnetpods_operator.roster import Grants, Problem, Record, Roster
+from vnetpods_operator.roster import Problem, Record, Roster
 from vnetpods_operator.situation import Observed, Plan, Wanted
 from vnetpods_operator.subnets import Subnets
 from vnetpods_operator.trail import Trail
@@ -115,10 +116,8 @@ class Observer:
         hopeful = look.record.repairs < planner.HOPELESS
         gone = self._gone(look)
         views = usable_by_pods(look.nics, published, look.naming, prefixes, gone, hopeful=hopeful)
-        for view in views:
-            has = look.naming.exclude, situation.count(view.addresses), view.barred
-            grants = look.record.grants.get(view.name)
-            look.record.grants[view.name] = grants.then(*has) if grants else Grants(*has)
+        look.record.barred = {view.name: (look.naming.exclude, view.barred) for view in views}
+        self._lost(look)
         pairs = zip(views, look.nics, strict=True)
         look.views = tuple(self._limited(view, nic.subnet, look) for view, nic in pairs)
         self._plan(look)
@@ -131,6 +130,20 @@ class Observer:
             ended = acknowledged(request, look.pool.status, request.names)
             trail.gone(request.names[a] for a in ended if request.names[a] not in there)
         return trail.removed
+
+    def _lost(self, look: Look) -> None:
+        """What the pool lists and the NICs don't have, though the node still wants it.
+
+        That is forgotten when it is back, or when the agent doesn't miss it for long: no pod held it. Until then the
+        pool says it, too, for an operator that starts meanwhile.
+        """
+        status, record, now = look.pool.status, look.record, self._clock()
+        there = singles(entry.address for nic in look.nics for entry in nic.entries if entry.address)
+        listed = singles(a for i in status.interfaces for a in i.addresses) - singles(status.released)
+        for address in (*status.lost, *sorted(listed - there)):
+            record.lost.setdefault(address, now)
+        late, missing = now - look.wanted.release_patience, set(status.missing)
+        record.lost = {a: t for a, t in record.lost.items() if a not in there and (a in missing or t > late)}
 
     def remember(self, look: Look) -> None:
         """The plan is written into the pool: from now on its times count."""
@@ -171,6 +184,7 @@ class Observer:
             surplus_since=record.surplus_since,
             releasing_since=record.releasing_since,
             refused=record.refused,
+            lost=frozenset(a for a in (*record.lost, *status.lost) if not look.naming.excluded(a)),
             contested=frozenset(contested),
             repairs=record.repairs,
             repair_after=record.repair_after,
@@ -192,7 +206,8 @@ class Observer:
 
     def _limited(self, view: situation.Nic, subnet: str, look: Look) -> situation.Nic:
         """With what was learned about the subnet and the machine."""
-        limits, grants = self._subnets.limits(subnet), look.record.grants.get(view.name)
+        limits = self._subnets.limits(subnet)
+        exclude, barred = look.record.barred.get(view.name, (None, 0))
         slots = 0 if self._clock() < look.record.full_until else view.slots
         return replace(
             view,
@@ -200,7 +215,7 @@ class Observer:
             grow_most=limits.grow_most,
             blocks_after=limits.blocks_after,
             slots=slots,
-            vain=grants.vain if grants is not None and grants.exclude == look.naming.exclude else 0,
+            barred=barred if exclude == look.naming.exclude else 0,
         )
 
 
@@ -217,6 +232,11 @@ def _surprising(pool: NodeIPPool, nics: tuple[Nic, ...], trail: Trail) -> bool:
     there = {entry.address: entry.ours for nic in nics for entry in nic.entries if entry.address}
     unknown = {address for address, ours in there.items() if ours} - listed
     return bool(unknown or listed - there.keys())
+
+
+def singles(units: Iterable[str]) -> set[str]:
+    """The addresses of these units."""
+    return {str(a) for unit in units for a in (IPv4Network(unit) if "/" in unit else (unit,))}
 
 
 def _serves(pool: NodeIPPool) -> bool:

@@ -34,7 +34,7 @@ from vnetpods_operator.situation import BLOCK, Change, Nic, Observed, Plan, Want
 HOPELESS = 3
 """After so many vain repairs a person should look."""
 VAIN = 3
-"""After so many writes in a row that brought excluded addresses alone, no more are asked for."""
+"""When so many times what is needed came in excluded addresses alone, no more are asked for."""
 SETTLE_SECONDS = 2.0
 """How soon to look again at a NIC that Azure is working on."""
 
@@ -57,6 +57,7 @@ class _Draft:
     present: set[str] = field(default_factory=set)
     leaving: set[str] = field(default_factory=set)
     free: int = 0
+    restored: int = 0
     slots: dict[str, int] = field(default_factory=dict)
 
     def change(self, nic: str, reason: Reason, **what: object) -> None:
@@ -159,13 +160,17 @@ def _restore(draft: _Draft) -> None:
     lost = [address for address in draft.observed.missing if address not in there]
     if not lost:
         return
-    draft.blocked(Reason.ADDRESS_LOST, f"pods hold {_some(lost)}, which somebody removed from the NIC")
-    lost = [address for address in lost if address not in draft.observed.contested]
+    never = [address for address in lost if address not in draft.observed.lost]
+    why = f"; nothing is asked for {_some(never)}, which this pool never listed: restart those pods" if never else ""
+    draft.blocked(Reason.ADDRESS_LOST, f"pods hold {_some(lost)}, which somebody removed from the NIC{why}")
+    lost = [address for address in lost if address not in draft.observed.contested and address not in never]
+    room = max(0, draft.wanted.maximum - count(draft.present) - draft.way)
     for nic in draft.writable:
-        mine = tuple(address for address in lost if nic.covers(address))[: draft.slots[nic.name]]
+        mine = tuple(address for address in lost if nic.covers(address))[: min(room, draft.slots[nic.name])]
         if mine:
-            lost = [address for address in lost if address not in mine]
+            lost, room = [address for address in lost if address not in mine], room - len(mine)
             draft.slots[nic.name] -= len(mine)
+            draft.restored += len(mine)
             draft.change(nic.name, Reason.REPAIRING, restore=mine)
 
 
@@ -220,7 +225,7 @@ def _grow(draft: _Draft) -> None:
         lacking = max(lacking, short, wanted.batch, assigned // 2)
     if lacking <= 0:
         return
-    room = wanted.maximum - count(draft.present - draft.leaving) - draft.way
+    room = wanted.maximum - count(draft.present - draft.leaving) - draft.way - draft.restored
     need = min(lacking, room)
     if need <= 0:
         draft.blocked(Reason.AT_CAPACITY, f"{draft.held} addresses are the most that this node may have")
@@ -240,7 +245,7 @@ def _grow_on(draft: _Draft, nic: Nic, need: int) -> int:
         draft.blocked(Reason.SUBNET_FULL, f"the subnet of {nic.name} has no address left")
         draft.times.append(nic.grow_after)
         return 0
-    if nic.vain >= VAIN:
+    if nic.barred >= VAIN * max(need, draft.wanted.batch):
         cure = "exclude less, or use another subnet"
         draft.blocked(Reason.SUBNET_FULL, f"Azure gives NIC {nic.name} only addresses that are excluded: {cure}")
         return 0
@@ -257,7 +262,8 @@ def _grow_on(draft: _Draft, nic: Nic, need: int) -> int:
 def _start_release(draft: _Draft) -> None:
     wanted, usage = draft.wanted, draft.observed.usage if draft.observed.answers else None
     retired = _excluded(draft) - draft.observed.released
-    if retired - draft.releasing:
+    fresh = retired - draft.releasing  # how many of them are free, the agent has to say first
+    if fresh:
         draft.releasing |= retired
         draft.because(Reason.RELEASING)
         draft.times.append(draft.now + wanted.release_patience)
@@ -270,7 +276,7 @@ def _start_release(draft: _Draft) -> None:
     due = (draft.now if draft.observed.surplus_since is None else draft.observed.surplus_since) + wanted.release_after
     if draft.now < due:
         draft.times.append(due)
-    elif not draft.releasing - retired and not draft.overdue and not draft.changes:
+    elif not draft.releasing - retired and not draft.overdue and not draft.changes and not fresh:
         chosen = _surplus(draft, min(surplus, wanted.release_batch))
         draft.releasing |= chosen
         if chosen:

@@ -252,6 +252,8 @@ class Reconciler:
         """A write worked."""
         assert look.plan is not None
         look.record.trail.wrote(nic, change)
+        if change.restore:
+            look.record.taken = 0
         added = change.add + situation.BLOCK * change.blocks
         log.info(
             "NIC written",
@@ -276,8 +278,7 @@ class Reconciler:
         problem = look.problem = problem_of(error)
         record.not_before = now + wait
         if isinstance(error, cloud.AddressTaken):  # the rest of the node's needs must not wait for it
-            missing, words = look.pool.status.missing, re.findall(r"[0-9.]*[0-9]", str(error))
-            record.contested |= dict.fromkeys(set(missing).intersection(words) or missing, now + wait)
+            record.contested |= dict.fromkeys(self._given_up(look, str(error)), now + wait)
             record.not_before = now
         elif any(view.failed for view in look.views):
             self._repaired_in_vain(record)
@@ -290,6 +291,16 @@ class Reconciler:
         )
         await self._report(look)
         return Outcome(max(record.not_before, now + 0.1))
+
+    def _given_up(self, look: Look, refusal: str) -> set[str]:
+        """Lost addresses that are not asked for again soon: the one that Azure names, and each time twice as many of
+        those after it. It names one at a time, and each costs a write; what it has passed by may be to be had.
+        """
+        assert look.plan is not None
+        asked = [address for change in look.plan.changes for address in change.restore]
+        named = [place for place, address in enumerate(asked) if address in re.findall(r"[0-9.]*[0-9]", refusal)]
+        look.record.taken += 1
+        return set(asked[named[0] :][: 2 ** (look.record.taken - 1)] if named else asked)
 
     async def _broken(self, name: str, record: Record, error: Exception) -> None:
         """A fault of our own: says so, and tries again later, whatever happens meanwhile."""
@@ -336,7 +347,8 @@ class Reconciler:
             interfaces = look.nics or look.pool.status.interfaces
             known = self._parts.networks.direct(interfaces[0].subnet) if interfaces else None
             direct = report.direct(*known, self._parts.config().direct_cidrs) if known else None
-            findings = report.Findings(look.plan, look.nics, look.views, direct, look.problem, view=look.view)
+            lost = tuple(sorted(look.record.lost)) if look.nics else None
+            findings = report.Findings(look.plan, look.nics, look.views, direct, look.problem, lost, view=look.view)
             try:
                 look.pool = await self._write(look.pool, findings, look.record)
             except Outdated:

@@ -30,6 +30,7 @@ from vnetpods_operator.roster import Problem
 from vnetpods_operator.situation import Plan
 
 OURS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
+_LOST_MOST = 2048
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 _UNDER_WAY = (Reason.GROWING, Reason.RELEASING, Reason.REPAIRING)
 _SENTENCES = {
@@ -52,6 +53,8 @@ class Findings:
     views: Sequence[situation.Nic] = ()
     direct_cidrs: tuple[str, ...] | None = None
     problem: Problem | None = None
+    lost: tuple[str, ...] | None = None
+    """Addresses that vanished from the NICs without having been released, if the NICs were read."""
     silence: str = ""
     """Why the node's agent is taken to be silent."""
     view: str | None = None
@@ -79,6 +82,7 @@ def status(pool: NodeIPPool, findings: Findings, now: datetime) -> Status:
         direct_cidrs=before.direct_cidrs if direct is None else direct,
         capacity=sum(interface.capacity or 0 for interface in interfaces) if interfaces else None,
         allocated=sum(situation.count(interface.addresses) for interface in interfaces) if interfaces else None,
+        lost=before.lost if findings.lost is None else findings.lost[:_LOST_MOST],
         confirmed_view=findings.view if findings.nics and findings.view else before.confirmed_view,
         conditions=tuple(merge(before.conditions, said)),
     )

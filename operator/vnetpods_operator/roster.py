@@ -34,23 +34,6 @@ class Problem:
     stalled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Grants:
-    """What Azure gave a NIC under one configuration: addresses that may be used, and others."""
-
-    exclude: tuple[tuple[int, int], ...]
-    usable: int
-    barred: int
-    vain: int = 0
-    """How many times in a row only others came."""
-
-    def then(self, exclude: tuple[tuple[int, int], ...], usable: int, barred: int) -> Grants:
-        """With what the NIC has now."""
-        if exclude != self.exclude or usable > self.usable:
-            return Grants(exclude, usable, barred)
-        return Grants(exclude, usable, barred, self.vain + (barred > self.barred))
-
-
 @dataclass(slots=True)
 class Record:
     """What is remembered of one node between two looks at it. Times are the event loop's."""
@@ -77,8 +60,12 @@ class Record:
     repair_after: float = 0.0
     full_until: float = 0.0
     """The machine takes no further ipConfiguration."""
-    grants: dict[str, Grants] = field(default_factory=dict)
-    """By NIC."""
+    barred: dict[str, tuple[object, int]] = field(default_factory=dict)
+    """By NIC: under which `exclude`, and how many (see situation.Nic)."""
+    lost: dict[str, float] = field(default_factory=dict)
+    """Addresses that the pool listed and the NICs lost, and when that was seen."""
+    taken: int = 0
+    """How many times in a row Azure refused to give lost addresses back."""
     seen_at: float = 0.0
     waiting_since: float | None = None
     host_pods: int = 0

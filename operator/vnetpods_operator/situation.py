@@ -38,9 +38,9 @@ class Nic:
     excluded: frozenset[str] = frozenset()
     """Those of them that the configuration excludes by now."""
     barred: int = 0
-    """Addresses of ours that no pod ever had, because they were excluded when Azure gave them."""
-    vain: int = 0
-    """How many writes in a row brought nothing but such addresses."""
+    """Addresses that were given last and that no pod will have, because they are excluded: one after the other, up to
+    the last one of ours that is not.
+    """
     unusable: frozenset[str] = frozenset()
     """On the NIC, but in no state to be used."""
     slots: int = 0
@@ -86,6 +86,8 @@ class Observed:
     releasing_since: float | None = None
     refused: Mapping[str, float] = field(default_factory=dict)
     """Addresses that pods kept when they were to be given back, and when that was."""
+    lost: frozenset[str] = frozenset()
+    """What this pool listed and the NICs lost, however it came about: of `missing`, only these are asked for."""
     contested: frozenset[str] = frozenset()
     """Lost addresses that Azure did not give back when asked a moment ago."""
     repairs: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tests.operator.benches import Bench, bench, full, release
+from tests.operator.benches import bench, full, release
 from tests.operator.worlds import World
 from vnetpods_api import AgentReport, Interface, NodeIPPool, Reason, Status, apply_body
 from vnetpods_api.names import AGENT_MANAGER
@@ -51,16 +51,6 @@ def agents_part(status: Status) -> Status:
     )
 
 
-def forget(found: Bench) -> None:
-    """Another operator process."""
-    node, pool = found.roster.nodes[found.agent.node], found.roster.pools[found.agent.node]
-    found.roster.drop_node(node.name)
-    found.roster.hold_node(node)
-    found.roster.drop_pool(node.name)
-    found.roster.hold_pool(pool)
-    found.roster.record(node.name).audit_at = float("inf")
-
-
 @pytest.mark.apiserver
 async def test_the_list_names_the_entry_behind_each_address(world: World) -> None:
     _, agent = await world.worker("one")
@@ -76,7 +66,7 @@ async def test_another_operator_asks_again_before_it_removes(world: World) -> No
     async with bench(world, agent) as found:
         await full(found, agent)
         before = await release(found, agent)
-        forget(found)
+        found.forget()
         writes = world.writes()
         await found.look()
         again = await found.see()
@@ -107,7 +97,7 @@ async def test_a_restored_acknowledgement_removes_nothing(world: World) -> None:
         assert agent.waiting == 0
         assert asked(before) & agent.held
         await restore(world, before)
-        forget(found)  # whoever looks, and whatever it remembers
+        found.forget()  # whoever looks, and whatever it remembers
         await found.see()
         for _ in range(4):
             await found.look()
@@ -127,7 +117,7 @@ async def test_what_was_retired_in_a_time_that_the_api_server_has_forgotten_goes
         before = await found.see()
         after = await release(found, agent)
         await restore(world, before)
-        forget(found)
+        found.forget()
         await found.see()
         assert set(after.status.released) <= world.addresses(NIC)
         for _ in range(4):

@@ -135,10 +135,14 @@ class TestSubnet:
         assert (change(found).nic, change(found).add) == ("other", 16)
 
     def test_nothing_more_from_where_only_excluded_addresses_come(self) -> None:
-        found = made(Observed(nics=(nic(0, vain=3),)))
+        found = made(Observed(nics=(nic(0, barred=48),)))
         assert (found.changes, found.limit, found.look_again) == ((), Reason.SUBNET_FULL, None)
         assert "exclude less" in found.detail
-        assert change(made(Observed(nics=(nic(0, vain=3), nic(0, name="other"))))).nic == "other"
+        assert change(made(Observed(nics=(nic(0, barred=48), nic(0, name="other"))))).nic == "other"
+
+    @pytest.mark.parametrize(("barred", "waiting"), [(47, 0), (48, 20)], ids=["fewer", "more-is-needed-now"])
+    def test_until_three_times_the_need_came_in_vain(self, barred: int, waiting: int) -> None:
+        assert change(made(Observed(nics=(nic(0, barred=barred),), usage=usage(waiting=waiting)))).add >= 16
 
     def test_full_does_not_stop_releases(self) -> None:
         """terway#100: allocation failures must not starve release."""
@@ -283,6 +287,11 @@ class TestRelease:
         found = made(self.observed(nics=(nic(64, excluded=out),), surplus_since=None))
         assert found.releasing == out
 
+    def test_what_is_excluded_just_now_is_no_surplus(self) -> None:
+        """How many of these are free, the agent has to say first."""
+        out = frozenset(self.HAVE[:20])
+        assert made(self.observed(nics=(nic(64, excluded=out),))).releasing == out
+
     def test_excluded_ones_that_pods_keep_stay_asked_for_and_cost_nothing(self) -> None:
         out = frozenset(self.HAVE[:2])
         held = self.observed(
@@ -342,22 +351,52 @@ class TestRelease:
         assert [c.remove for c in found.changes] == ([names(asked - others)] if answered else [])
 
 
+LOST = frozenset({"10.0.9.8", "10.0.9.9", "10.1.9.9"})
+
+
 class TestRepair:
+    def test_nothing_is_asked_for_that_the_pool_never_listed(self) -> None:
+        """An agent that somebody else controls names whatever it likes."""
+        found = made(
+            Observed(nics=(nic(31),), usage=usage(16, 16, known=31), missing=("10.0.7.7", "10.0.9.9"), lost=LOST)
+        )
+        assert change(found).restore == ("10.0.9.9",)
+        assert "nothing is asked for 10.0.7.7" in found.detail
+
+    def test_not_beyond_the_maximum(self) -> None:
+        lost = addresses(50, start=512)
+        found = made(
+            Observed(nics=(nic(8),), usage=usage(8, 0, waiting=9, known=8), missing=lost, lost=frozenset(lost)),
+            maximum=16,
+        )
+        assert change(found) == Change("nic", restore=lost[:8])
+
+    def test_not_beyond_the_slots(self) -> None:
+        lost = addresses(9, start=512)
+        found = made(Observed(nics=(nic(8, slots=3),), usage=usage(8, 0, known=8), missing=lost, lost=frozenset(lost)))
+        assert change(found) == Change("nic", restore=lost[:3])
+
     def test_lost_addresses_are_asked_for_by_value(self) -> None:
-        found = made(Observed(nics=(nic(31),), usage=usage(16, 16, known=31), missing=("10.0.9.9",)))
+        found = made(Observed(nics=(nic(31),), usage=usage(16, 16, known=31), missing=("10.0.9.9",), lost=LOST))
         assert change(found).restore == ("10.0.9.9",)
         assert found.limit is Reason.ADDRESS_LOST
 
     def test_not_again_what_azure_refused_a_moment_ago(self) -> None:
         lost = ("10.0.9.8", "10.0.9.9")
         found = made(
-            Observed(nics=(nic(31),), usage=usage(16, 16, known=31), missing=lost, contested=frozenset({"10.0.9.9"}))
+            Observed(
+                nics=(nic(31),),
+                usage=usage(16, 16, known=31),
+                missing=lost,
+                lost=LOST,
+                contested=frozenset({"10.0.9.9"}),
+            )
         )
         assert change(found).restore == ("10.0.9.8",)
 
     def test_only_where_they_belong(self) -> None:
         other = nic(0, name="other", prefixes=("10.1.0.0/16",))
-        found = made(Observed(nics=(nic(31), other), usage=usage(16, 16, known=31), missing=("10.1.9.9",)))
+        found = made(Observed(nics=(nic(31), other), usage=usage(16, 16, known=31), missing=("10.1.9.9",), lost=LOST))
         assert (change(found).nic, change(found).restore) == ("other", ("10.1.9.9",))
 
     def test_not_what_is_on_the_nic_in_a_bad_state(self) -> None:
@@ -429,6 +468,7 @@ def situations(draw: st.DrawFn) -> tuple[Observed, Wanted]:
         answers=answered or draw(st.booleans()),
         kept=kept,
         missing=draw(st.sampled_from([(), ("10.0.99.9",), ("192.0.2.1",)])),
+        lost=draw(st.sampled_from([frozenset[str](), frozenset({"10.0.99.9", "192.0.2.1"})])),
         usage=uses,
         agent_ready=draw(st.booleans()),
         surplus_since=draw(st.none() | st.sampled_from([0.0, NOW - 10, NOW])),
@@ -461,6 +501,7 @@ def test_laws(situation: tuple[Observed, Wanted]) -> None:
             assert count(only.addresses) - len(edit.remove) + only.pending + added <= sizes.maximum
             assert added <= only.grow_most
         assert not only.busy
+        assert set(edit.restore) <= observed.lost & set(observed.missing)
     started = found.releasing - observed.releasing
     assert started <= only.removable
     assert observed.released & only.removable <= found.releasing or sizes.paused

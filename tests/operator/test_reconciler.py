@@ -9,6 +9,7 @@ import structlog
 from msgspec.structs import replace
 
 from tests import pace
+from tests.azure.arm.ids import parse
 from tests.operator.benches import bench, full, release
 from tests.operator.worlds import World
 from vnetpods_api import ConditionType, Reason
@@ -17,6 +18,7 @@ from vnetpods_operator.kube import MERGE
 from vnetpods_operator.pools import PATH
 
 pytestmark = pytest.mark.apiserver
+NIC = "Microsoft.Network/networkInterfaces"
 
 
 async def test_removal_is_decided_on_the_api_servers_word(world: World) -> None:
@@ -318,6 +320,10 @@ async def test_a_subnet_that_gives_only_excluded_addresses_does_not_fill_the_nic
         assert ready is not None
         assert (ready.status, ready.reason) == ("False", "SubnetFull")
         assert "exclude less" in ready.message
+        found.forget()  # another operator sees from the NIC what came in vain
+        for _ in range(3):
+            await found.round()
+        assert world.writes() == 3
         world.settings["exclude"] = ["10.240.0.0-10.240.0.9"]
         found.reconfigure()
         await found.look()
@@ -333,3 +339,76 @@ async def test_excluded_addresses_among_others_stop_nothing(world: World) -> Non
         for _ in range(8):
             await found.round()
         assert (await found.see()).status.allocated == 4
+
+
+async def test_lost_addresses_that_others_have_by_now_cost_few_writes(world: World) -> None:
+    """Azure names one at a time, and each refusal costs a write."""
+    _, agent = await world.worker("one")
+    world.azure.build.create_nic("other", "net/pods")
+    async with bench(world, agent) as found:
+        await full(found, agent)
+        pool = await found.see()
+        names = {a: n for i in pool.status.interfaces for a, n in i.names.items()}
+        lost = sorted(agent.held)[:21]
+        for number, address in enumerate(lost):
+            world.azure.build.remove_address("one-nic", names[address])
+            if number:
+                world.azure.build.add_address("other", f"theirs-{number}", address)
+        found.roster.record(agent.node).audit_at = 0.0
+        await found.round()
+        before = world.writes()
+        for _ in range(30):
+            await found.round()
+        assert lost[0] in world.addresses("one-nic")
+        assert world.writes() - before <= 8
+
+
+async def test_what_was_lost_is_asked_for_by_the_next_operator_too(world: World) -> None:
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await full(found, agent)
+        pool = await found.see()
+        names = {a: n for i in pool.status.interfaces for a, n in i.names.items()}
+        lost = min(agent.held)
+        world.azure.build.remove_address("one-nic", names[lost])
+        found.roster.record(agent.node).audit_at = 0.0
+        await found.look()
+        assert (await found.see()).status.lost == (lost,)
+        found.forget()
+        for _ in range(4):
+            await found.round()
+        assert lost in world.addresses("one-nic")
+        assert (await found.see()).status.lost == ()
+
+
+async def test_an_agent_gets_no_address_by_claiming_to_miss_it(world: World) -> None:
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await found.round()
+        agent.pods["x"] = "10.240.9.9"
+        for _ in range(4):
+            await found.round()
+        assert "10.240.9.9" not in world.addresses("one-nic")
+        ready = await world.condition(agent.node)
+        assert ready is not None
+        assert ready.reason == "AddressLost"
+        assert "never listed" in ready.message
+
+
+async def test_addresses_that_azure_stamps_failed_stay_usable(world: World) -> None:
+    """They go on working; a write that repairs them is all that is needed."""
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await full(found, agent)
+        world.azure.build.fault("fail", method="PUT", code="InternalServerError", times=None)
+        resource = world.azure.cloud.store.get(parse(world.azure.build.id(NIC, "one-nic")))
+        assert resource is not None
+        for part in resource.body["properties"]["ipConfigurations"]:
+            part["properties"]["provisioningState"] = "Failed"
+        found.roster.record(agent.node).audit_at = 0.0
+        await found.round()
+        pool = await found.see()
+        assert pool.status.allocated == 34
+        agent.start(4)
+        await found.round()
+        assert agent.waiting == 0
