@@ -30,10 +30,13 @@ class Kubernetes(_Section, kw_only=True, frozen=True):
 
 
 class Source(_Section, kw_only=True, frozen=True):
-    """Where addresses come from: `file` (a NodeIPPool's status as YAML or JSON), else the Kubernetes API."""
+    """Where addresses come from: `file` (a NodeIPPool's status as YAML or JSON), else the Kubernetes API.
+    `confirmation`: seconds to wait for the operator to confirm the list (see `trust`).
+    """
 
     kubernetes: Kubernetes = Kubernetes()
     file: Path | None = None
+    confirmation: Seconds = 60.0
 
 
 class Paths(_Section, kw_only=True, frozen=True):

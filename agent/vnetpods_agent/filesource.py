@@ -29,6 +29,8 @@ log = structlog.get_logger(component="filesource")
 class FileSource:
     """An AddressSource."""
 
+    truth = True
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._trouble = ""

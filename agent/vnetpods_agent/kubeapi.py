@@ -18,7 +18,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,7 +161,7 @@ class KubeApi:
     async def post(self, path: str, body: Any) -> Any:
         return await self._request("POST", path, {}, body, "application/json")
 
-    async def watch(self, path: str, query: Mapping[str, str], seconds: int) -> AsyncIterator[dict[str, Any]]:
+    async def watch(self, path: str, query: Mapping[str, str], seconds: int) -> AsyncGenerator[dict[str, Any]]:
         """The events of one watch request, which the server ends after `seconds`."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=20.0, sock_read=seconds + 15.0)
         query = {**query, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}

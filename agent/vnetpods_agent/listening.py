@@ -1,16 +1,18 @@
 """What the address source says, and what follows from it on this node.
 
 One task, `Listener.run`. For every state of the pool, in this order: units that we once told the source are released go
-out of use (once, for a ledger that was lost), the host is asked which addresses it holds itself, the pool learns its
-own, the host state is declared, whoever waits is served, and the pool is saved as last known. That file is used at the
-next start, until the source has spoken: no address leaves a NIC without this node's consent, and what it consented to
-is in the ledger. So without a whole ledger the file isn't used.
+out of use (once, for a ledger that was lost), `trust` judges whether the list may be used, the host is asked which
+addresses it holds itself, the pool learns its own, the host state is declared, whoever waits is served, and the pool is
+saved as last known. That file is used at the next start, until the source has spoken: no address leaves a NIC without
+this node's consent, and what it consented to is in the ledger. So without a whole ledger the file isn't used, and in
+another boot (the disk may have been rolled back) only when nobody confirms the source's own list in time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from vnetpods_agent.records import Retire, Withdraw
 from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.saving import save
 from vnetpods_agent.source import AddressSource, Supply
+from vnetpods_agent.trust import Trust
 from vnetpods_api import Status
 
 _HOST_STATE = 1.5
@@ -56,7 +59,13 @@ class NicLimits:
         self._kernel = kernel
         self._known: dict[str, Limits] = {}
         self.absent: frozenset[str] = frozenset()
+        self.seen: set[str] = set()  # was there since the machine has booted
         self._wake = asyncio.Event()
+
+    @property
+    def foreign(self) -> frozenset[str]:
+        """Absent, and never seen here: the NICs of another machine."""
+        return self.absent - self.seen
 
     def of(self, mac: str) -> Limits:
         return self._known.get(mac, Limits())
@@ -88,6 +97,8 @@ class NicLimits:
             return
         self._known[mac] = limits or Limits()
         self.absent = self.absent - {mac} if limits else self.absent | {mac}
+        if limits:
+            self.seen.add(mac)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,16 @@ class Parts:
     kernel: Lane
     limits: NicLimits
     events: Events
+    trust: Trust
     unfit: Callable[[], str]
+
+
+class Saved(Status, kw_only=True, frozen=True):
+    """pool.json: the list as last used, with `agent` as our last report in the source's hands, and the view that it was
+    good for. `boot_id` is empty in those of former versions.
+    """
+
+    boot_id: str = ""
 
 
 class Listener:
@@ -114,20 +134,41 @@ class Listener:
         self._source = source
         self._parts = parts
         self._status = Status()
-        self._saved: Status | None = None
+        self._macs: frozenset[str] = frozenset()  # of the NICs in what was read last
+        self._pending: Supply | None = None  # read, and not trusted yet
+        self._turn = asyncio.Lock()
+        self._boot_id = ""
+        self._saved: Saved | None = None
 
     @property
     def cause(self) -> str:
         """Why there are no more addresses, in the words of the pool's conditions."""
-        return Supply(self._status).cause
+        said = Supply(self._status).cause
+        return self._parts.trust.cause(time.monotonic()) if self._pending else said
 
-    async def recall(self, trouble: str) -> None:
-        """At start: the pool as last known, unless something is wrong with the ledger."""
-        file = self._config.paths.pool
-        status = None if trouble else _read(file)
+    def is_another_machines(self) -> bool:
+        """Whether this machine has none of the NICs that are listed, nor had."""
+        return bool(self._macs) and self._macs <= self._parts.limits.foreign
+
+    async def recall(self, trouble: str, boot_id: str) -> None:
+        """At start: the pool as last known, unless something is wrong with the ledger. One of an earlier boot may be
+        out of date, and has to wait as the source's own has.
+        """
+        self._boot_id = boot_id
+        trust, custody = self._parts.trust, self._parts.custody
+        status = None if trouble else _read(self._config.paths.pool)
         if status is None:
+            trust.why = "the ledger was lost" if trouble not in ("", "new") else trust.why
             return
         self._saved = status
+        # a former version doesn't say; but no pod outlives a boot
+        here = status.boot_id == boot_id or (not status.boot_id and bool(custody.attachments))
+        if here:
+            trust.resume(status.agent)
+        elif not trust.always:
+            trust.why = "the machine has booted"
+            self._pending = Supply(status, live=False)
+            return
         try:
             await self._hear(Supply(status, live=False))
         except DataPlaneError as error:
@@ -135,6 +176,18 @@ class Listener:
             return
         if not await asyncio.to_thread(self._parts.host.wait, _HOST_STATE):
             log.warning("host state is not in place yet")
+
+    async def tick(self) -> None:
+        """Now and then: what was waited for long enough is used as it is, and the file is there."""
+        trust = self._parts.trust
+        if (pending := self._pending) is not None and trust.waived(time.monotonic()):
+            said = f"the operator has not confirmed the list of addresses in {self._config.source.confirmation:g} s"
+            self._parts.events.say(Event("ListUnconfirmed", f"{said} ({trust.why}); it is used as it was listed last"))
+            with contextlib.suppress(DataPlaneError):
+                await self._hear(pending)
+        if self._saved is not None and not self._config.paths.pool.exists():
+            self._saved = None
+            await self._save()
 
     async def run(self) -> None:
         async for supply in self._source.watch():
@@ -148,22 +201,43 @@ class Listener:
 
     async def _hear(self, supply: Supply) -> None:
         """Raises DataPlaneError, before anything has been taken over."""
+        async with self._turn:
+            for interface in supply.interfaces:
+                await self._parts.limits.learn(interface.mac)
+            self._macs = frozenset(interface.mac for interface in supply.interfaces)
+            if supply.live and not await self._trusted(supply):
+                return
+            await self._take_over(supply)
+
+    async def _trusted(self, supply: Supply) -> bool:
+        """Whether the list may be used. What we have promised is believed of any list, and told whether or not."""
         parts, status = self._parts, supply.status
-        first = supply.live and not parts.reporter.live
+        if not parts.reporter.live:
+            await self._remember(parts.pool.believe(status.interfaces, status.released))
+        trusted = parts.trust.hear(status, supply.acknowledged, time.monotonic())
+        if trusted or not status.interfaces:
+            self._pending = None
+            return True
+        self._pending = supply
+        parts.pool.read(status.interfaces)
+        parts.reporter.heard(status)
+        parts.custody.serve()
+        return False
+
+    async def _take_over(self, supply: Supply) -> None:
+        parts, status = self._parts, supply.status
+        known = self._status
         if not status.interfaces:  # says nothing about addresses, but perhaps why there are none
-            known = self._status
+            parts.pool.read(())
             status = msgspec.structs.replace(status, interfaces=known.interfaces, direct_cidrs=known.direct_cidrs)
-        for interface in status.interfaces:
-            await parts.limits.learn(interface.mac)
-        new = status.interfaces != self._status.interfaces
+        new = status.interfaces != known.interfaces
         there = await parts.kernel.submit(parts.host.glance) if new else frozenset()
         # in one breath: an ADD that came in between could get an address that the host holds
         self._status = status
-        parts.pool.supply(status.interfaces, status.release_request)
-        believed = parts.pool.believe(status.released) if first else []
+        if supply.interfaces:
+            parts.pool.supply(status.interfaces, status.release_request)
         settled = parts.reporter.settle()
         self._declare()
-        await self._remember(believed)
         await settled
         await parts.custody.name_nics()
         self._tell_missing()
@@ -212,8 +286,14 @@ class Listener:
 
     async def _save(self) -> None:
         status = self._status
-        kept = Status(interfaces=status.interfaces, direct_cidrs=status.direct_cidrs, conditions=status.conditions)
-        if kept == self._saved:
+        kept = Saved(
+            interfaces=status.interfaces,
+            direct_cidrs=status.direct_cidrs,
+            conditions=status.conditions,
+            agent=self._parts.trust.kept,
+            boot_id=self._boot_id,
+        )
+        if self._saved is not None and _but_for_the_number(kept) == _but_for_the_number(self._saved):
             return
         try:
             await asyncio.to_thread(save, self._config.paths.pool, msgspec.json.encode(kept))
@@ -222,9 +302,14 @@ class Listener:
             log.warning("pool can't be saved", file=str(self._config.paths.pool), error=str(error))
 
 
-def _read(file: Path) -> Status | None:
+def _but_for_the_number(saved: Saved) -> Saved:
+    """Reports are too many to keep each on the disk: that the source has one of a process is what matters."""
+    return msgspec.structs.replace(saved, agent=saved.agent and msgspec.structs.replace(saved.agent, report=0))
+
+
+def _read(file: Path) -> Saved | None:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Status)
+        return msgspec.json.decode(file.read_bytes(), type=Saved)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:

@@ -1,21 +1,24 @@
 """The NodeIPPool of this node as a source of addresses: one object, listed and watched; the status applied server-side.
 
 Runs in the event loop; `watch` is iterated by one task, `publish` called by another. List without resourceVersion, so
-that the first answer is the API server's newest and not a cache's: an old version must never look like a step of the
-release handshake. Then a watch from there; after its end or an error (410, a lost connection) list again, with a
-growing pause if it failed. Every report names the version of the pool that it answers to, and the API server refuses it
-when there is a newer one: so a report that was lost on its way can't arrive after a later one. A pool that is deleted
-is simply not heard of until it is there again: nothing follows from absence.
+that the first answer is the API server's newest and not a cache's. Then a watch from there; after its end or an error
+(410, a lost connection) list again, with a growing pause if it failed. Every report names the version of the pool that
+it answers to, and the API server refuses it when there is a newer one: so a report that was lost on its way can't
+arrive after a later one. What comes of a refusal (409) is a new list, and what is listed then counts, be it older: an
+API server that was restored from a backup goes back in time, and would refuse us for good. That is also why a watch
+that has ended isn't simply begun anew: from a version that is yet to come it tells nothing. A pool that is deleted is
+simply not heard of until it is there again: nothing follows from absence.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -23,6 +26,7 @@ import structlog
 from vnetpods_agent.kubeapi import ApiError, KubeApi, KubeError
 from vnetpods_agent.source import Report, SourceChanged, SourceUnavailable, Supply
 from vnetpods_api import (
+    AgentReport,
     Condition,
     ConditionStatus,
     ConditionType,
@@ -36,6 +40,7 @@ from vnetpods_api import (
 )
 from vnetpods_api.names import AGENT_MANAGER, GROUP, PLURAL, VERSION
 
+T = TypeVar("T")
 _PATH = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 _WATCH_SECONDS = 240
 _RETRY = (0.2, 8.0)
@@ -48,6 +53,8 @@ log = structlog.get_logger(component="nodeippool")
 class NodeIPPoolSource:
     """An AddressSource. It owns the API session it is given."""
 
+    truth = False
+
     def __init__(self, api: KubeApi, node: str) -> None:
         self._api = api
         self._node = node
@@ -56,6 +63,8 @@ class NodeIPPoolSource:
         self._conditions: tuple[Condition, ...] = ()
         self._interfaces: tuple[Interface, ...] = ()
         self._version = ""
+        self._acknowledged: AgentReport | None = None
+        self._refused = asyncio.Event()
 
     @property
     def trouble(self) -> str:
@@ -64,21 +73,24 @@ class NodeIPPoolSource:
     async def close(self) -> None:
         await self._api.close()
 
-    async def watch(self) -> AsyncIterator[Supply]:
+    async def watch(self) -> AsyncGenerator[Supply]:
         retry = _RETRY[0]
         while True:
             try:
+                self._refused.clear()
+                acknowledged = self._acknowledged
                 listed = await self._api.get(_PATH, self._query)
                 retry = _RETRY[0]
                 self._trouble = (
                     "" if listed["items"] else f"there is no NodeIPPool {self._node} yet; does the operator run?"
                 )
                 for item in listed["items"]:
-                    if (supply := self._supply(item)) is not None:
+                    if (supply := self._supply(item, acknowledged)) is not None:
                         yield supply
-                version = listed["metadata"]["resourceVersion"]
-                async for supply in self._events(version):
+                async for supply in self._events(listed["metadata"]["resourceVersion"]):
                     yield supply
+                if self._refused.is_set():
+                    continue
             except KubeError as error:
                 if not (isinstance(error, ApiError) and error.status == _GONE):
                     self._trouble = str(error)
@@ -86,24 +98,26 @@ class NodeIPPoolSource:
             await asyncio.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             retry = min(retry * 2, _RETRY[1])
 
-    async def _events(self, version: str) -> AsyncIterator[Supply]:
-        """Until the API server doesn't go on from `version` any more. Raises KubeError."""
-        while True:
-            query = {**self._query, "resourceVersion": version}
-            async for event in self._api.watch(_PATH, query, _WATCH_SECONDS):
-                kind, item = event.get("type"), event.get("object") or {}
-                if kind == "ERROR":
-                    raise ApiError(int(item.get("code") or 0), f"watch {_PATH}", str(item.get("message")))
-                version = item["metadata"]["resourceVersion"]
-                if kind in ("ADDED", "MODIFIED"):
-                    self._trouble = ""
-                    if (supply := self._supply(item)) is not None:
-                        yield supply
-                elif kind == "DELETED":
-                    self._trouble = f"the NodeIPPool {self._node} was deleted"
-                    log.warning("NodeIPPool deleted; going on with what is known", node=self._node)
+    async def _events(self, version: str) -> AsyncGenerator[Supply]:
+        """Until the watch ends, or a report was refused. Raises KubeError."""
+        query = {**self._query, "resourceVersion": version}
+        async for event in until_set(self._refused, self._api.watch(_PATH, query, _WATCH_SECONDS)):
+            kind, item = event.get("type"), event.get("object") or {}
+            if kind == "ERROR":
+                raise ApiError(int(item.get("code") or 0), f"watch {_PATH}", str(item.get("message")))
+            if kind in ("ADDED", "MODIFIED") and not self._is_past(item["metadata"]["resourceVersion"]):
+                self._trouble = ""
+                if (supply := self._supply(item, self._acknowledged)) is not None:
+                    yield supply
+            elif kind == "DELETED":
+                self._trouble = f"the NodeIPPool {self._node} was deleted"
+                log.warning("NodeIPPool deleted; going on with what is known", node=self._node)
 
-    def _supply(self, item: Any) -> Supply | None:
+    def _is_past(self, version: str) -> bool:
+        """From before a report of ours that was taken: what had been written until then was heard then."""
+        return version.isdigit() and self._version.isdigit() and int(version) < int(self._version)
+
+    def _supply(self, item: Any, acknowledged: AgentReport | None) -> Supply | None:
         try:
             pool: NodeIPPool = from_object(item)
         except msgspec.ValidationError as error:
@@ -111,13 +125,8 @@ class NodeIPPoolSource:
             log.error("NodeIPPool can't be read", error=str(error))  # noqa: TRY400 - the trace says nothing more
             return None
         self._conditions, self._interfaces = pool.status.conditions, pool.status.interfaces
-        self._heard_of(pool.metadata.resource_version or "")
-        return Supply(pool.status)
-
-    def _heard_of(self, version: str) -> None:
-        """The answer to a report may be newer than what the watch tells afterwards."""
-        if not (version.isdigit() and self._version.isdigit() and int(version) < int(self._version)):
-            self._version = version
+        self._version = pool.metadata.resource_version or ""
+        return Supply(pool.status, acknowledged=acknowledged)
 
     async def publish(self, report: Report) -> None:
         conditions = tuple(merge(self._conditions, [_agent_ready(report, datetime.now(UTC))]))
@@ -128,11 +137,39 @@ class NodeIPPoolSource:
         try:
             answer = await self._api.apply(f"{_PATH}/{self._node}/status", query, body)
         except ApiError as error:
-            kind = SourceChanged if error.status == _CONFLICT else SourceUnavailable
-            raise kind(f"NodeIPPool {self._node}: {error}") from error
+            if error.status != _CONFLICT:
+                raise SourceUnavailable(f"NodeIPPool {self._node}: {error}") from error
+            self._refused.set()
+            raise SourceChanged(f"NodeIPPool {self._node}: {error}") from error
         except KubeError as error:
             raise SourceUnavailable(f"NodeIPPool {self._node}: {error}") from error
-        self._heard_of(answer["metadata"]["resourceVersion"])
+        # what the watch tells afterwards may be from before
+        self._version = answer["metadata"]["resourceVersion"]
+        self._acknowledged = report.agent
+
+
+async def until_set(end: asyncio.Event, stream: AsyncGenerator[T]) -> AsyncGenerator[T]:
+    """What the stream has to say before the event is set; the stream is closed then."""
+    ended = asyncio.ensure_future(end.wait())
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(stream))
+            try:
+                await asyncio.wait((ended, coming), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not coming.done():
+                    coming.cancel()
+                    await asyncio.gather(coming, return_exceptions=True)
+            if ended.done():
+                return
+            try:
+                yield coming.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        ended.cancel()
+        with contextlib.suppress(Exception):
+            await stream.aclose()
 
 
 def _of_subnets(missing: Sequence[str], interfaces: Sequence[Interface]) -> tuple[str, ...]:

@@ -40,6 +40,15 @@ class _Entry:
         return self.name.startswith(IP_CONFIGURATION_PREFIX)
 
 
+def _entries(interfaces: Iterable[Interface]) -> dict[str, _Entry]:
+    return {
+        unit: _Entry(interface.mac, names.get(unit, ""))
+        for interface in interfaces
+        for names in [interface.names]
+        for unit in interface.addresses
+    }
+
+
 class Pool:
     """See the module's docstring. Every method is a decision without waiting in between."""
 
@@ -61,6 +70,7 @@ class Pool:
         self._mac: dict[Address, str] = {}  # every listed address and its NIC
         self._heard = False
         self._entries: dict[str, _Entry] = {}
+        self._read: dict[str, _Entry] = {}
         self._releasing: tuple[str, ...] = ()
         self._retired: dict[str, str] = {}  # name -> unit
         self._withdrawn: dict[str, str] = {}  # unit -> name, as the ledger has it
@@ -86,21 +96,22 @@ class Pool:
         self._retired.update(retired)
         self._arrange()
 
+    def read(self, interfaces: Iterable[Interface]) -> None:
+        """What is listed, to be trusted or not: which of it is promised back can be told anyway."""
+        self._read = _entries(interfaces)
+
     def supply(self, interfaces: Iterable[Interface], request: str | None = None) -> None:
         """What the operator lists now, and by which request it asks for some of it. Addresses that are gone are
         forgotten, unless a pod holds them; no interface at all says nothing.
         """
         interfaces = tuple(interfaces)
+        self.read(interfaces)
         if not interfaces:
             return
         self._heard = True
         primaries = {interface.primary_address for interface in interfaces}
         self.request = request
-        self._entries = {
-            unit: _Entry(interface.mac, interface.names.get(unit, ""))
-            for interface in interfaces
-            for unit in interface.addresses
-        }
+        self._entries = self._read
         self._releasing = tuple(u for interface in interfaces for u in interface.releasing if u in self._entries)
         self._mac = {
             address: interface.mac
@@ -188,12 +199,13 @@ class Pool:
             self._withdrawn.pop(unit, None)
         self._arrange()
 
-    def believe(self, units: Iterable[str]) -> list[tuple[str, str]]:
+    def believe(self, interfaces: Iterable[Interface], units: Iterable[str]) -> list[tuple[str, str]]:
         """Units that were promised back, as the source remembers; returns (name, unit) of those unknown here."""
+        entries = _entries(interfaces)
         lost = [
             (entry.name, unit)
             for unit in units
-            if (entry := self._entries.get(unit)) and (entry.ours or not entry.name)
+            if (entry := entries.get(unit)) and (entry.ours or not entry.name)
             if entry.name not in self._retired and unit not in self._withdrawn and not self.holds(unit)
         ]
         self.retire(lost)
@@ -217,18 +229,20 @@ class Pool:
         return promised, void
 
     def released(self) -> tuple[str, ...]:
-        """What the report lists under `released`: all that is listed and retired, asked for or not."""
+        """What the report lists under `released`: all that was read and is retired, asked for or not."""
         absent = self._absent()
         return tuple(
             unit
-            for unit, entry in self._entries.items()
+            for unit, entry in self._read.items()
             if entry.name in self._retired and entry.mac not in absent and not self.holds(unit)
         )
 
     def kept(self) -> tuple[str, ...]:
         """Units asked back that can't be given: pods hold them, and may for months."""
         absent = self._absent()
-        return tuple(u for u in self._releasing if self._entries[u].mac not in absent and self.holds(u))
+        return tuple(
+            u for u in self._releasing if u in self._read and self._read[u].mac not in absent and self.holds(u)
+        )
 
     def promises(self) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
         """(name, unit) of all that was ever promised back, and of what is listed of it."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -23,6 +22,7 @@ from vnetpods_agent.ledger import Ledger, LedgerError
 from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Forget, Operation, Reinstate, Retire, Withdraw
 from vnetpods_agent.source import AddressSource, Report, SourceChanged, SourceUnavailable
+from vnetpods_agent.trust import Trust
 from vnetpods_api import ConditionType, Reason, Status, find
 
 MERGE = 0.02
@@ -46,6 +46,7 @@ def urgency(last: Report | None, report: Report, interval: float) -> float | Non
         now.waiting != before.waiting
         or (now.free == 0 and before.free > 0)
         or now.free < before.free / 2
+        or report.view != last.view
         or report.released != last.released
         or (report.request != last.request and bool(report.released or report.kept))
         or report.kept != last.kept
@@ -62,23 +63,32 @@ def _taken_for_silent(status: Status) -> bool:
 
 
 class Reporter:
-    """`serving` says why no ADD could be served ("" when it could). `live` once the source itself has been heard."""
+    """`unfit` says why no ADD could be served ("" when it could). `live` once the source itself has been heard. While
+    what it lists is `another_machines` nothing is reported: we may be a copy of that machine's disk.
+    """
 
     def __init__(
-        self, pool: Pool, ledger: Ledger, source: AddressSource, unfit: Callable[[], str], interval: float
+        self,
+        pool: Pool,
+        ledger: Ledger,
+        source: AddressSource,
+        trust: Trust,
+        unfit: Callable[[], str],
+        interval: float,
     ) -> None:
         self.observe: Callable[[str], None] = lambda _: None
+        self.another_machines: Callable[[], bool] = lambda: False
         self.live = False
         self.stopping = False
         self.said_farewell = asyncio.Event()
         self._pool = pool
         self._ledger = ledger
         self._source = source
+        self._trust = trust
         self._unfit = unfit
         self._interval = interval
         self._wake = asyncio.Event()
         self._heard = asyncio.Event()
-        self._instance = secrets.token_hex(8)
         self._number = 0
         self._last: Report | None = None
         self._last_at = float("-inf")
@@ -88,11 +98,9 @@ class Reporter:
         self._wake.set()
 
     def heard(self, status: Status) -> None:
-        """The source has spoken, so it can be reached; if it lacks our last report, it is told again."""
+        """The source has spoken, so it can be reached."""
         self.live = True
-        told = status.agent
-        lost = told is None or told.instance != self._instance or (self._last and told.report < self._last.number)
-        if lost or _taken_for_silent(status):
+        if _taken_for_silent(status):
             self._last = None
         self._heard.set()
         self._wake.set()
@@ -100,7 +108,7 @@ class Reporter:
     async def run(self, clock: Callable[[], float]) -> None:
         loop = asyncio.get_running_loop()
         delay: float | None = None
-        retry = RETRY[0]
+        retry, refused = RETRY[0], 0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
@@ -109,28 +117,34 @@ class Reporter:
             self._wake.clear()
             try:
                 delay = await self.step(clock(), loop.time())
-                retry = RETRY[0]
+                retry, refused = RETRY[0], 0
             except SourceChanged:
                 self.observe("overtaken")
-                delay = GAP / 10  # the change is on its way to us
+                if refused:  # not by a change that crossed ours on its way
+                    await asyncio.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+                refused += 1
+                retry, delay = await self._until_heard(retry), 0.0
             except (SourceUnavailable, LedgerError) as error:
                 log.warning("report not delivered", error=str(error))
                 self.observe("failed")
-                self._heard.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(retry * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
-                        await self._heard.wait()
-                retry = min(retry * 2, RETRY[1])
-                delay = 0.0
+                retry, delay = await self._until_heard(retry), 0.0
+
+    async def _until_heard(self, retry: float) -> float:
+        """Waits for the source to speak, or so long; says how long it may take the next time."""
+        self._heard.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(retry * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
+                await self._heard.wait()
+        return min(retry * 2, RETRY[1])
 
     async def step(self, now: float, monotonic: float) -> float | None:
         """Does what is due; seconds until more may be. Raises SourceUnavailable, LedgerError."""
-        if not self.live:
+        if not self.live or self.another_machines():
             return None
         if cold := self._pool.cold(now):
             self._pool.forget(cold)  # first: one of them may be in use, and released again, by the time that is on disk
             await self._ledger.commit(Forget(tuple(cold)))
-        if entries := self._pool.retirable(now):
+        if self._trust.current and (entries := self._pool.retirable(now)):
             # out of use before the disk is asked: nobody may be given one meanwhile
             self._pool.retire(entries)
             try:
@@ -148,7 +162,7 @@ class Reporter:
             if early > 0:
                 return min(filter(None, (early, self._next_change(now))), default=early)
             self._number += 1
-            report = replace(report, instance=self._instance, number=self._number)
+            report = replace(report, instance=self._trust.instance, number=self._number)
             await self._source.publish(report)
             if report.released:
                 faults.reach("release.reported")
@@ -178,12 +192,13 @@ class Reporter:
         return Report(
             usage=self._pool.usage(now),
             released=self._pool.released(),
-            kept=self._pool.kept(),
+            kept=self._pool.kept() if self._trust.current else (),
             missing=self._pool.missing(),
             serving=not why and not self.stopping,
             stopping=self.stopping,
             message=why,
-            request=self._pool.request,
+            request=self._pool.request if self._trust.current else None,
+            view=self._trust.view,
         )
 
 

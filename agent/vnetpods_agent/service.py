@@ -46,6 +46,7 @@ from vnetpods_agent.server import Server
 from vnetpods_agent.source import AddressSource
 from vnetpods_agent.spool import Spool
 from vnetpods_agent.sweeper import Sweep, Sweeper
+from vnetpods_agent.trust import Trust
 from vnetpods_agent.verbs import Lasting, Verbs
 from vnetpods_agent.watchdog import Watchdog
 
@@ -85,7 +86,8 @@ class Agent:
             on_links=lambda: self._call_from_thread(self.limits.changed),
         )
         self.pool = Pool(config.cooldown, self._elsewhere, self.plane.leaving, lambda: self.limits.absent)
-        self.reporter = Reporter(self.pool, self.ledger, self.source, self.unfit, config.report_interval)
+        self.trust = Trust(config.source.confirmation, time.monotonic(), always=self.source.truth)
+        self.reporter = Reporter(self.pool, self.ledger, self.source, self.trust, self.unfit, config.report_interval)
         self.limits = NicLimits(self.kernel)
         surroundings = Surroundings(
             clock=time.time,
@@ -107,9 +109,11 @@ class Agent:
             self.kernel,
             self.limits,
             self.events,
+            self.trust,
             self.unfit,
         )
         self.listener = Listener(config, self.source, parts)
+        self.reporter.another_machines = self.listener.is_another_machines
         self.sweeper = Sweeper(self.custody, self.kernel, self.plane, time.time)
         self.metrics = metrics.Metrics(lambda: self.pool.usage(time.time()), self._gauges(), REFUSALS.counts)
         self.limited = Lasting(lambda: self.host.failing)
@@ -164,7 +168,12 @@ class Agent:
     def _absent(self) -> str:
         """Why what is listed for some NICs is of no use here."""
         listed = sorted(mac for mac in self.limits.absent if self.pool.of((mac,)))
-        return f"the pool is another machine's: none here has the MAC {', '.join(listed)} of its NIC" if listed else ""
+        if not listed:
+            return ""
+        macs = ", ".join(listed)
+        if self.limits.foreign.issuperset(listed):
+            return f"the pool is another machine's: none here has the MAC {macs} of its NIC"
+        return f"the NIC with the MAC {macs} is gone from this machine at present"
 
     def _elsewhere(self) -> frozenset[Address]:
         """Addresses on the host's own interfaces, and those of NICs that this machine doesn't have."""
@@ -221,7 +230,7 @@ class Agent:
         if self._lacking:
             log.warning("ledger", trouble=self._lacking)
         self.host.start()
-        await self.listener.recall(self._lacking)
+        await self.listener.recall(self._lacking, self._boot_id)
         await self._meet()
         await self.server.start()
         self._starting = False
@@ -294,6 +303,7 @@ class Agent:
         """Memory from the ledger; what of it is of an earlier boot is over. Says what was wrong with it."""
         content, trouble = await self.ledger.load()
         self.custody.remember(content)  # in one breath: from now on addresses are given out
+        self.limits.seen.update(a.nic_mac for a in content.attachments.values() if a.boot_id == self._boot_id)
         old = [a for a in content.attachments.values() if a.boot_id != self._boot_id]
         # no pod of an earlier boot has outlived the moment at which this one began
         booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -338,6 +348,7 @@ class Agent:
                 continue
             if not self.unfit():
                 self.listener.fit.set()
+            await self.listener.tick()
             self.custody.serve()
 
     async def _late(self) -> bool:

@@ -27,11 +27,13 @@ class Supply:
     """What the source says at one moment.
 
     `live` is False for what an earlier process saved: good enough to go on giving out addresses (none leaves a NIC
-    without this node's consent), but no step of the release handshake is taken on it.
+    without this node's consent), but no step of the release handshake is taken on it. `acknowledged` is the last report
+    that the source was known to have when this was asked for, or told.
     """
 
     status: Status
     live: bool = True
+    acknowledged: AgentReport | None = None
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
@@ -55,7 +57,8 @@ class Supply:
 @dataclass(frozen=True, slots=True)
 class Report:
     """What the agent tells the source: counts, and addresses where the source must act. `request`: the releaseRequest
-    that `released` and `kept` answer. `instance` and `number` say who reports, and are no news by themselves.
+    that `released` and `kept` answer; `view`: see `trust`. `instance` and `number` say who reports, and are no news by
+    themselves.
     """
 
     usage: Usage
@@ -66,14 +69,18 @@ class Report:
     stopping: bool = False
     message: str = ""
     request: str | None = None
+    view: str | None = None
     instance: str = field(default="", compare=False)
     number: int = field(default=0, compare=False)
 
     @property
+    def agent(self) -> AgentReport:
+        return AgentReport(instance=self.instance, report=self.number, view=self.view, release_request=self.request)
+
+    @property
     def status(self) -> Status:
         """The agent's part of a NodeIPPool's status, but for the conditions."""
-        agent = AgentReport(instance=self.instance, report=self.number, release_request=self.request)
-        return Status(usage=self.usage, agent=agent, released=self.released, kept=self.kept, missing=self.missing)
+        return Status(usage=self.usage, agent=self.agent, released=self.released, kept=self.kept, missing=self.missing)
 
 
 class AddressSource(Protocol):
@@ -89,6 +96,11 @@ class AddressSource(Protocol):
         A report that gets lost on its way must not arrive after a later one: it could promise back an address that is
         in use again by then.
         """
+        ...
+
+    @property
+    def truth(self) -> bool:
+        """Whether what it says is right by definition, and nobody has to confirm it (see `trust`)."""
         ...
 
     @property

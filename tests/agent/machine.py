@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +82,7 @@ class Machine:
     process: asyncio.subprocess.Process | None = None
     pods: list[str] = field(default_factory=list)
     port: int = 0
+    door: asyncio.Server | None = None
 
     # the machine
 
@@ -119,7 +123,31 @@ class Machine:
         user = json.loads(server.admin_kubeconfig.read_text())["users"][0]["user"]
         return pki.kubeconfig(self.folder / "kubeconfig", url, server.authority, user)
 
+    async def reach(self, server: ApiServer) -> Path:
+        """The API server answers on the machine's own loopback; its kubeconfig. `door` is the way there."""
+        port = int(server.url.rpartition(":")[2])
+
+        async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    target.write(data)
+                    await target.drain()
+            target.close()
+
+        async def enter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                inner, outer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                writer.close()
+            else:
+                await asyncio.gather(carry(reader, outer), carry(inner, writer))
+
+        self.door = await asyncio.start_server(enter, sock=_listening_in(self.name, port))
+        return server.admin_kubeconfig
+
     def close(self) -> None:
+        if self.door is not None:
+            self.door.close()
         for name in (*self.pods, self.name, f"{self.name}-out"):
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
@@ -294,6 +322,22 @@ class Machine:
 
     def _show(self, what: str) -> list[dict[str, Any]]:
         return list(json.loads(_ip(f"-n {self.name} -j {what}") or "[]"))
+
+
+def _listening_in(netns: str, port: int) -> socket.socket:
+    """A socket belongs to the namespace that it was made in, whoever uses it."""
+    made: list[socket.socket] = []
+
+    def make() -> None:
+        with Path(f"/run/netns/{netns}").open() as there:
+            if ctypes.CDLL(None, use_errno=True).setns(there.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"setns {netns}")
+        made.append(socket.create_server(("127.0.0.1", port)))
+
+    thread = threading.Thread(target=make)  # which ends with it
+    thread.start()
+    thread.join()
+    return made[0]
 
 
 def _ip(arguments: str) -> str:

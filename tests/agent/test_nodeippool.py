@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +24,7 @@ from vnetpods_agent.nodeippool import NodeIPPoolSource
 from vnetpods_agent.pool import Pool as Addresses
 from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.source import Report, SourceChanged, SourceUnavailable, Supply
+from vnetpods_agent.trust import Trust
 from vnetpods_api import Usage
 
 pytestmark = pytest.mark.apiserver
@@ -107,6 +108,37 @@ async def test_a_pool_that_comes_later_and_changes_is_heard(pool: Pool) -> None:
         await asyncio.to_thread(pool.addresses, "10.240.0.5")
         assert await next_addresses(heard) == ["10.240.0.5"]
         assert source.trouble == ""
+
+
+class Noting(KubeApi):
+    """Remembers what it was asked to list."""
+
+    def __init__(self, server: ApiServer) -> None:
+        super().__init__(from_kubeconfig(server.admin_kubeconfig))
+        self.listed: list[Mapping[str, str]] = []
+
+    async def get(self, path: str, query: Mapping[str, str]) -> Any:
+        self.listed.append(query)
+        return await super().get(path, query)
+
+
+async def test_a_list_is_never_a_caches(pool: Pool) -> None:
+    """With any resourceVersion the API server may answer from its memory, which lags. After a refused report there is a
+    new list, and a new watch from there.
+    """
+    await asyncio.to_thread(pool.create)
+    api = Noting(pool.server)
+    source = NodeIPPoolSource(api, pool.name)
+    supplies = source.watch()
+    await anext(supplies)
+    source._version = "1"
+    with pytest.raises(SourceChanged, match="409"):
+        await source.publish(report(Usage()))
+    await anext(supplies)
+    await source.publish(report(Usage()))
+    assert [query.get("resourceVersion") for query in api.listed] == [None, None]
+    await supplies.aclose()
+    await source.close()
 
 
 async def test_others_pools_are_not_heard(pool: Pool) -> None:
@@ -254,7 +286,7 @@ async def test_an_agent_that_was_taken_for_silent_says_that_it_is_there(pool: Po
     await ledger.load()
     try:
         async with watching(pool) as (source, heard):
-            reporter = Reporter(Addresses(30.0), ledger, source, str, 10.0)
+            reporter = Reporter(Addresses(30.0), ledger, source, Trust(60.0, 0.0, always=True), str, 10.0)
 
             async def hear() -> str:
                 """Takes in all there is, reports what is due, and says what the pool then says of the agent."""

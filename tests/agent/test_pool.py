@@ -330,11 +330,12 @@ class TestLedgerForFormerVersions:
 
     def test_what_the_source_remembers_of_a_lost_ledger_is_believed(self) -> None:
         made = pool()
-        made.supply([interface("10.0.0.5", "10.0.0.7"), interface("10.0.1.5", name="other", names={})])
+        listed = [interface("10.0.0.5", "10.0.0.7"), interface("10.0.1.5", name="other", names={})]
         made.adopt(Address("10.0.0.7"), key("a"))
-        assert made.believe(["10.0.0.5", "10.0.0.7", "10.0.1.5", "10.0.0.99"]) == [FIVE, ("", "10.0.1.5")]
+        assert made.believe(listed, ["10.0.0.5", "10.0.0.7", "10.0.1.5", "10.0.0.99"]) == [FIVE, ("", "10.0.1.5")]
+        made.supply(listed)
         assert (made.released(), made.take(key("b"), NOW)) == (("10.0.0.5",), None)
-        assert made.believe(["10.0.0.5", "10.0.1.5"]) == []
+        assert made.believe(listed, ["10.0.0.5", "10.0.1.5"]) == []
 
 
 class TestBlocks:

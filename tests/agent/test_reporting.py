@@ -14,6 +14,7 @@ from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Assign, Release
 from vnetpods_agent.reporting import GAP, Reporter, urgency
 from vnetpods_agent.source import Report, SourceUnavailable, Supply
+from vnetpods_agent.trust import Trust
 from vnetpods_api import Interface, Status, Usage
 
 INTERVAL = 10.0
@@ -97,6 +98,8 @@ class Cloud:
     def watch(self) -> AsyncIterator[Supply]:
         raise NotImplementedError
 
+    truth = True
+
     @property
     def trouble(self) -> str:
         return ""
@@ -172,7 +175,9 @@ class Node:
         self.held = {a.address: key for key, a in content.attachments.items()}
         self.pool = Pool(COOLDOWN)
         self.pool.restore(self.held, content.rests, content.withdrawn, content.retired)
-        self.reporter = Reporter(self.pool, self.ledger, self.cloud, lambda: "", INTERVAL)
+        self.reporter = Reporter(
+            self.pool, self.ledger, self.cloud, Trust(60.0, 0.0, always=True), lambda: "", INTERVAL
+        )
 
     def hear(self) -> None:
         self.pool.supply([self.cloud.interface()], self.cloud.request)

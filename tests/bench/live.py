@@ -40,7 +40,7 @@ async def cost(folder: Path, server: apiserver.ApiServer, pods: int) -> Cost:
         folder,
         {
             "node": NODE,
-            "source": {"kubernetes": {"kubeconfig": str(folder / "kubeconfig")}},
+            "source": {"kubernetes": {"kubeconfig": str(folder / "kubeconfig")}, "confirmation": 0},
             "cooldown": 30.0,
             "reportInterval": 10.0,
             "sweepInterval": 30.0,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
 
 from tests import pace
 from tests.kube import binaries, pki
@@ -36,6 +38,26 @@ class ApiServer(Api):
     """A running API server. `stop`, `start` and `restart` are outages; objects survive them, watches don't."""
 
     server: Program
+    etcd: Program
+
+    def backup(self) -> Path:
+        """What etcd's disk holds now; etcd stands still meanwhile."""
+        copy = self.folder / f"backup-{uuid4().hex[:8]}"
+        self.etcd.signal(signal.SIGSTOP)
+        try:
+            shutil.copytree(self.folder / "etcd", copy)
+        finally:
+            self.etcd.signal(signal.SIGCONT)
+        return copy
+
+    def restore(self, backup: Path) -> None:
+        """Goes back to what was then: objects, and the versions that the next writes will have."""
+        self.server.kill()
+        self.etcd.kill()
+        shutil.rmtree(self.folder / "etcd")
+        shutil.copytree(backup, self.folder / "etcd")
+        self.etcd.start()
+        self.start()
 
     def stop(self) -> None:
         """Kills the API server: connections are reset, new ones refused. etcd stays."""
@@ -127,6 +149,7 @@ def running(folder: Path, *extra: str, program: str = "kube-apiserver") -> Itera
             kubectl_program=found["kubectl"],
             folder=folder,
             server=server,
+            etcd=etcd,
         )
     finally:
         server.kill()

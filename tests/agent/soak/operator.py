@@ -125,7 +125,9 @@ class Operator:
             self.model.granted([f"10.240.{100 + self._number // 16}.{self._number % 16 * 16}/28"])
 
     async def _write(self, pool: NodeIPPool | None, releasing: tuple[str, ...]) -> None:
-        status = replace(supply(list(self.model.nic), releasing), release_request=self.request)
+        view = pool.status.agent.view if pool and pool.status.agent else None
+        listed = supply(list(self.model.nic), releasing)
+        status = replace(listed, release_request=self.request, confirmed_view=view)
         version = pool.metadata.resource_version if pool else None
         body = apply_body(self.name, status=status, resource_version=version)
         await self._apply(f"{PATH}/{self.name}/status", body)
