@@ -26,6 +26,15 @@ def test_usual(request):
 def test_own(request):
     assert limit(request) == 120.0
 """
+SLOW_EXAMPLE = """
+import time
+from hypothesis import given, settings, strategies
+
+@settings(max_examples=1)
+@given(strategies.none())
+def test_slow(_):
+    time.sleep(0.3)
+"""
 HANGS = """
 import threading
 
@@ -57,6 +66,11 @@ def run(program: str, folder: Path, limit: int, given: str) -> subprocess.Comple
 
 def test_limits_of_tests_follow_the_pace(tmp_path: Path) -> None:
     done = run(LIMITS, tmp_path, limit=7, given="3")
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_example_may_take_long(tmp_path: Path) -> None:
+    done = run(SLOW_EXAMPLE, tmp_path, limit=60, given="1")
     assert done.returncode == 0, done.stdout
 
 
