@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from tests.kube.api import Api
 
 # not tabs: kubectl turns them into columns
-_COLUMNS = r'{.metadata.name}{"|"}{.status.usage}{"|"}{.status.interfaces[*].releasing}{"\n"}'
+_COLUMNS = r'{.metadata.name}{"|"}{.status.allocated}{"|"}{.status.usage}{"|"}{.status.interfaces[*].releasing}{"\n"}'
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Moment:
     """One version of one pool."""
 
     node: str
+    allocated: int
     cooling: int
     releasing: bool
 
@@ -51,6 +54,11 @@ class History:
         self._process.wait()
 
 
+def growths(moments: Sequence[Moment]) -> int:
+    """How often more addresses were allocated than before."""
+    return sum(later.allocated > earlier.allocated for earlier, later in pairwise(moments))
+
+
 def _moment(line: str) -> Moment:
-    name, usage, releasing = line.split("|")
-    return Moment(name, json.loads(usage or "{}").get("cooling", 0), '"' in releasing)
+    name, allocated, usage, releasing = line.split("|")
+    return Moment(name, int(allocated or 0), json.loads(usage or "{}").get("cooling", 0), '"' in releasing)

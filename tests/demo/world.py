@@ -269,10 +269,6 @@ class World:
         """What the NIC holds for pods."""
         return {a for name, a in self.azure.addresses(f"{node}-nic").items() if name.startswith("vnetpods-")}
 
-    def nic_writes(self) -> int:
-        """NIC writes so far, all callers'."""
-        return self.arm_requests().get("Microsoft.Network/networkInterfaces/write", 0)
-
     def arm_requests(self) -> dict[str, int]:
         """Requests so far by operation."""
         return self.azure.counts()
