@@ -22,12 +22,14 @@ from vnetpods_agent.dataplane.rtnetlink import (
     IFLA_IFNAME,
     NLMSGHDR,
     PROTOCOL,
+    RT_TABLE_MAIN,
     RTM_DELADDR,
     RTM_DELLINK,
     RTM_DELROUTE,
     RTM_DELRULE,
     RTM_NEWADDR,
     RTM_NEWLINK,
+    RTM_NEWROUTE,
     RTMSG,
     attributes,
 )
@@ -132,8 +134,8 @@ def _route_areas(kind: int, payload: bytes) -> set[Area]:
         return _link_areas(kind, payload)
     if kind == _RTM_NEWNETCONF:
         return _setting_areas(payload)
-    if kind == RTM_DELROUTE and RTMSG.unpack_from(payload)[5] != PROTOCOL:
-        return set()  # somebody else's: a router's table changes all the time
+    if kind in {RTM_NEWROUTE, RTM_DELROUTE} and RTMSG.unpack_from(payload)[5] != PROTOCOL:
+        return _foreign_route_areas(payload)
     return _AREAS.get(kind, set())
 
 
@@ -143,6 +145,14 @@ def _link_areas(kind: int, payload: bytes) -> set[Area]:
         return {Area.PODS} if kind == RTM_NEWLINK else set()
     # an uplink may have come, gone, been renamed or got another MTU
     return {Area.ADDRESSES, Area.SETTINGS, Area.ROUTING, Area.RULESET, Area.PODS}
+
+
+def _foreign_route_areas(payload: bytes) -> set[Area]:
+    """Somebody else's networks may lead pods astray (see `routing`), and a route's source tells the primary address."""
+    _, prefix, _, _, table, *_ = RTMSG.unpack_from(payload)
+    if table != RT_TABLE_MAIN or prefix == 32:
+        return set()
+    return {Area.ADDRESSES, Area.SETTINGS, Area.ROUTING, Area.RULESET}
 
 
 def _setting_areas(payload: bytes) -> set[Area]:

@@ -67,17 +67,6 @@ def uplinks(nics: Iterable[Nic], links: Sequence[Link], held: Sequence[HeldAddre
     return found
 
 
-def elsewhere(found: Sequence[Uplink], links: Sequence[Link], routes: Sequence[Route]) -> str:
-    """The interface by which the host's default route leaves, when that is none of the uplinks; else empty.
-
-    The kernel lists routes to one destination by their metric, so the first counts.
-    """
-    index = next((route.index for route in routes if not route.prefix), 0)
-    if index in {uplink.link.index for uplink in found}:
-        return ""
-    return next((link.name for link in links if link.index == index), "")
-
-
 def uplink_limits(mac: str) -> Limits | None:
     """Those of the interface with this MAC, as pods on that NIC should have them; None when there is no such interface.
 

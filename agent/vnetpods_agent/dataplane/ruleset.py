@@ -2,20 +2,23 @@
 
 Pure. Nothing in it depends on which pods exist: pods' addresses are those of the pool, and whether a pod uses its own
 is asked of the routing table. So no rule and no set element changes when a pod comes or goes, and a packet meets the
-same few rules at one pod and at 250. One rule is met by every packet; the other decisions are made once per connection
-(chains of type nat see nothing else), which is worth 0.5 us of a 24 us round trip between pods.
+same few rules at one pod and at 250. Two rules are met by every packet; the other decisions are made once per
+connection (chains of type nat see nothing else), which is worth 0.5 us of a 24 us round trip between pods.
 
 - `from_pods` (raw, before conntrack): nothing leaves a pod under a source that isn't routed to that very pod.
-- `refused` (nat, before Services are resolved): IMDS is refused to pods unless allowed, and at once: a program that
-  looks for an identity there needs no timeout.
-- `entry` (mangle; only with several NICs): remembers by which NIC a connection came in, and marks what pods send with
-  the NIC it must leave by: the NIC of entry for answers, that of the pod's address otherwise (see `routing`).
-- `source` (nat): what leaves by a NIC for neither a direct nor a pool address gets that NIC's primary address. The
-  decision is made after Services were resolved, and only for pods: the node's own traffic isn't in the pool.
+- `refused` (nat, before Services are resolved): IMDS is refused to pods unless allowed, and of 168.63.129.16 everything
+  but DNS: its other ports give the node's certificates and settings to whoever comes under a primary address. At once,
+  so that a program that looks for an identity there needs no timeout. Health probes come from there: their answers
+  begin no connection. Whoever gets there by a Service is dropped in `source`.
+- `forgotten` (forward): what conntrack takes for no part of any connection (a late FIN or RST) is never translated, so
+  it leaves for direct destinations and other pods only.
+- `entry` (mangle; only when packets need marks): remembers by which NIC a connection came in, and marks what pods send
+  with the NIC it must leave by: the NIC of entry for answers, that of the pod's address otherwise (see `routing`).
+- `source` (nat): what leaves by a NIC for neither a direct nor a pool address gets that NIC's primary address; what
+  leaves by any other interface (a VPN, a storage network, the interface of the default route where that is none of the
+  pool's) gets that interface's, whatever the destination. The decision is made after Services were resolved, and only
+  for pods.
 - `ip6 from_pods`: pods have no IPv6 address, so whatever they send is forged.
-
-`elsewhere` is the interface of the host's default route where that is none of the pool's NICs. What pods send by it
-(to 168.63.129.16, whose route is there) gets its address; answers to what came in by it leave by it.
 """
 
 from __future__ import annotations
@@ -30,16 +33,22 @@ from vnetpods_agent.dataplane.kernel import Uplink
 TABLE = "vnetpods"
 IMDS = "169.254.169.254"
 AZURE_SERVICE = "168.63.129.16"
-"""Azure's DNS and health probes: answers only a primary address, so it is never direct."""
+"""Azure's DNS and health probes ("wireserver"): answers only a primary address, so it is never direct."""
 
 MARK_MASK = 0x00000F00
 """Bits of packet and connection mark that name a NIC. Free of kube-proxy's (0x4000, 0x8000) and Calico's
 (0xffff0000).
 """
-NIC_LIMIT = 15
+NIC_LIMIT = 14
+FOREIGN = 15
+"""Marks connections that came in by an interface which is neither a NIC of the pool nor a pod's."""
 
-_FROM_POD = f'iifname "{HOST_PREFIX}*"'
-_REFUSE_IMDS = f"{_FROM_POD} ip daddr {IMDS} reject with icmp admin-prohibited"
+_FROM_POD, _TO_POD = f'iifname "{HOST_PREFIX}*"', f'oifname "{HOST_PREFIX}*"'
+_NOT_DNS = (
+    f"ip daddr {AZURE_SERVICE} meta l4proto {{ tcp, udp }} th dport != 53",
+    f"ip daddr {AZURE_SERVICE} meta l4proto != {{ tcp, udp }}",
+)
+_FORGOTTEN = f'ct state invalid {_FROM_POD} oifname != "{HOST_PREFIX}*" ip daddr != @direct drop'
 
 
 def nic_mark(number: int) -> int:
@@ -52,14 +61,16 @@ def collapsed(networks: Iterable[str]) -> list[ipaddress.IPv4Network]:
     return list(ipaddress.collapse_addresses(ipaddress.IPv4Network(network, strict=False) for network in networks))
 
 
-def numbered(uplinks: Sequence[Uplink], elsewhere: str) -> list[tuple[int, Uplink]]:
-    """The NICs that need marks and tables, with their numbers; none when the main table leads everything right."""
-    return list(enumerate(uplinks[:NIC_LIMIT], start=1)) if len(uplinks) > 1 or (uplinks and elsewhere) else []
+def numbered(uplinks: Sequence[Uplink], *, astray: bool) -> list[tuple[int, Uplink]]:
+    """The NICs that need marks and tables, with their numbers; none when the main table leads everything right, that
+    is, when the only NIC's packets don't go astray by another interface.
+    """
+    return list(enumerate(uplinks[:NIC_LIMIT], start=1)) if len(uplinks) > 1 or astray else []
 
 
-def ruleset(state: HostState, uplinks: Sequence[Uplink], elsewhere: str = "", *, ipv6: bool = True) -> str:
+def ruleset(state: HostState, uplinks: Sequence[Uplink], *, astray: bool = False, ipv6: bool = True) -> str:
     """What `nft -f` gets: replaces the tables in one transaction, so no packet sees them missing."""
-    several = numbered(uplinks, elsewhere)
+    several = numbered(uplinks, astray=astray)
     sets = [
         *_set("pool", (address for nic in state.nics for address in nic.addresses)),
         *_set("direct", state.direct),
@@ -67,9 +78,10 @@ def ruleset(state: HostState, uplinks: Sequence[Uplink], elsewhere: str = "", *,
     ]
     chains = [
         *_chain("from_pods", "filter hook prerouting priority raw", [f"{_FROM_POD} fib saddr . iif oif missing drop"]),
-        *(() if state.imds else _chain("refused", "nat hook prerouting priority dstnat - 10", [_REFUSE_IMDS])),
+        *_chain("refused", "nat hook prerouting priority dstnat - 10", _refused(state)),
+        *_chain("forgotten", "filter hook forward priority filter", [_FORGOTTEN]),
         *(_chain("entry", "filter hook prerouting priority mangle", _entry(several)) if several else ()),
-        *_chain("source", "nat hook postrouting priority srcnat", _source(uplinks, elsewhere)),
+        *_chain("source", "nat hook postrouting priority srcnat", _source(state, uplinks)),
     ]
     lines = _table("ip", [*sets, *chains])
     if ipv6:
@@ -102,33 +114,45 @@ def _chain(name: str, hook: str, rules: Sequence[str]) -> list[str]:
     return [f"  chain {name} {{", f"    type {hook}; policy accept;", *(f"    {rule}" for rule in rules), "  }"]
 
 
+def _unwanted(state: HostState) -> list[str]:
+    """What pods may not call, as matches."""
+    return [*(() if state.imds else (f"ip daddr {IMDS}",)), *_NOT_DNS]
+
+
+def _refused(state: HostState) -> list[str]:
+    return [f"{_FROM_POD} {match} reject with icmp admin-prohibited" for match in _unwanted(state)]
+
+
 def _entry(several: Sequence[tuple[int, Uplink]]) -> list[str]:
     keep = f"0x{0xFFFFFFFF ^ MARK_MASK:08x}"
     rules = []
     for number, uplink in several:
         mark = f"0x{nic_mark(number):08x}"
-        rules.append(f'iifname "{uplink.link.name}" ct state new ct mark set ct mark and {keep} or {mark}')
+        rules.append(f'iifname "{uplink.link.name}" ct state new ct mark set ct mark and {keep} or {mark} accept')
+    foreign = f"0x{nic_mark(FOREIGN):08x}"
+    rules.append(f'iifname != "{HOST_PREFIX}*" ct state new ct mark set ct mark and {keep} or {foreign} accept')
     rules.append(f'iifname != "{HOST_PREFIX}*" accept')
     for number, _ in several:
         mark = f"0x{nic_mark(number):08x}"
         entered = f"ct direction reply ct mark and 0x{MARK_MASK:08x} == {mark}"
         rules.append(f"{entered} meta mark set meta mark and {keep} or {mark} accept")
-    # came in by another interface, for an address that isn't a pod's (a node port): main knows the way back
-    rules.append("ct direction reply ct original ip daddr != @pool accept")
+    # came in by another interface: main knows the way back
+    rules.append(f"ct direction reply ct mark and 0x{MARK_MASK:08x} == {foreign} accept")
+    rules.append("ct direction reply ct original ip daddr != @pool accept")  # a node port, before there were marks
     for number, _ in several:
         rules.append(f"ip saddr @pool_{number} meta mark set meta mark and {keep} or 0x{nic_mark(number):08x}")
     return rules
 
 
-def _source(uplinks: Sequence[Uplink], elsewhere: str) -> list[str]:
-    if not uplinks:
-        return []
+def _source(state: HostState, uplinks: Sequence[Uplink]) -> list[str]:
     primaries = ", ".join(f'"{uplink.link.name}" : {uplink.nic.primary_address}' for uplink in uplinks)
+    own = ", ".join(f'"{uplink.link.name}"' for uplink in uplinks)
     translate = f"snat to oifname map {{ {primaries} }} fully-random"
     return [
-        "ip saddr != @pool accept",
-        *([f'oifname "{elsewhere}" masquerade fully-random'] if elsewhere else []),
-        f"ip daddr {{ {AZURE_SERVICE}, {IMDS} }} {translate}",
-        "ip daddr @pool accept",
-        f"ip daddr != @direct {translate}",
+        f'iifname != "{HOST_PREFIX}*" ip saddr != @pool accept',
+        f"{_TO_POD} accept",
+        *(f"{match} drop" for match in _unwanted(state)),
+        f"{f'oifname != {{ {own} }} ' if own else ''}masquerade fully-random",
+        *((f"ip daddr {{ {AZURE_SERVICE}, {IMDS} }} {translate}",) if own else ()),
+        *(("ip daddr @pool accept", f"ip daddr != @direct {translate}") if own else ()),
     ]

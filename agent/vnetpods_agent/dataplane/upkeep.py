@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vnetpods_agent.attachment import HOST_PREFIX, Address, mac
-from vnetpods_agent.dataplane import HostState, forwarding, hostaddresses, hostend, kernel, routing
+from vnetpods_agent.dataplane import DataPlaneError, HostState, forwarding, hostaddresses, hostend, kernel, routing
 from vnetpods_agent.dataplane import rtnetlink as rt
 from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.events import Area
@@ -79,11 +79,11 @@ class Upkeep:
         }
         return looks[area](state)
 
-    def _uplinks(self, state: HostState) -> tuple[list[Uplink], str]:
-        """The pool's, and `elsewhere`."""
+    def _uplinks(self, state: HostState) -> tuple[list[Uplink], list[rt.Link], list[rt.Route]]:
+        """The pool's, among all links, and the routes of main."""
         links = kernel.links(self._route)
         found = kernel.uplinks(state.nics, links, kernel.addresses(self._route))
-        return found, kernel.elsewhere(found, links, kernel.routes(self._route))
+        return found, links, kernel.routes(self._route)
 
     def _addresses(self, state: HostState) -> list[Happening]:
         """The host must not own pods' addresses: it would answer for them itself. See `hostaddresses`."""
@@ -118,8 +118,11 @@ class Upkeep:
         return happenings
 
     def _settings(self, state: HostState) -> list[Happening]:
-        uplinks, elsewhere = self._uplinks(state)
-        names = [uplink.link.name for uplink in uplinks] + [elsewhere] * bool(uplinks and elsewhere)
+        uplinks, links, routes = self._uplinks(state)
+        routers = {uplink.link.index for uplink in uplinks} | (
+            {routing.default_interface(routes)} if uplinks else set()
+        )
+        names = [link.name for link in links if link.index in routers]
         wanted = {self._ipv4 / "ip_forward": "1"}
         for name in names:
             conf = self._ipv4 / "conf" / name
@@ -143,7 +146,9 @@ class Upkeep:
         return happenings
 
     def _routing(self, state: HostState) -> list[Happening]:
-        rules, routes = routing.wanted(*self._uplinks(state))
+        uplinks, _, main = self._uplinks(state)
+        astray = routing.leads_astray(uplinks, state.direct, main)
+        rules, routes = routing.wanted(uplinks, state.direct, astray=astray)
         listed = self._route.dump(Step("list rules of", "the host", rt.rules_dump()), rt.read_rule)
         ours = [rule for rule in listed if rule.protocol == rt.PROTOCOL]
         if not rules and not ours:
@@ -177,14 +182,18 @@ class Upkeep:
         known, self._routed = (rules, routes) == self._routed, (rules, routes)
         if not known or not added:
             return []
-        return [Happening(RESTORED, f"policy routing of secondary NICs: {added} rules and routes were missing")]
+        return [Happening(RESTORED, f"policy routing: {added} rules and routes were missing")]
 
     def _ruleset(self, state: HostState) -> list[Happening]:
-        uplinks, elsewhere = self._uplinks(state)
+        """As long as no NIC is known, tables that an earlier process left serve running pods better than new ones."""
+        if not state.nics and not self._loaded and list_tables():
+            return []
+        uplinks, _, main = self._uplinks(state)
+        astray = routing.leads_astray(uplinks, state.direct, main)
         there = replace(
             state, nics=tuple(uplink.nic for uplink in uplinks)
         )  # the others' addresses are another machine's
-        text = ruleset(there, uplinks, elsewhere, ipv6=(SYSCTL / "ipv6").exists())
+        text = ruleset(there, uplinks, astray=astray, ipv6=(SYSCTL / "ipv6").exists())
         known = text == self._loaded
         if known and list_tables() == self._listing:
             return []
@@ -288,6 +297,13 @@ def list_tables() -> str:
         if error.errno != errno.EIO:
             raise
         return ""
+
+
+def tables_are_there() -> bool:
+    try:
+        return bool(list_tables())
+    except DataPlaneError:  # no nft
+        return False
 
 
 def _keeps_the_others(conf: Path, name: str) -> bool:

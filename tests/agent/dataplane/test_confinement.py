@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 
 import pytest
 
-from tests.agent.dataplane.keeper import STATE, Keeper
-from tests.agent.dataplane.world import PEER, PRIMARY, PodHandle, World, caller_seen, eventually, inside, run, run_in
+from tests.agent.dataplane.keeper import NIC, STATE, Keeper
+from tests.agent.dataplane.world import (
+    AZURE_DNS,
+    DIRECT,
+    IMDS,
+    INTERNET,
+    PEER,
+    PRIMARY,
+    PodHandle,
+    World,
+    caller_seen,
+    eventually,
+    inside,
+    run,
+    run_in,
+)
+from vnetpods_agent.dataplane import HostState
 from vnetpods_agent.dataplane.transparent import Transparent
 
 HARDENED = (
@@ -128,3 +144,107 @@ def test_ipv6_from_a_pod_goes_nowhere(world: World, pod: PodHandle) -> None:
     run("nft add rule ip6 vnetpods from_pods accept")  # the way itself is open
     run("nft flush chain ip6 vnetpods from_pods")
     assert reaches()
+
+
+def reached_by_udp(client: str, server: str, address: str, port: int) -> str | None:
+    """The source that a UDP server in `server` sees; None when nothing arrives, or no answer comes back."""
+    with inside(server):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with inside(client):
+        caller = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with listener, caller:
+        listener.bind((address, port))
+        listener.settimeout(0.4)
+        caller.settimeout(0.4)
+        try:
+            caller.sendto(b"question", (address, port))
+            _, peer = listener.recvfrom(16)
+            listener.sendto(b"answer", peer)
+            assert caller.recv(16) == b"answer"
+        except OSError:
+            return None
+        return str(peer[0])
+
+
+def pinged(client: str, address: str) -> bool:
+    with inside(client):
+        caller = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    with caller:
+        caller.settimeout(0.4)
+        echo = struct.pack("!BBHHH", 8, 0, ~(0x0800 + 1 + 1) & 0xFFFF, 1, 1)
+        caller.sendto(echo, (address, 0))
+        try:
+            return caller.recv(64)[20] == 0
+        except TimeoutError:
+            return False
+
+
+@pytest.mark.parametrize("imds", [False, True])
+def test_of_azures_own_address_pods_get_dns_alone(world: World, pod: PodHandle, keeper: Keeper, imds: bool) -> None:
+    """Its other ports give whoever comes under the node's address what is the node's alone."""
+    keeper.declare(HostState((NIC,), (*DIRECT, "168.63.0.0/16"), imds))
+    assert caller_seen(pod.namespace, world.outside, AZURE_DNS, port=53) == PRIMARY
+    assert reached_by_udp(pod.namespace, world.outside, AZURE_DNS, 53) == PRIMARY
+    for port in (80, 32526, 443):
+        assert caller_seen(pod.namespace, world.outside, AZURE_DNS, port=port) is None
+    assert reached_by_udp(pod.namespace, world.outside, AZURE_DNS, 80) is None
+    assert pinged(pod.namespace, PEER)
+    assert not pinged(pod.namespace, AZURE_DNS)
+    assert caller_seen(world.host, world.outside, AZURE_DNS, port=80) == PRIMARY, "the node's own agent goes on"
+
+
+def test_and_are_told_so_at_once(world: World, pod: PodHandle) -> None:
+    with inside(pod.namespace):
+        caller = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with caller:
+        caller.settimeout(5)
+        with pytest.raises(OSError, match="No route to host") as refused:
+            caller.connect((AZURE_DNS, 80))
+    assert refused.value.errno == errno.EHOSTUNREACH
+
+
+def test_azures_health_probes_are_answered(world: World, pod: PodHandle) -> None:
+    assert caller_seen(world.outside, pod.namespace, pod.address, source=AZURE_DNS) == AZURE_DNS
+
+
+@pytest.mark.parametrize(("address", "port"), [(AZURE_DNS, 80), (AZURE_DNS, 32526), (IMDS, 80)])
+def test_a_service_is_no_way_around(world: World, pod: PodHandle, address: str, port: int) -> None:
+    """Whoever may write EndpointSlices names any address as a Service's."""
+    run("nft add table ip kube")
+    run("nft add chain ip kube services { type nat hook prerouting priority dstnat ; }")
+    run(f"nft add rule ip kube services ip daddr 10.96.0.9 tcp dport 8080 dnat to {address}:{port}")
+    assert caller_seen(pod.namespace, world.outside, "10.96.0.9", port=port, dialled=8080) is None
+    run(f"nft add rule ip kube services ip daddr 10.96.0.10 tcp dport 8080 dnat to {INTERNET}:{port}")
+    assert caller_seen(pod.namespace, world.outside, "10.96.0.10", port=port, dialled=8080) == PRIMARY
+
+
+@pytest.mark.parametrize("flags", [0x11, 0x04, 0x14], ids=["FIN", "RST", "RST+ACK"])
+@pytest.mark.parametrize(("address", "arrives"), [(INTERNET, False), (AZURE_DNS, False), (PEER, True)])
+def test_the_end_of_a_forgotten_connection_shows_nobody_a_pods_address(
+    world: World, pod: PodHandle, flags: int, address: str, arrives: bool
+) -> None:
+    """conntrack has no entry, and makes none for what ends a connection: nothing is translated."""
+    with inside(world.outside):
+        seen = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    with inside(pod.namespace):
+        sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    with seen, sender:
+        seen.bind(("nic0", 0x0800))
+        for destination in (address, PEER):  # what is direct comes last, and through
+            sender.sendto(segment(pod.address, destination, flags), (destination, 0))
+        found: list[tuple[str, str]] = []
+        seen.settimeout(5)
+        while not found or found[-1] != (pod.address, PEER):
+            packet = seen.recv(128)
+            if packet[23] == socket.IPPROTO_TCP:
+                found.append((socket.inet_ntoa(packet[26:30]), socket.inet_ntoa(packet[30:34])))
+    assert ((pod.address, address) in found) == arrives
+
+
+def segment(source: str, destination: str, flags: int) -> bytes:
+    """A TCP header with a right checksum."""
+    head = struct.pack("!HHIIBBHHH", 40000, 443, 1, 1, 5 << 4, flags, 1024, 0, 0)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(destination) + struct.pack("!BBH", 0, 6, len(head))
+    total = sum(struct.unpack(f"!{(len(pseudo) + len(head)) // 2}H", pseudo + head))
+    total = (total & 0xFFFF) + (total >> 16)
+    return head[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[18:]

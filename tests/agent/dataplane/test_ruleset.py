@@ -10,8 +10,8 @@ import pytest
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import HostState, Nic
 from vnetpods_agent.dataplane.kernel import Uplink, uplinks
-from vnetpods_agent.dataplane.routing import wanted
-from vnetpods_agent.dataplane.rtnetlink import HeldAddress, Link
+from vnetpods_agent.dataplane.routing import leads_astray, wanted
+from vnetpods_agent.dataplane.rtnetlink import HeldAddress, Link, Route
 from vnetpods_agent.dataplane.ruleset import collapsed, ruleset
 
 
@@ -56,11 +56,13 @@ def test_the_order_of_what_is_declared_does_not_matter() -> None:
 @pytest.mark.parametrize("imds", [False, True], ids=["imds-refused", "imds-allowed"])
 @pytest.mark.parametrize("found", [[], ONE, TWO], ids=["no-nic", "one-nic", "two-nics"])
 @pytest.mark.parametrize("empty", [False, True], ids=["pool", "empty-pool"])
-@pytest.mark.parametrize("elsewhere", ["", "eth9"])
-def test_nft_takes_it(direct: tuple[str, ...], imds: bool, found: list[Uplink], empty: bool, elsewhere: str) -> None:
+@pytest.mark.parametrize("astray", [False, True], ids=["", "astray"])
+def test_nft_takes_it(direct: tuple[str, ...], imds: bool, found: list[Uplink], empty: bool, astray: bool) -> None:
     nics = tuple(Nic(u.nic.mac, u.nic.primary_address, u.nic.prefixes, () if empty else u.nic.addresses) for u in found)
     text = ruleset(
-        HostState(nics, direct, imds), [Uplink(nic, u.link) for nic, u in zip(nics, found, strict=True)], elsewhere
+        HostState(nics, direct, imds),
+        [Uplink(nic, u.link) for nic, u in zip(nics, found, strict=True)],
+        astray=astray and bool(found),
     )
     subprocess.run(["nft", "-c", "-f", "-"], input=text, text=True, check=True)
 
@@ -80,19 +82,61 @@ def test_one_nic_needs_no_policy_routing() -> None:
 
 
 def test_every_nic_gets_its_rules_and_its_table() -> None:
-    rules, routes = wanted(TWO)
+    rules, routes = wanted(TWO, ["10.9.0.0/16", "10.241.0.0/16"])
     assert [(rule.priority, rule.mark, rule.mask, rule.table, rule.suppress_prefix) for rule in rules] == [
         (11800, 0x100, 0xF00, 254, 31),
-        (11801, 0x100, 0xF00, 11801, -1),
+        (11801, 0x100, 0xF00, 11801, 0),
+        (11802, 0x100, 0xF00, 254, 0),
+        (11803, 0x100, 0xF00, 11801, -1),
         (11800, 0x200, 0xF00, 254, 31),
-        (11801, 0x200, 0xF00, 11802, -1),
+        (11801, 0x200, 0xF00, 11802, 0),
+        (11802, 0x200, 0xF00, 254, 0),
+        (11803, 0x200, 0xF00, 11802, -1),
     ]
     assert [(r.destination, r.prefix, r.gateway, r.index, r.table) for r in routes] == [
         ("10.240.0.0", 16, "", 2, 11801),
+        ("10.9.0.0", 16, "10.240.0.1", 2, 11801),
+        ("10.241.0.0", 16, "10.240.0.1", 2, 11801),
         ("0.0.0.0", 0, "10.240.0.1", 2, 11801),
         ("10.241.0.0", 16, "", 3, 11802),
+        ("10.9.0.0", 16, "10.241.0.1", 3, 11802),
         ("0.0.0.0", 0, "10.241.0.1", 3, 11802),
     ]
+
+
+def test_when_everything_is_direct_the_nic_takes_all_of_it() -> None:
+    """A default route in the first look would be skipped there."""
+    _, routes = wanted(ONE, [EVERYTHING], astray=True)
+    assert [f"{route.destination}/{route.prefix}" for route in routes][1:] == ["0.0.0.0/1", "128.0.0.0/1", EVERYTHING]
+
+
+def network(destination: str, index: int) -> Route:
+    address, _, prefix = destination.partition("/")
+    return Route(address, int(prefix), index, protocol=2)
+
+
+DEFAULT, SUBNET = network(EVERYTHING, 2), network("10.240.0.0/16", 2)
+
+
+@pytest.mark.parametrize(
+    ("routes", "expected"),
+    [
+        pytest.param([DEFAULT, SUBNET], False, id="one-nic"),
+        pytest.param([], False, id="no-route-at-all"),
+        pytest.param([network(EVERYTHING, 9), DEFAULT, SUBNET], True, id="default-elsewhere"),
+        pytest.param([DEFAULT, network(EVERYTHING, 9), SUBNET], False, id="of-higher-metric"),
+        pytest.param([DEFAULT, SUBNET, network("10.9.8.0/24", 9)], True, id="within-the-direct"),
+        pytest.param([DEFAULT, SUBNET, network("10.0.0.0/8", 9)], True, id="around-the-direct"),
+        pytest.param([DEFAULT, SUBNET, network("10.240.0.0/24", 9)], True, id="within-the-subnet"),
+        pytest.param([DEFAULT, SUBNET, network("10.240.0.0/16", 9)], False, id="a-second-nic-in-the-subnet"),
+        pytest.param([DEFAULT, network("10.240.0.0/16", 9), SUBNET], True, id="and-with-the-lower-metric"),
+        pytest.param([DEFAULT, SUBNET, network("172.20.0.0/16", 9)], False, id="vpn"),
+        pytest.param([DEFAULT, SUBNET, network("10.240.0.9/32", 9)], False, id="host-route"),
+        pytest.param([DEFAULT, SUBNET, network("10.240.0.5/32", 0x40000002)], False, id="pod"),
+    ],
+)
+def test_when_main_leads_pods_astray(routes: list[Route], expected: bool) -> None:
+    assert leads_astray(ONE, ["10.9.0.0/16"], routes) == expected
 
 
 @pytest.mark.parametrize(

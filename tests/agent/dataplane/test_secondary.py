@@ -90,7 +90,7 @@ def test_both_are_reached_from_outside(world: World, pods: tuple[PodHandle, PodH
 
 def test_what_dhcp_routes_singly_goes_its_way(world: World, pods: tuple[PodHandle, PodHandle]) -> None:
     run(f"ip route add {AZURE_DNS} via 10.240.0.1 dev eth0")
-    assert caller_seen(pods[1].namespace, world.outside, AZURE_DNS) == PRIMARY
+    assert caller_seen(pods[1].namespace, world.outside, AZURE_DNS, port=53) == PRIMARY
 
 
 @pytest.mark.parametrize("entry", [PRIMARY, SECOND_PRIMARY])
@@ -131,7 +131,7 @@ class TestPoolOnTheSecondNicAlone:
         run(f"ip route add {AZURE_DNS} via 10.240.0.1 dev eth0")
         assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
         assert caller_seen(pod.namespace, world.outside, INTERNET) == SECOND_PRIMARY
-        assert caller_seen(pod.namespace, world.outside, AZURE_DNS) == PRIMARY
+        assert caller_seen(pod.namespace, world.outside, AZURE_DNS, port=53) == PRIMARY
         assert caller_seen(pod.namespace, world.host, PRIMARY) == pod.address
         assert caller_seen(world.host, pod.namespace, pod.address) is not None
         assert caller_seen(world.outside, pod.namespace, pod.address) is not None
