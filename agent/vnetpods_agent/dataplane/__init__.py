@@ -28,6 +28,7 @@ class DataPlaneError(Exception):
         self.step = step
         self.subject = subject
         self.errno = errno
+        self.said = said
 
 
 class InterfaceExists(DataPlaneError):  # noqa: N818 - the contract's name
