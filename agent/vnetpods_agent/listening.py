@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from vnetpods_agent.attachment import Address, Limits
+from vnetpods_agent.attachment import Address, Limits, expand
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody
 from vnetpods_agent.dataplane import DataPlaneError, HostState, Nic
@@ -33,6 +33,7 @@ from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Retire, Withdraw
 from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.saving import save
+from vnetpods_agent.screening import Screened, screen
 from vnetpods_agent.source import AddressSource, Supply
 from vnetpods_agent.trust import Trust
 from vnetpods_api import Status
@@ -41,6 +42,8 @@ _HOST_STATE = 1.5
 """Seconds that a start waits for the host state; later pods find it in place anyway."""
 _BREATH = 0.5
 """Seconds between two looks at the NICs, however much happens to the host's interfaces."""
+_SHOWN = 5
+"""How many of the refused are named."""
 _AGAIN = 1.0
 """Seconds until a kernel that refused is asked again."""
 
@@ -134,6 +137,7 @@ class Listener:
         self._source = source
         self._parts = parts
         self._status = Status()
+        self.screened = Screened()
         self._macs: frozenset[str] = frozenset()  # of the NICs in what was read last
         self._pending: Supply | None = None  # read, and not trusted yet
         self._turn = asyncio.Lock()
@@ -143,8 +147,15 @@ class Listener:
     @property
     def cause(self) -> str:
         """Why there are no more addresses, in the words of the pool's conditions."""
-        said = Supply(self._status).cause
+        said = "; ".join(filter(None, (self.refusals, Supply(self._status).cause)))
         return self._parts.trust.cause(time.monotonic()) if self._pending else said
+
+    @property
+    def refusals(self) -> str:
+        """What is listed and no pod can have, and why."""
+        reasons = self.screened.reasons
+        more = f" and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+        return f"not used: {'; '.join(reasons[:_SHOWN])}{more}" if reasons else ""
 
     def is_another_machines(self) -> bool:
         """Whether this machine has none of the NICs that are listed, nor had."""
@@ -155,6 +166,7 @@ class Listener:
         out of date, and has to wait as the source's own has.
         """
         self._boot_id = boot_id
+        self._declare()  # what must hold without any NIC, too: no pod comes before
         trust, custody = self._parts.trust, self._parts.custody
         status = None if trouble else _read(self._config.paths.pool)
         if status is None:
@@ -230,10 +242,10 @@ class Listener:
         if not status.interfaces:  # says nothing about addresses, but perhaps why there are none
             parts.pool.read(())
             status = msgspec.structs.replace(status, interfaces=known.interfaces, direct_cidrs=known.direct_cidrs)
-        new = status.interfaces != known.interfaces
+        new, unknown = status.interfaces != known.interfaces, not known.interfaces
         there = await parts.kernel.submit(parts.host.glance) if new else frozenset()
         # in one breath: an ADD that came in between could get an address that the host holds
-        self._status = status
+        self._status, self.screened = status, screen(status.interfaces)
         if supply.interfaces:
             parts.pool.supply(status.interfaces, status.release_request)
         settled = parts.reporter.settle()
@@ -241,8 +253,12 @@ class Listener:
         await settled
         await parts.custody.name_nics()
         self._tell_missing()
+        if self.refusals:
+            parts.events.say(Event("AddressRefused", self.refusals))
         if supply.live:
             parts.reporter.heard(status)
+        if unknown and status.interfaces:  # without its NICs the rule set would hide pods' addresses
+            await asyncio.to_thread(parts.host.wait, _HOST_STATE)
         parts.custody.serve()
         if not parts.unfit():
             self.fit.set()
@@ -261,13 +277,17 @@ class Listener:
     def _declare(self) -> None:
         """The data plane cares for all addresses that pods may have, listed or missing."""
         pool, attachments = self._parts.pool, self._parts.custody.attachments
+        refused = self.screened.refused
         missing = [attachments[key] for key in map(pool.holder, pool.missing()) if key in attachments]
         nics = tuple(
             Nic(
                 interface.mac,
                 Address(interface.primary_address),
                 interface.prefixes,
-                (*interface.addresses, *(a.address for a in missing if a.nic_mac == interface.mac)),
+                (
+                    *(unit for unit in interface.addresses if not refused.issuperset(expand(unit))),
+                    *(a.address for a in missing if a.nic_mac == interface.mac),
+                ),
             )
             for interface in self._status.interfaces
             if interface.primary_address

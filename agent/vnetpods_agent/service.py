@@ -84,6 +84,7 @@ class Agent:
             lambda kind, message: self._call_from_thread(self._host_event, kind, message),
             sysctl=config.paths.sysctl,
             on_links=lambda: self._call_from_thread(self.limits.changed),
+            on_guarded=lambda: self._call_from_thread(self._now_guarded),
         )
         self.pool = Pool(config.cooldown, self._elsewhere, self.plane.leaving, lambda: self.limits.absent)
         self.trust = Trust(config.source.confirmation, time.monotonic(), always=self.source.truth)
@@ -118,8 +119,16 @@ class Agent:
         self.metrics = metrics.Metrics(lambda: self.pool.usage(time.time()), self._gauges(), REFUSALS.counts)
         self.limited = Lasting(lambda: self.host.failing)
         caught_up = asyncio.Event()
+        self.guarded = asyncio.Event()
         self.verbs = Verbs(
-            self.custody, self.kernel, self.plane, self.unfit, self.limited, self.metrics.observe, caught_up
+            self.custody,
+            self.kernel,
+            self.plane,
+            self.unfit,
+            self.limited,
+            self.metrics.observe,
+            caught_up,
+            self.guarded,
         )
         self.server = Server(config.paths.socket, self.verbs.handle)
         self.unreachable = Lasting(lambda: self.server.trouble)
@@ -142,7 +151,9 @@ class Agent:
             return why
         if not self.pool.listed():
             return f"no address for pods is known: {self.cause()}"
-        return "" if self.pool.listed(self.limits.absent) else self._absent()
+        if self.pool.listed(self.limits.absent | self.listener.screened.nics):
+            return self.host.unguarded
+        return "; ".join(filter(None, (self._absent(), self.listener.refusals)))
 
     def unready(self) -> str:
         """What is not as it should be, for whoever watches the agent."""
@@ -176,8 +187,10 @@ class Agent:
         return f"the NIC with the MAC {macs} is gone from this machine at present"
 
     def _elsewhere(self) -> frozenset[Address]:
-        """Addresses on the host's own interfaces, and those of NICs that this machine doesn't have."""
-        return self.host.held_by_host() | self.pool.of(self.limits.absent)
+        """Addresses on the host's own interfaces, of NICs that this machine doesn't have, and those that can't be any
+        pod's.
+        """
+        return self.host.held_by_host() | self.pool.of(self.limits.absent) | self.listener.screened.refused
 
     def _waits_long(self, wanted: Wanted, cause: str) -> None:
         if wanted.pod is not None:
@@ -187,6 +200,11 @@ class Agent:
         self.metrics.events.labels(kind).inc()
         if kind != RESTORED:  # what was put right concerns nobody but the log
             self.events.say(Event(kind, message))
+
+    def _now_guarded(self) -> None:
+        self.guarded.set()
+        if not self.unfit():
+            self.listener.fit.set()
 
     def _call_from_thread(self, call: Any, *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed already

@@ -5,6 +5,7 @@ are CniErrors, or those of custody, ledger and data plane, which become CniError
 answered with code 999 and logged with its trace. One log line per finished call.
 
     ADD      the address is in the ledger and the interface works. Repeated: the same answer, all made sure of again.
+             Nothing is begun before the host's rule set has been there once.
              Waits for an address until the deadline that came with the call, then says why there is none (code 11).
     DEL      nobody holds the address. Succeeds without namespace, for unknown containers, and again and again; needs
              container id and interface name. Without a network's name it means that interface in any network.
@@ -81,7 +82,8 @@ class _Ask:
 @dataclass(slots=True)
 class Verbs:
     """`unfit` says why no ADD could be served at present, `limited` what running pods lack on the host; empty when
-    there is nothing to say. `caught_up`: what was spooled while no agent ran has had its turn.
+    there is nothing to say. `caught_up`: what was spooled while no agent ran has had its turn. `guarded`: the host's
+    rule set has been there (see HostReconciler.unguarded).
     """
 
     custody: Custody
@@ -91,6 +93,7 @@ class Verbs:
     limited: Callable[[], str]
     observe: Observer
     caught_up: asyncio.Event
+    guarded: asyncio.Event
 
     async def handle(self, request: Request) -> Response:
         """Never raises but CancelledError."""
@@ -135,6 +138,7 @@ class Verbs:
 
     async def _add(self, ask: _Ask) -> bytes:
         await self._spool_first(ask)
+        await self._guard_first(ask)
         attachment = await self.custody.attach(
             Wanted(ask.call.key, ask.call.netns, ask.call.pod), _doors(ask), ask.request.deadline
         )
@@ -151,6 +155,14 @@ class Verbs:
         except TimeoutError:
             said = f"{_whose(ask.request)} has to wait for the DELs that came while no agent ran"
             raise CniError(Code.LATER, said, "they are being done") from None
+
+    async def _guard_first(self, ask: _Ask) -> None:
+        """Without the rule set a pod would reach what is the node's alone."""
+        try:
+            async with asyncio.timeout_at(ask.request.deadline):
+                await self.guarded.wait()
+        except TimeoutError:
+            raise CniError(Code.LATER, f"{_whose(ask.request)} can't be added yet", self.unfit()) from None
 
     async def _del(self, ask: _Ask) -> bytes:
         key, spooled = ask.call.key, ask.request.spooled

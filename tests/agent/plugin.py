@@ -78,6 +78,8 @@ async def plugin(tmp_path: Path, *addresses: str) -> AsyncIterator[Plugin]:
             limited=lambda: found.limited,
             observe=lambda verb, outcome, _: found.outcomes.append((verb, outcome)),
             caught_up=caught_up,
+            guarded=asyncio.Event(),
         )
+        verbs.guarded.set()
         found = Plugin(made, verbs)
         yield found

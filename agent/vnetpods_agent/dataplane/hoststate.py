@@ -3,8 +3,8 @@ it.
 
 systemd-networkd, NetworkManager, cloud agents, firewalls and people flush rules and routes that they don't know. A
 thread of its own listens to the kernel's news, looks at the areas concerned and puts right what differs (see
-`upkeep`). Nothing is durable: a new process declares again. `declare`, `glance`, `held_by_host` and `wait` may be
-called from any thread, `on_event` and `on_links` are called from the reconciler's.
+`upkeep`). Nothing is durable: a new process declares again. `declare`, `glance`, `held_by_host`, `wait`, `failing` and
+`unguarded` may be called from any thread, `on_event`, `on_links` and `on_guarded` are called from the reconciler's.
 
 An area is looked at at most once per `PAUSE` however much happens, and every `PERIOD` even if nothing is heard; one
 that failed again after `PAUSE`. The longest way back is thus some three seconds; five are promised.
@@ -21,10 +21,11 @@ from pathlib import Path
 import structlog
 
 from vnetpods_agent.attachment import Address
-from vnetpods_agent.dataplane import DataPlaneError, HostState, kernel
+from vnetpods_agent.dataplane import DataPlaneError, HostState, kernel, upkeep
 from vnetpods_agent.dataplane.conversation import Conversation
 from vnetpods_agent.dataplane.declared import understood
 from vnetpods_agent.dataplane.events import Area, News
+from vnetpods_agent.dataplane.ruleset import TABLE
 from vnetpods_agent.dataplane.upkeep import SYSCTL, Happening, Upkeep
 
 FAILED = "HostStateFailed"
@@ -55,8 +56,9 @@ log = structlog.get_logger()
 class HostReconciler:
     """One thread, from `start` to `close`. `on_event(kind, message)` hears of what was put right or can't be.
 
-    `on_links()` is told that one of the host's own interfaces may have changed. `pace` multiplies all pauses and
-    periods: tests are in a hurry. `sysctl`: where /proc/sys/net can be written.
+    `on_links()` is told that one of the host's own interfaces may have changed, `on_guarded()`, once, that pods may
+    come (see `unguarded`). `pace` multiplies all pauses and periods: tests are in a hurry. `sysctl`: where the kernel's
+    /proc/sys/net can be written.
     """
 
     def __init__(
@@ -65,10 +67,13 @@ class HostReconciler:
         pace: float = 1.0,
         sysctl: Path = SYSCTL,
         on_links: Callable[[], None] = lambda: None,
+        on_guarded: Callable[[], None] = lambda: None,
     ) -> None:
         self._pace = pace
         self._on_event = on_event
         self._on_links = on_links
+        self._on_guarded = on_guarded
+        self._guarded = False
         self._changed = threading.Condition()
         self._declared: HostState | None = None
         self._state: HostState | None = None
@@ -131,6 +136,17 @@ class HostReconciler:
             if area is not Area.ADDRESSES and not _restless(error)
         )
 
+    @property
+    def unguarded(self) -> str:
+        """Why no pod may come yet: until the rule set has been there once, a pod could pass for another and reach what
+        is the node's alone. Later failures are `failing`'s: the kernel keeps the tables that it has.
+        """
+        with self._changed:
+            if self._guarded:
+                return ""
+            error = self._failing.get(Area.RULESET)
+        return f"the nftables table {TABLE} has not been loaded yet" + (f": {_said(error)}" if error else "")
+
     def glance(self) -> frozenset[Address]:
         """What the host holds just now, before it is declared whose that is. It counts as held until the reconciler has
         looked at what was declared last, so that no pod gets an address in the moment before. Raises DataPlaneError.
@@ -165,6 +181,8 @@ class HostReconciler:
             if state is None:
                 continue
             now = time.monotonic()
+            if seen is None and upkeep.tables_are_there():  # an earlier process loaded them
+                self._guard()
             if state != seen:
                 seen, due = state, dict.fromkeys(Area, now)
             for area in news:
@@ -193,12 +211,20 @@ class HostReconciler:
             self._failing.pop(area, None)
             if area is Area.ADDRESSES:
                 self._held, self._seen = self._upkeep.held_by_host, state
+        if area is Area.RULESET:
+            self._guard()
         before, self._last[area] = self._last.get(area, []), happenings
         for happening in happenings:
             if happening not in before:  # what lasts is said once
                 log.info("host state", area=area.value, kind=happening.kind, message=happening.message)
                 self._on_event(happening.kind, happening.message)
         return True
+
+    def _guard(self) -> None:
+        with self._changed:
+            guarded, self._guarded = self._guarded, True
+        if not guarded:
+            self._on_guarded()
 
     def _announce(self, state: HostState) -> None:
         with self._changed:
