@@ -45,6 +45,7 @@ class Area(enum.Enum):
     RULESET = "nftables"
     FORWARDING = "the FORWARD policy of iptables-nft"
     LEGACY_FORWARDING = "the FORWARD policy of iptables-legacy"
+    FIREWALL = "what nftables' other tables do to pods"
     PODS = "pods' host ends"
 
 
@@ -52,6 +53,8 @@ _NETLINK_NETFILTER = 12
 _ROUTE_GROUPS = (1, 5, 7, 8, 24)  # RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV4_NETCONF
 _NFNLGRP_NFTABLES = 7
 _SUBSYS_NFTABLES = 10
+_SERVICES = frozenset({b"nat", b"mangle", b"raw", b"kube-proxy"})
+"""Tables that change with every Service."""
 _RTM_NEWNETCONF, _NETCONFA_IFINDEX = 80, 1
 _SO_RCVBUFFORCE = 33
 _ROOM = 1 << 21
@@ -167,4 +170,6 @@ def _netfilter_areas(kind: int, payload: bytes) -> set[Area]:
     if kind >> 8 != _SUBSYS_NFTABLES:
         return set()
     name = next((value for number, value in attributes(payload, 4) if number == 1), b"").rstrip(b"\0")
-    return {TABLE.encode(): {Area.RULESET}, b"filter": {Area.FORWARDING}}.get(name, set())
+    if not name or name in _SERVICES:
+        return set()
+    return {TABLE.encode(): {Area.RULESET}, b"filter": {Area.FORWARDING}}.get(name, {Area.FIREWALL})

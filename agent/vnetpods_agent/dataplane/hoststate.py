@@ -37,6 +37,7 @@ PAUSE = {
     Area.RULESET: 1.0,
     Area.FORWARDING: 2.0,
     Area.LEGACY_FORWARDING: 2.0,
+    Area.FIREWALL: 2.0,
     Area.PODS: 2.0,
 }
 """Seconds between two looks at an area. Pods come in bursts, each with some news about its link: those wait for one

@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vnetpods_agent.attachment import HOST_PREFIX, Address, mac
-from vnetpods_agent.dataplane import DataPlaneError, HostState, forwarding, hostaddresses, hostend, kernel, routing
+from vnetpods_agent.dataplane import (
+    DataPlaneError,
+    HostState,
+    firewall,
+    forwarding,
+    hostaddresses,
+    hostend,
+    kernel,
+    routing,
+)
 from vnetpods_agent.dataplane import rtnetlink as rt
 from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.events import Area
@@ -75,6 +84,7 @@ class Upkeep:
             Area.RULESET: self._ruleset,
             Area.FORWARDING: lambda _: _forwarding(forwarding.NFT),
             Area.LEGACY_FORWARDING: lambda _: _forwarding(forwarding.LEGACY),
+            Area.FIREWALL: self._firewall,
             Area.PODS: lambda _: self._pods(),
         }
         return looks[area](state)
@@ -200,6 +210,12 @@ class Upkeep:
         output("load the nftables tables", ["nft", "-f", "-"], text)
         self._loaded, self._listing = text, list_tables()
         return [Happening(RESTORED, f"the nftables table {TABLE} was missing or changed")] if known else []
+
+    def _firewall(self, state: HostState) -> list[Happening]:
+        uplinks, _, _ = self._uplinks(state)
+        if uplinks:
+            firewall.refused({uplink.link.name for uplink in uplinks})
+        return []
 
     def _pods(self) -> list[Happening]:
         """Routes before links: a pod that is detached in between then shows as dying, not as one without route.
