@@ -77,6 +77,26 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """When something was done: by the wall clock, in seconds since the epoch, which may have been set since, and by the
+    boot's, in seconds since it began. 0 and "" where that isn't known (shims before protocol 2, former ledgers).
+    """
+
+    wall: float
+    boottime: float = 0.0
+    boot_id: str = ""
+
+    def after(self, other: Moment, boot_id: str) -> bool:
+        """Whether this came later, seen from the boot of that id, which is the last one."""
+        boots = {self.boot_id, other.boot_id}
+        if "" not in boots and len(boots) > 1 and boot_id in boots:
+            return self.boot_id == boot_id
+        if self.boottime and other.boottime and self.boot_id == other.boot_id:
+            return self.boottime > other.boottime
+        return self.wall > other.wall
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """One pod interface: which address it holds, and where it is.
 
@@ -100,6 +120,10 @@ class Attachment:
     host_name: str = ""
     attached_boottime: float = 0.0
     arrival: int = 0
+
+    @property
+    def attached(self) -> Moment:
+        return Moment(self.created, self.attached_boottime, self.boot_id)
 
     @property
     def host_ifname(self) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from vnetpods_agent import faults
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Limits, Pod
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Limits, Moment, Pod
 from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
@@ -64,7 +64,7 @@ class Wanted:
 class _Errand:
     """An attach under way."""
 
-    began: float
+    began: Moment
     abandoned: str = ""
     waiting: asyncio.Future[Address] | None = None
 
@@ -132,26 +132,32 @@ class Custody:
                 found = await self._updated(found, wanted)
                 await self._kernel.submit(self._plane.attach, found, doors)
                 return found
-            errand = self._errands[key] = _Errand(self._around.clock())
+            errand = self._errands[key] = _Errand(self.now())
             try:
                 return await self._establish(wanted, doors, deadline, errand)
             finally:
                 del self._errands[key]
 
-    async def detach(self, key: AttachmentKey, *, before: float | None = None) -> Attachment | None:
+    def now(self) -> Moment:
+        return Moment(self._around.clock(), self._around.uptime(), self._around.boot_id)
+
+    async def detach(self, key: AttachmentKey, *, before: Moment | None = None) -> Attachment | None:
         """Nobody holds the address any more when this returns; None when nobody did. Once begun it is carried through.
 
         `before` leaves alone what was attached after that moment. Raises DataPlaneError: the address stays held then.
         """
         errand = self._errands.get(key)
-        if errand is not None and (before is None or errand.began <= before):
+        if errand is not None and not self._after(errand.began, before):
             errand.abandon("the pod was deleted while its address was being set up")
         async with self._turns.of(key):
             attachment = self.attachments.get(key)
-            if attachment is None or (before is not None and attachment.created > before):
+            if attachment is None or self._after(attachment.attached, before):
                 return None
             await self._through(self._give_back(attachment))
             return attachment
+
+    def _after(self, moment: Moment, other: Moment | None) -> bool:
+        return other is not None and moment.after(other, self._around.boot_id)
 
     def remember(self, content: Content) -> None:
         """What the ledger holds, before any address is given out. What has been recognised meanwhile stays; but of it
@@ -197,7 +203,8 @@ class Custody:
 
     def _recognised(self, interface: HostInterface, key: AttachmentKey, address: Address) -> Attachment:
         pod = Pod("", "", interface.uid) if interface.uid else None
-        attachment = self._attachment(Wanted(key, "", pod), address)
+        # by the boot's clock it is not known when it was attached: before we met it
+        attachment = replace(self._attachment(Wanted(key, "", pod), address), attached_boottime=0.0)
         if interface.created is not None:
             attachment = replace(attachment, created=interface.created)
         return attachment if attachment.host_ifname == interface.name else replace(attachment, host_name=interface.name)

@@ -23,13 +23,13 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from vnetpods_agent.attachment import Moment
 from vnetpods_agent.cni import SHOWN, cut
 from vnetpods_agent.wire import (
     ENVIRONMENT_CAP,
     STDIN_CAP,
     FrameError,
     Handler,
-    Moment,
     Request,
     RequestDecoder,
     Response,

@@ -73,7 +73,7 @@ class Sweeper:
             why = "sandbox is gone without a DEL" if gone else "sandbox was replaced without a DEL"
             log.info(why, attachment=str(key), address=attachment.address)
             try:
-                await custody.detach(key, before=attachment.created)
+                await custody.detach(key, before=attachment.attached)
             except DataPlaneError as error:  # the others needn't wait for it
                 log.warning("cannot give it back yet", attachment=str(key), error=str(error))
                 continue

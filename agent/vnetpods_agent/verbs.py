@@ -165,12 +165,13 @@ class Verbs:
             raise CniError(Code.LATER, f"{_whose(ask.request)} can't be added yet", self.unfit()) from None
 
     async def _del(self, ask: _Ask) -> bytes:
-        key, spooled = ask.call.key, ask.request.spooled
-        before = spooled.wall if spooled else None
+        key, before = ask.call.key, ask.request.spooled
         keys = [key] if key.network else self.custody.of(key.container_id, key.ifname)
         found = [await self.custody.detach(each, before=before) for each in keys]
         if addresses := [attachment.address for attachment in found if attachment is not None]:
             ask.about["address"] = ", ".join(addresses)
+        if later := [str(each) for each in keys if before and each in self.custody.attachments]:
+            ask.about["spared"] = f"{', '.join(later)}: attached since the DEL was spooled"
         return b""
 
     async def _check(self, ask: _Ask) -> bytes:
@@ -193,7 +194,7 @@ class Verbs:
     async def _gc(self, ask: _Ask) -> bytes:
         if ask.call.valid is None:
             return b""
-        before = ask.request.spooled.wall if ask.request.spooled else time.time()
+        before = ask.request.spooled or self.custody.now()
         stale = [
             key
             for key in self.custody.attachments

@@ -20,7 +20,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from vnetpods_agent.attachment import Doors
+from vnetpods_agent.attachment import Doors, Moment
 
 VERSION = 2
 ENVIRONMENT_CAP = 64 * 1024
@@ -54,17 +54,6 @@ class Verb(enum.IntEnum):
 
 
 _VERBS = {int(verb): verb for verb in Verb}
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """When a call was made: by the wall clock, in seconds since the epoch, which may have been set since, and by the
-    boot's, in seconds since it began. 0 and "" when that isn't known (shims before protocol 2).
-    """
-
-    wall: float
-    boottime: float = 0.0
-    boot_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.agent.planes import DictPlane
-from vnetpods_agent.attachment import Attachment, AttachmentKey, Doors, Limits, Pod
+from vnetpods_agent.attachment import Attachment, AttachmentKey, Doors, Limits, Moment, Pod
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
 from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import Ledger
@@ -49,6 +49,7 @@ class Desk:
     custody: Custody
     kernel: Lane
     now: list[float]
+    stepped: list[float]
     told: list[str] = field(default_factory=list)
 
     def lists(self, *addresses: str) -> None:
@@ -60,13 +61,18 @@ class Desk:
         deadline = asyncio.get_running_loop().time() + within
         return await self.custody.attach(wanted(name, pod), DOORS, deadline)
 
-    async def delete(self, name: str, before: float | None = None) -> Attachment | None:
+    async def delete(self, name: str, before: Moment | None = None) -> Attachment | None:
         return await self.custody.detach(wanted(name).key, before=before)
 
     async def passes(self, seconds: float) -> None:
         self.now[0] += seconds
         self.custody.serve()
         await asyncio.sleep(0)
+
+    def step_clock(self, seconds: float) -> None:
+        """Somebody sets the wall clock; that of the boot goes on as it was."""
+        self.now[0] += seconds
+        self.stepped[0] += seconds
 
     async def agree(self) -> dict[str, str]:
         """Container → address, as ledger, memory and kernel say alike."""
@@ -93,7 +99,7 @@ async def loaded(path: Path) -> tuple[Content, str]:
 
 @asynccontextmanager
 async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
-    plane, now, told = DictPlane(), [1_000_000.0], list[str]()
+    plane, now, stepped, told = DictPlane(), [1_000_000.0], [0.0], list[str]()
     pool = Pool(COOLDOWN, leaving=plane.leaving)
     ledger, kernel = RefusingLedger(tmp_path / "ledger.db"), Lane("kernel")
     ledger.start()
@@ -101,7 +107,7 @@ async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
     await ledger.load()
     surroundings = Surroundings(
         clock=lambda: now[0],
-        uptime=lambda: now[0],
+        uptime=lambda: now[0] - stepped[0],
         boot_id="boot",
         limits=lambda _: Limits(),
         cause=lambda: "SubnetFull: no address left in pods",
@@ -109,7 +115,7 @@ async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
         waits_long=lambda who, cause: told.append(f"{who.key.container_id}: {cause}"),
     )
     custody = Custody(pool, ledger, kernel, plane, surroundings)
-    made = Desk(tmp_path / "ledger.db", pool, ledger, plane, custody, kernel, now, told)
+    made = Desk(tmp_path / "ledger.db", pool, ledger, plane, custody, kernel, now, stepped, told)
     made.lists(*addresses)
     try:
         yield made

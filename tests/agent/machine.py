@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import NAMESPACE_OID, uuid4, uuid5
 
 import msgspec
 
@@ -164,7 +164,7 @@ class Machine:
         return self.folder / "agent.log"
 
     def boot_id(self, value: str) -> None:
-        (self.folder / "boot_id").write_text(f"{value}\n")
+        (self.folder / "boot_id").write_text(f"{uuid5(NAMESPACE_OID, value)}\n")
 
     def reboot(self) -> None:
         """All of the kernel's state is gone, the disk isn't."""
@@ -269,6 +269,7 @@ class Machine:
             "CNI_ARGS": more.get("args", ""),
             "VNETPODS_SOCKET": str(self.socket),
             "VNETPODS_SPOOL": str(self.state / "spool"),
+            "VNETPODS_BOOT_ID": str(self.folder / "boot_id"),
         }
         if netns is not None:
             environment["CNI_NETNS"] = netns

@@ -49,6 +49,7 @@ class CniTool:
                 "NETCONFPATH": str(self.node.folder / "net.d"),
                 "VNETPODS_SOCKET": str(self.node.socket),
                 "VNETPODS_SPOOL": str(self.node.state / "spool"),
+                "VNETPODS_BOOT_ID": str(self.node.folder / "boot_id"),
                 **environment,
             },
             stdout=subprocess.PIPE,

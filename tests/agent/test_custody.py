@@ -78,7 +78,7 @@ class TestOvertaking:
 
     async def test_a_spooled_del_does_not_concern_an_add_that_began_later(self, tmp_path: Path) -> None:
         async with desk(tmp_path, "10.0.0.5") as made:
-            spooled_at = made.now[0]
+            spooled_at = made.custody.now()
             await made.passes(1)
             go_on = made.plane.hold("attach")
             add = started(made.add("x"))

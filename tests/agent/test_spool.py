@@ -12,8 +12,9 @@ from structlog.testing import capture_logs
 
 from tests.agent.shim import Runtime
 from vnetpods_agent import wire
+from vnetpods_agent.attachment import Moment
 from vnetpods_agent.spool import KEPT_BAD, Spool
-from vnetpods_agent.wire import Moment, Request, RequestFrame, Response, Verb, encode_environment, encode_request
+from vnetpods_agent.wire import Request, RequestFrame, Response, Verb, encode_environment, encode_request
 
 SECOND = 1_000_000_000
 NOW = 1_795_000_000

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.agent.plugin import plugin
+from vnetpods_agent.attachment import Moment
 from vnetpods_agent.verbs import Lasting
-from vnetpods_agent.wire import Moment, Verb
+from vnetpods_agent.wire import Verb
 
 NESTED: list[Any] = []
 for _ in range(900):
@@ -114,6 +116,38 @@ class TestDel:
             assert len(cni.desk.custody.attachments) == 1
             await cni.ok(Verb.DEL, spooled=Moment(cni.desk.now[0] + 1))
             assert cni.desk.custody.attachments == {}
+
+    @pytest.mark.parametrize("step", [-3600.0, 0.0, 3600.0])
+    async def test_from_the_spool_is_in_its_place_whatever_the_clock_did(self, tmp_path: Path, step: float) -> None:
+        """A clock set between a pod's ADD, its DEL and the replay: neither is the DEL lost nor a later pod harmed."""
+        async with plugin(tmp_path, "10.0.0.5", "10.0.0.6") as cni:
+            await cni.ok(Verb.ADD)
+            await cni.desk.passes(1)
+            cni.desk.step_clock(step)
+            spooled = cni.desk.custody.now()
+            await cni.ok(Verb.DEL, spooled=spooled)
+            assert await cni.desk.agree() == {}
+        folder = tmp_path / "again"
+        folder.mkdir()
+        async with plugin(folder, "10.0.0.5", "10.0.0.6") as cni:
+            spooled = cni.desk.custody.now()
+            await cni.desk.passes(1)
+            cni.desk.step_clock(step)
+            await cni.ok(Verb.ADD)
+            with capture_logs() as logs:
+                await cni.ok(Verb.DEL, spooled=spooled)
+                await asyncio.sleep(0)
+            assert await cni.desk.agree() == {"c1": "10.0.0.5"}
+            assert [line["spared"] for line in logs if "spared" in line] == [
+                "c1/eth0: attached since the DEL was spooled"
+            ]
+
+    @pytest.mark.parametrize("step", [-3600.0, 3600.0])
+    async def test_from_an_earlier_boots_spool_spares_this_boots_pods(self, tmp_path: Path, step: float) -> None:
+        async with plugin(tmp_path, "10.0.0.5") as cni:
+            await cni.ok(Verb.ADD)
+            await cni.ok(Verb.DEL, spooled=Moment(cni.desk.now[0] + step, 9e9, "an earlier one"))
+            assert await cni.desk.agree() == {"c1": "10.0.0.5"}
 
     async def test_an_add_waits_for_what_was_spooled_before_and_nothing_else_does(self, tmp_path: Path) -> None:
         """The same container again: it is attached still, and the DEL in the spool is of its former sandbox."""

@@ -11,8 +11,9 @@ import pytest
 
 from tests.agent.machine import until
 from tests.agent.plugin import ARGS, plugin
+from vnetpods_agent.attachment import Moment
 from vnetpods_agent.cni import VERSIONS
-from vnetpods_agent.wire import Moment, Verb
+from vnetpods_agent.wire import Verb
 
 OLD_IP = {"version": "4", "interface": 1, "address": "10.0.0.5/32", "gateway": "169.254.1.1"}
 NEW_IP = {"interface": 1, "address": "10.0.0.5/32", "gateway": "169.254.1.1"}
