@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vnetpods_agent import logs
 from vnetpods_agent.config import Config, ConfigError, load
+from vnetpods_api.version import VERSION
 
 _USAGE_ERROR = 2
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "vnetpods-agent", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"vnetpods-agent {VERSION}")
     parser.add_argument("command", choices=["run", "install", "uninstall"])
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="see docs/agent.md")
     options = parser.parse_args(arguments)

@@ -9,12 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from vnetpods_agent.sweeper import Sweep
 from vnetpods_api import Usage
+from vnetpods_api.version import VERSION
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 5, 15, 60, 120)
 
@@ -28,7 +37,10 @@ class Metrics:
         gauges: dict[str, tuple[str, Callable[[], float]]],
         refusals: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
         self.registry = CollectorRegistry()
+        build = Gauge("vnetpods_agent_build_info", "1; which version this is.", ["version"], registry=self.registry)
+        build.labels(VERSION).set(1)
         ProcessCollector(registry=self.registry)
         self.registry.register(_Pool(usage, gauges))
         self.registry.register(_Kernel(refusals))

@@ -49,6 +49,7 @@ from vnetpods_agent.sweeper import Sweep, Sweeper
 from vnetpods_agent.trust import Trust
 from vnetpods_agent.verbs import Lasting, Verbs
 from vnetpods_agent.watchdog import Watchdog
+from vnetpods_api.version import VERSION
 
 _SWITCH_INTERVAL = 0.0005
 """Python's default of 5 ms would let a thread that comes back from the kernel wait that long for the loop."""
@@ -228,6 +229,7 @@ class Agent:
             self._loop.add_signal_handler(number, ended.set)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         began = time.monotonic()
+        log.info("starting", version=VERSION, node=self.config.node)
         await self.start()
         log.info("serving", seconds=round(time.monotonic() - began, 3), unfit=self.unfit())
         await ended.wait()

@@ -110,7 +110,9 @@ class Verbs:
         finally:
             seconds = time.perf_counter() - began
             self.observe(request.verb.name, outcome, seconds)
-            say = partial(log.info if outcome == "ok" else log.warning, "call", verb=request.verb.name, outcome=outcome)
+            quiet = request.verb is Verb.STATUS  # asked every five seconds: worth a line when something is wrong
+            level = log.warning if outcome != "ok" else log.debug if quiet else log.info
+            say = partial(level, "call", verb=request.verb.name, outcome=outcome)
             # the caller has its answer before the line is written
             asyncio.get_running_loop().call_soon(partial(say, ms=round(seconds * 1000, 2), **about))
 

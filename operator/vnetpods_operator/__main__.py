@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from vnetpods_api.version import VERSION
 from vnetpods_operator import configuration
 
 
@@ -24,17 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="configuration, see docs/operator.md"
     )
+    parser.add_argument("--version", action="version", version=f"vnetpods-operator {VERSION}")
     parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="instead of the cluster we run in")
     parser.add_argument("--check", action="store_true", help="only check the configuration")
     given = parser.parse_args(arguments)
     try:
         config = configuration.load(given.config)
+        if given.kubeconfig is not None:
+            configuration.readable(given.kubeconfig)
     except configuration.ConfigError as error:
         print(f"vnetpods-operator: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
         return 2
     if given.check:
         return 0
     set_up_logs(config.log_level)
+    structlog.get_logger().info("starting", version=VERSION)
     return asyncio.run(_run(given.config, given.kubeconfig, config))
 
 

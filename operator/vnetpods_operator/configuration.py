@@ -316,6 +316,14 @@ def load(path: Path) -> Config:
     return parse(raw, str(path))
 
 
+def readable(path: Path) -> None:
+    """Raises ConfigError when the file, which somebody else reads, can't be opened."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def parse(raw: Any, source: str) -> Config:
     """`raw` as read from YAML."""
     try:

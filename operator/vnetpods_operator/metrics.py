@@ -14,12 +14,13 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from vnetpods_api import ConditionType, NodeIPPool, find
+from vnetpods_api.version import VERSION
 from vnetpods_operator import situation
 from vnetpods_operator.budget import Kind
 from vnetpods_operator.health import State
@@ -33,8 +34,17 @@ class Metrics:
     """All metrics of one operator, in a registry of its own."""
 
     def __init__(self, roster: Roster, state: Callable[[], State]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        build = Gauge("vnetpods_operator_build_info", "1; which version this is.", ["version"], registry=self.registry)
+        build.labels(VERSION).set(1)
+        self._configuration_valid = Gauge(
+            "vnetpods_operator_configuration_valid",
+            "0 while the configuration file can't be used, so that an earlier one stays in force.",
+            registry=self.registry,
+        )
+        self._configuration_valid.set(1)
         self._pools = _Pools(roster, state)
         self.registry.register(self._pools)
         self._rendering: asyncio.Task[bytes] | None = None
@@ -99,6 +109,10 @@ class Metrics:
         return await asyncio.shield(self._rendering)
 
     # what vnetpods_operator.azure.Watcher asks for
+
+    def configuration_valid(self, *, valid: bool) -> None:
+        """Whether the file as it is now could be used."""
+        self._configuration_valid.set(valid)
 
     def answered(self, operation: str, outcome: str, seconds: float) -> None:
         self._requests.labels(operation, outcome).inc()

@@ -55,6 +55,7 @@ class Operator:
         self._lost = lost
         self._path = path
         self._kubeconfig = kubeconfig
+        self._unloadable = ""
         self._stop = asyncio.Event()
         self._roster = Roster()
         self._queue = Queue(asyncio.get_running_loop().time, self._roster.urgency)
@@ -196,8 +197,13 @@ class Operator:
         try:
             config = await asyncio.to_thread(configuration.load, self._path)
         except ConfigError as error:
-            log.warning("configuration not reloaded, the former one stays", error=str(error))
+            if str(error) != self._unloadable:  # it is looked at every few seconds
+                log.warning("configuration not reloaded, the former one stays", error=str(error))
+            self._unloadable = str(error)
+            self._metrics.configuration_valid(valid=False)
             return
+        self._unloadable = ""
+        self._metrics.configuration_valid(valid=True)
         if config == self.config:
             return
         before, self.config = self.config, config

@@ -304,6 +304,16 @@ class TestGc:
 
 
 class TestStatus:
+    async def test_a_good_answer_is_no_news(self, tmp_path: Path) -> None:
+        """It is asked every five seconds."""
+        async with plugin(tmp_path, "10.0.0.5") as cni:
+            with capture_logs() as logs:
+                await cni.ok(Verb.STATUS)
+                cni.unfit = "no disk"
+                await cni.refused(Verb.STATUS)
+                await asyncio.sleep(0)
+            assert [line["log_level"] for line in logs] == ["debug", "warning"]
+
     async def test_says_why_no_pod_can_be_added(self, tmp_path: Path) -> None:
         async with plugin(tmp_path) as cni:
             cni.unfit = "no address for pods is known: SubnetFull"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from vnetpods_api import Sizing
+from vnetpods_api.version import VERSION
 from vnetpods_operator.__main__ import main
 from vnetpods_operator.configuration import (
     AddressRange,
@@ -21,6 +23,7 @@ from vnetpods_operator.configuration import (
     load,
     parse,
 )
+from vnetpods_operator.running import Operator
 
 DOCS = Path(__file__).parents[2] / "docs" / "operator.md"
 
@@ -177,3 +180,33 @@ def test_every_key_is_documented() -> None:
 )
 def test_which_machines_a_node_may_name(patterns: tuple[str, ...], trusted: tuple[str, ...], allowed: bool) -> None:
     assert Machines(resource_groups=patterns).allows("S1/Cluster", trusted) is allowed
+
+
+def test_a_kubeconfig_that_is_missing_is_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "operator.yaml"
+    path.write_text("logLevel: info")
+    assert main(["--config", str(path), "--kubeconfig", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert said == f"vnetpods-operator: {tmp_path / 'none'}: cannot be read: No such file or directory\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"vnetpods-operator {VERSION}\n")
+
+
+async def test_a_bad_reload_is_told_once_and_shown_as_long_as_it_lasts(tmp_path: Path) -> None:
+    path = tmp_path / "operator.yaml"
+    path.write_text("logLevel: info")
+    operator = Operator(path, None, load(path))
+    path.write_text("{")
+    with capture_logs() as logs:
+        for _ in range(3):
+            await operator._reload()
+    assert [line["event"] for line in logs] == ["configuration not reloaded, the former one stays"]
+    name = "vnetpods_operator_configuration_valid"
+    assert operator._metrics.registry.get_sample_value(name) == 0
+    path.write_text("logLevel: info")
+    await operator._reload()
+    assert operator._metrics.registry.get_sample_value(name) == 1

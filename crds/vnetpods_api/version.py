@@ -1,0 +1,16 @@
+"""Which version this is: the distribution's, as installed."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+
+def _installed() -> str:
+    try:
+        return version("vnetpods")
+    except PackageNotFoundError:  # run from a tree that isn't installed
+        return "unknown"
+
+
+VERSION: Final = _installed()
