@@ -6,10 +6,11 @@ fifty ADDs cost two or three disk syncs. The file is read when the agent starts 
 mirror.
 
 Damage: a file that can't be used is set aside as `ledger.db.damaged-<time>`. At start the caller then rebuilds the
-content from the kernel; later the mirror has it. A disk that can't be written fails ADDs, but a release always
-succeeds: the mirror drops the row, and the first transaction that gets through again writes the whole mirror, before
-anything new. A file that can't even be read (`unread`) isn't touched until it can: `load` then puts together what it
-holds and what has happened since, and until that is known no address may be given out.
+content from the kernel; later the mirror has it, also when the file is deleted while in use (`look`). A disk that can't
+be written fails ADDs, but a release always succeeds: the mirror drops the row, and the first transaction that gets
+through again writes the whole mirror, before anything new. A file that can't even be read (`unread`) isn't touched
+until it can: `load` then puts together what it holds and what has happened since, and until that is known no address
+may be given out.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Ledger(Lane):
         self._notify = notify
         self._connection: sqlite3.Connection | None = None
         self._mirror = Content()
+        self._inode = 0
         self._behind = False  # the file lacks something that the mirror has
         self._since: list[Operation] | None = []  # what has happened while the file couldn't be read; None: it was
         self.trouble = ""  # why nothing can be written at present
@@ -149,7 +151,7 @@ class Ledger(Lane):
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
             self._behind = True
-            said = f"{self._path} can't be written ({error}); is the disk full or read-only?"
+            said = f"{self._path} can't be written ({error}); {_advice(error)}"
             if not self.trouble:
                 self._say(UNAVAILABLE, said)
             self.trouble = said
@@ -226,13 +228,31 @@ class Ledger(Lane):
                 _sync_folder(self._path.parent)
                 self._behind = True
             undo.pop_all()
-        self._connection = connection
+        self._connection, self._inode = connection, self._path.stat().st_ino
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+
+    def look(self) -> None:
+        """Whether the file is still the one that is written to: SQLite goes on in one that was deleted, and all that is
+        written then is lost with the process. Memory has it all.
+        """
+        if self._connection is None or self._since is not None:
+            return
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino == self._inode:
+                return
+        self._disconnect()
+        self._behind = True
+        with contextlib.suppress(OSError):  # a folder that can't be made anew is told by the write
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._set_aside()
+        log.warning("the ledger was taken away while in use", path=str(self._path))
+        self._say(REBUILT, f"{self._path} was deleted or replaced while in use; it was written anew from memory")
+        self._transact([])
 
     def _checkpoint(self) -> None:
         """Nobody waits just now: moves what the log has gathered into the file, so that no ADD has to pay for it."""
@@ -252,7 +272,7 @@ class Ledger(Lane):
                 self._look_into_file(self._remember)
         except (sqlite3.Error, OSError) as error:
             self._mirror = overtake(Content(), self._since or ())
-            self.trouble = f"{self._path} can't be opened ({error}); is the disk full or read-only?"
+            self.trouble = f"{self._path} can't be opened ({error}); {_advice(error)}"
             return None, self.trouble
         self._behind = self._behind or bool(self.trouble)
         self._since = None
@@ -276,6 +296,12 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether the file's content is at fault. What the disk refuses (full, read-only, I/O) a new file wouldn't mend."""
     code = getattr(error, "sqlite_errorcode", None)  # errors that we raise ourselves have none
     return code is None or code & 0xFF in _DAMAGE
+
+
+def _advice(error: Exception) -> str:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "another process has it locked, such as sqlite3 or a backup"
+    return "is the disk full or read-only?"
 
 
 def _size(path: Path) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from vnetpods_agent import installer, metrics
+from vnetpods_agent import installer, metrics, tenure
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
@@ -228,6 +228,9 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, ended.set)
         sys.setswitchinterval(_SWITCH_INTERVAL)
+        if not await tenure.begin(self.config.paths.state, ended):
+            await self.source.close()
+            return
         began = time.monotonic()
         log.info("starting", version=VERSION, node=self.config.node)
         await self.start()
@@ -236,9 +239,6 @@ class Agent:
         await self.stop()
 
     async def start(self) -> None:
-        paths = self.config.paths
-        with contextlib.suppress(OSError):  # the ledger says it better
-            paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.ledger.start()
         self.kernel.start()
         self.watchdog = Watchdog(
@@ -363,6 +363,7 @@ class Agent:
         while True:
             await asyncio.sleep(_TICK)
             self.server.ensure()
+            self.ledger.submit(self.ledger.look)
             self.limited(), self.unreachable()  # how long it lasts is seen by asking often, and others may ask rarely
             if self.ledger.unread and not await self._late():
                 continue

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod, expand
-from vnetpods_agent.ledger import AddressTaken, Ledger
+from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
 from vnetpods_agent.records import (
     FORMAT,
     RETIRED,
@@ -208,6 +209,48 @@ async def test_damage_under_way_costs_nothing(path: Path, damage: Callable[[Path
     found = await content_of(path)
     assert set(found.attachments) == {attachment(n).key for n in range(41, 140)}
     assert [line.partition(" (")[0] for line in told] == [f"LedgerRebuilt: {path} was damaged while in use"]
+
+
+def _deleted(path: Path) -> None:
+    clear(path.parent)
+
+
+def _folder_deleted(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def _replaced(path: Path) -> None:
+    other = path.with_name("other.db")
+    other.write_bytes(path.read_bytes())
+    other.replace(path)
+
+
+@pytest.mark.parametrize("away", [_deleted, _folder_deleted, _replaced], ids=lambda away: away.__name__.strip("_"))
+async def test_a_file_that_is_taken_away_is_written_anew(tmp_path: Path, away: Callable[[Path], None]) -> None:
+    """SQLite goes on in a file that has no name any more."""
+    path = tmp_path / "state" / "ledger.db"
+    path.parent.mkdir()
+    told: list[str] = []
+    async with opened(path, lambda reason, _: told.append(reason)) as (ledger, _, _):
+        await ledger.commit(Assign(attachment(5)))
+        await ledger.submit(ledger.look)
+        assert told == []
+        away(path)
+        await ledger.commit(Assign(attachment(6)))
+        for _ in range(2):
+            await ledger.submit(ledger.look)
+        await ledger.commit(Assign(attachment(7)))
+    assert told == ["LedgerRebuilt"]
+    assert set((await content_of(path)).attachments) == {attachment(n).key for n in (5, 6, 7)}
+
+
+async def test_a_file_that_another_process_has_locked_is_called_that(path: Path) -> None:
+    async with opened(path) as (ledger, _, _):
+        await ledger.commit(Assign(attachment(5)))
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(LedgerUnavailable, match=r"database is locked.*another process has it locked"):
+                await ledger.commit(Assign(attachment(6)))
 
 
 def checkpoint(path: Path) -> None:

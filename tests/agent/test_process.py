@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.agent import truths
 from tests.agent.machine import Machine, machine, until
 from tests.agent.test_cases import add_many
 from vnetpods_api import Usage
@@ -43,6 +44,68 @@ async def test_sigterm_finishes_what_is_in_flight_and_sends_the_waiting_on(tmp_p
         await node.start()
         assert await waiting == "10.240.0.6"
         assert (tmp_path / "net.d" / "05-vnetpods.conflist").exists()
+
+
+async def test_a_second_agent_waits_until_the_first_is_gone(tmp_path: Path) -> None:
+    """A force-deleted pod that still runs, a second start by hand: each took the other's addresses for free."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5", "10.240.0.6", "10.240.0.7"])
+        await node.start()
+        first = node.process
+        assert first
+        await node.add("c1", node.sandbox())
+        await until(lambda: node.report().usage == Usage(assigned=1, free=2))
+        reporting = node.report().agent
+        assert reporting
+        await node.start(serving=False)
+        await until(lambda: node.events("another agent runs with this state folder; waiting for it to end"))
+        node.pool(["10.240.0.5", "10.240.0.6", "10.240.0.7"], releasing=["10.240.0.6"])
+        await until(lambda: node.report().released == ("10.240.0.6",))
+        assert await node.add("c2", node.sandbox()) == "10.240.0.7"
+        await until(lambda: node.report().usage == Usage(assigned=2))
+        assert (said := node.report().agent)
+        assert said.instance == reporting.instance
+        assert len(node.events("serving")) == 1
+        first.kill()
+        await first.wait()
+        await until(lambda: len(node.events("serving")) == 2)
+        assert truths.read(node).agreed
+        await until(lambda: (said := node.report().agent) and said.instance != reporting.instance)
+
+
+async def test_a_second_agent_that_waits_can_be_ended(tmp_path: Path) -> None:
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5"])
+        await node.start()
+        first = node.process
+        assert first
+        await node.start(serving=False)
+        await until(lambda: node.events("another agent runs with this state folder; waiting for it to end"))
+        await node.stop()
+        assert node.process
+        assert node.process.returncode == 0
+        assert await node.add("c1", node.sandbox()) == "10.240.0.5"
+        first.kill()
+        await first.wait()
+
+
+async def test_a_state_folder_that_is_wiped_is_written_anew(tmp_path: Path) -> None:
+    """And what is in it then is what a killed agent's successor needs."""
+    async with machine(tmp_path, cooldown=3600) as node:
+        node.pool(["10.240.0.5", "10.240.0.6", "10.240.0.7"], releasing=["10.240.0.6"])
+        await node.start()
+        held = {"c1": await node.add("c1", node.sandbox()), "c2": await node.add("c2", node.sandbox("p-c2"))}
+        await node.delete("c2", "/run/netns/p-c2")
+        await until(lambda: node.report().released == ("10.240.0.6",))
+        for file in node.state.iterdir():
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        await until(lambda: (node.state / "ledger.db").exists() and (node.state / "pool.json").exists())
+        await until(lambda: truths.ledger(node.state / "ledger.db") == {"c1/eth0": held["c1"]})
+        assert [event["reason"] for event in node.events("event")] == ["LedgerRebuilt"]
+        await node.kill()
+        await node.start()
+        await until(lambda: node.report().usage == Usage(assigned=1, cooling=1))
+        assert node.report().released == ("10.240.0.6",)
 
 
 async def test_health_and_metrics(tmp_path: Path) -> None:
