@@ -1,4 +1,4 @@
-"""A Node's pool: made if it is missing, and given to the present Node and machine.
+"""A Node's pool: made if it is missing, given to the present Node and machine, and read anew.
 
 Called by the reconciler at the beginning of each look. What the pool of another machine lists must not be handed out on
 this one, so the list is emptied before the pool names the machine: after a crash in between it is empty and names the
@@ -31,9 +31,19 @@ async def adopted(pools: Pools, roster: Roster, node: Node, machine: MachineId |
         owners = [owner for owner in pool.metadata.owner_references if owner.kind == "Node"]
         if owners == [node.owner]:
             return pool
+    known = roster.version(node.name)
     found = await pools.adopt(node.name, node.owner, said)
     reached(Point.POOL_ADOPTED)
-    roster.hold_pool(found)
+    roster.hold_pool(found, known)
+    return found
+
+
+async def fresh(pools: Pools, roster: Roster, name: str) -> NodeIPPool:
+    """The pool as the API server has it now, whatever was known."""
+    known = roster.version(name)
+    found = await pools.get(name)
+    roster.doubted.discard(name)
+    roster.hold_pool(found, known)
     return found
 
 

@@ -66,6 +66,11 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def _version(lease: _Lease) -> int:
+    version = lease.metadata.resource_version or "0"
+    return int(version) if version.isdigit() else 0
+
+
 def exit_now() -> None:
     """No cleanup, no waiting for anything."""
     os._exit(LOST)
@@ -88,6 +93,8 @@ class Elector:
         self._over = False
         """Lost or given back: what is renewed later counts no more."""
         self.leads = False
+        self.restored: Callable[[], None] = lambda: None
+        """Called when the API server's data turns out to be older than it was."""
 
     async def acquire(self) -> None:
         """Returns when the Lease is ours."""
@@ -148,7 +155,10 @@ class Elector:
             data = await self._request("GET", f"{self._path}/{self._config.name}")
         except NotFound:
             return await self._write("POST", self._ours(_Metadata(self._config.name, self._config.namespace), None))
-        found = self._lease = msgspec.json.decode(data, type=_Lease)
+        found, before = msgspec.json.decode(data, type=_Lease), self._lease
+        self._lease = found
+        if before is not None and _version(found) < _version(before):
+            self.restored()
         holder, mark = found.spec.holder_identity, (found.spec.holder_identity, found.spec.renew_time)
         if mark != self._seen:
             self._seen, self._seen_at = mark, moment

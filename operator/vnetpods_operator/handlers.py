@@ -20,7 +20,7 @@ from vnetpods_api import from_object
 from vnetpods_api.names import GROUP, OPERATOR_MANAGER, PLURAL, VERSION
 from vnetpods_operator.nodes import node_from
 from vnetpods_operator.queueing import Queue
-from vnetpods_operator.roster import Roster
+from vnetpods_operator.roster import Roster, version_of
 
 log = structlog.get_logger()
 
@@ -71,7 +71,8 @@ def pool_seen(roster: Roster, queue: Queue, event: Any) -> None:
         roster.drop_pool(name)
     else:
         try:
-            if not roster.hold_pool(from_object(body)):
+            pool = from_object(body)
+            if not roster.hold_pool(pool) and not (event["type"] is None and roster.doubt(name, version_of(pool))):
                 return
         except msgspec.ValidationError as error:
             log.warning("NodeIPPool can't be decoded", node=name, error=str(error))
@@ -102,13 +103,35 @@ def settings() -> kopf.OperatorSettings:
     return found
 
 
-async def run(handlers: kopf.OperatorRegistry, stop: asyncio.Event) -> None:
-    """Watches until `stop` is set."""
-    await kopf.operator(
-        registry=handlers,
-        settings=settings(),
-        clusterwide=True,
-        standalone=True,
-        stop_flag=stop,
-        identity=OPERATOR_MANAGER,  # type: ignore[arg-type]
-    )
+async def run(handlers: kopf.OperatorRegistry, stop: asyncio.Event, again: asyncio.Event) -> None:
+    """Watches until `stop` is set; lists and watches anew whenever `again` is.
+
+    A watch goes on from the version that it saw last. If that is of a time that the API server has forgotten (its data
+    was restored from a backup), it hears nothing until the versions have grown beyond it.
+    """
+    watches = asyncio.create_task(_forever(handlers, again))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([watches, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if watches.done():
+            watches.result()
+    finally:
+        for task in (watches, stopped):
+            task.cancel()
+        await asyncio.gather(watches, stopped, return_exceptions=True)
+
+
+async def _forever(handlers: kopf.OperatorRegistry, again: asyncio.Event) -> None:
+    """Until a watch ends that nobody has asked to begin anew."""
+    while True:
+        await kopf.operator(
+            registry=handlers,
+            settings=settings(),
+            clusterwide=True,
+            standalone=True,
+            stop_flag=again,
+            identity=OPERATOR_MANAGER,  # type: ignore[arg-type]
+        )
+        if not again.is_set():
+            return
+        again.clear()

@@ -12,7 +12,6 @@ is known yet: pods that come and go within the warm addresses cost no request.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ import structlog
 
 from vnetpods_api import NodeIPPool, Reason
 from vnetpods_operator import cloud, report, situation
-from vnetpods_operator.adopting import adopted
+from vnetpods_operator.adopting import adopted, fresh
 from vnetpods_operator.asking import renewed
 from vnetpods_operator.budget import Urgency, ticket
 from vnetpods_operator.configuration import Config
@@ -34,7 +33,7 @@ from vnetpods_operator.machine import Machine, MachineId, Naming, Nic
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.observing import Look, Networks, Observer, unconfirmed
 from vnetpods_operator.pools import Pools
-from vnetpods_operator.retrying import problem_of, wait_after
+from vnetpods_operator.retrying import given_up, problem_of, wait_after
 from vnetpods_operator.roster import Problem, Record, Roster
 from vnetpods_operator.situation import Change
 from vnetpods_operator.subnets import Subnets
@@ -42,7 +41,8 @@ from vnetpods_operator.wanting import identify, wanted_for
 
 ATTEMPTS = 5
 """How often a look starts over because somebody else changed the NIC or the pool meanwhile."""
-
+OVERTAKEN_MOST = 10.0
+"""Seconds between two looks at a pool that is never as it was read."""
 HOST_PODS_MOST = 40
 """A node is taken to have no more pods in the host's network than this, until they are counted."""
 HOST_PODS_SECONDS = 600.0
@@ -96,13 +96,18 @@ class Reconciler:
         record, bound = self._parts.roster.record(name), log.bind(node=name)
         ticket.set(record.ticket)
         try:
+            if name in self._parts.roster.doubted:
+                await fresh(self._parts.pools, self._parts.roster, name)
             return await self._reconcile(name, record)
         except NotFound:  # the pool was deleted while it was worked on
             self._parts.roster.drop_pool(name)
             return Outcome(self._now() + 0.1)
         except Outdated as error:
-            bound.debug("pool changed meanwhile", error=str(error))
-            return Outcome(self._now() + self._jitter(0.1))
+            record.overtaken += 1
+            wait = self._jitter(min(OVERTAKEN_MOST, 0.05 * 2.0 ** min(record.overtaken, 20)))
+            bound.debug("pool changed meanwhile", error=str(error), again_in=wait)
+            self._parts.roster.doubted.add(name)
+            return Outcome(self._now() + wait)
         except (KubeError, NotLeading) as error:
             bound.warning("the look came to no end", error=str(error))
             return Outcome(self._now() + self._jitter(5.0))
@@ -173,7 +178,7 @@ class Reconciler:
                 await self._observer.from_azure(look)
             if any(change.remove for change in look.plan.changes):
                 # what leaves the NIC is decided on the API server's word, not on the watch's: it may lag behind
-                look.pool = await self._parts.pools.get(look.node.name)
+                look.pool = await fresh(self._parts.pools, self._parts.roster, look.node.name)
                 await self._observer.from_azure(look)
             reached(Point.DECIDED)
             if not look.plan.changes:
@@ -278,7 +283,9 @@ class Reconciler:
         problem = look.problem = problem_of(error)
         record.not_before = now + wait
         if isinstance(error, cloud.AddressTaken):  # the rest of the node's needs must not wait for it
-            record.contested |= dict.fromkeys(self._given_up(look, str(error)), now + wait)
+            asked = [address for change in look.plan.changes for address in change.restore] if look.plan else []
+            record.contested |= dict.fromkeys(given_up(asked, str(error), record.taken), now + wait)
+            record.taken += 1
             record.not_before = now
         elif any(view.failed for view in look.views):
             self._repaired_in_vain(record)
@@ -291,16 +298,6 @@ class Reconciler:
         )
         await self._report(look)
         return Outcome(max(record.not_before, now + 0.1))
-
-    def _given_up(self, look: Look, refusal: str) -> set[str]:
-        """Lost addresses that are not asked for again soon: the one that Azure names, and each time twice as many of
-        those after it. It names one at a time, and each costs a write; what it has passed by may be to be had.
-        """
-        assert look.plan is not None
-        asked = [address for change in look.plan.changes for address in change.restore]
-        named = [place for place, address in enumerate(asked) if address in re.findall(r"[0-9.]*[0-9]", refusal)]
-        look.record.taken += 1
-        return set(asked[named[0] :][: 2 ** (look.record.taken - 1)] if named else asked)
 
     async def _broken(self, name: str, record: Record, error: Exception) -> None:
         """A fault of our own: says so, and tries again later, whatever happens meanwhile."""
@@ -352,13 +349,13 @@ class Reconciler:
             try:
                 look.pool = await self._write(look.pool, findings, look.record)
             except Outdated:
-                look.pool = await self._parts.pools.get(look.node.name)
-                self._parts.roster.hold_pool(look.pool)
+                look.pool = await fresh(self._parts.pools, self._parts.roster, look.node.name)
                 if look.nics:
                     await self._observer.from_azure(look)
                 elif look.plan is not None:
                     self._observer.from_pool(look)
                 continue
+            look.record.overtaken = 0
             self._observer.remember(look)
             if look.plan is not None and look.plan.overdue:
                 kept, refused = sorted(look.plan.overdue), len(look.record.refused)
@@ -373,10 +370,11 @@ class Reconciler:
         status = msgspec.structs.replace(status, release_request=request.token if request else None)
         if not report.differs(pool, status):
             return pool
+        known = self._parts.roster.version(pool.metadata.name)
         written = await self._parts.pools.report(pool, status)
         reached(Point.STATUS_WRITTEN)
         record.request = request
-        self._parts.roster.hold_pool(written)
+        self._parts.roster.hold_pool(written, known)
         return written
 
     def _rank(self, look: Look) -> None:

@@ -5,6 +5,9 @@ Pure.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from vnetpods_api import Reason
 from vnetpods_operator import cloud
 from vnetpods_operator.roster import Problem
@@ -39,6 +42,16 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, cloud.Forbidden) and error.action:
         message = f"the operator's identity needs {error.action} on {error.scope} ({message})"
     return Problem(reason, message, stalled)
+
+
+def given_up(asked: Sequence[str], refusal: str, before: int) -> Sequence[str]:
+    """Lost addresses that are not asked for again soon: the one that Azure names in its refusal, and of those after it
+    so many that they double each time (`before`: refusals in a row before this one). It names one at a time, and each
+    costs a write; what it has passed by may be to be had.
+    """
+    words = set(re.findall(r"[0-9.]*[0-9]", refusal))
+    named = [place for place, address in enumerate(asked) if address in words]
+    return asked[named[0] :][: 2**before] if named else asked
 
 
 def wait_after(error: Exception, failures: int) -> float:

@@ -10,7 +10,7 @@ look at the present one.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from itertools import chain
@@ -45,6 +45,8 @@ class Record:
     not_before: float = 0.0
     """Azure is left in peace until then."""
     failures: int = 0
+    overtaken: int = 0
+    """How many looks in a row ended because the pool had changed."""
     problem: Problem | None = None
     limit: Reason | None = None
     """What stood in the way of the last plan."""
@@ -80,6 +82,10 @@ class Roster:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.pools: dict[str, NodeIPPool] = {}
+        self.doubted: set[str] = set()
+        """Names of pools that may not be what the API server has any more, though nothing newer was seen."""
+        self.restored: Callable[[], None] = lambda: None
+        """Called when the API server's data turns out to be older than it was."""
         self._records: dict[str, Record] = {}
         self._control_plane: dict[str, str] = {}
         """`subscription/resource group` of control-plane Nodes' machines, by Node."""
@@ -128,13 +134,33 @@ class Roster:
         gone = problem is not None and problem.reason is Reason.MACHINE_NOT_FOUND
         return node.registration != before.registration or (returned and gone)
 
-    def hold_pool(self, pool: NodeIPPool) -> bool:
-        """Remembers it unless something newer is known; whether that is news."""
+    def hold_pool(self, pool: NodeIPPool, known: int = 0) -> bool:
+        """Remembers it unless something newer is known; whether that is news.
+
+        `known`: the version that was known when the API server was asked for this, its newest one. If that is older,
+        the API server's data has been restored from a backup: what it says counts, and the NICs are to be read.
+        """
         name = pool.metadata.name
-        before = self.pools.get(name)
-        if before is not None and _version(pool) <= _version(before):
+        before, version = self.pools.get(name), version_of(pool)
+        back = version < known
+        if before is not None and version <= version_of(before) and not back:
             return False
         self.pools[name] = pool
+        if back:
+            self.record(name).audit_at = 0.0
+            self.restored()
+        return True
+
+    def version(self, name: str) -> int:
+        """Of the pool as it is known, 0 if none is."""
+        pool = self.pools.get(name)
+        return version_of(pool) if pool is not None else 0
+
+    def doubt(self, name: str, version: int) -> bool:
+        """A list shows the pool at this version; whether the API server has to be asked for the present one."""
+        if not 0 < version < self.version(name):
+            return False
+        self.doubted.add(name)
         return True
 
     def drop_node(self, name: str) -> None:
@@ -188,7 +214,7 @@ def _written(pool: NodeIPPool) -> str:
     return max((m.time for m in mine), default="")
 
 
-def _version(pool: NodeIPPool) -> int:
+def version_of(pool: NodeIPPool) -> int:
     """Resource versions of one kind grow (KEP-5504 makes the long-standing fact official)."""
     version = pool.metadata.resource_version or "0"
     return int(version) if version.isdigit() else 0

@@ -38,6 +38,8 @@ from vnetpods_operator.roster import Problem, Roster
 from vnetpods_operator.silence import Judge
 from vnetpods_operator.subnets import Subnets
 
+RESTORED_SECONDS = 60.0
+"""That the API server has gone back in time shows at each pool; it is listed anew once."""
 RELOAD_SECONDS = 5.0
 """How often the configuration file is looked at."""
 
@@ -57,6 +59,8 @@ class Operator:
         self._kubeconfig = kubeconfig
         self._unloadable = ""
         self._stop = asyncio.Event()
+        self._again = asyncio.Event()
+        self._restored_at = float("-inf")
         self._roster = Roster()
         self._queue = Queue(asyncio.get_running_loop().time, self._roster.urgency)
         self._judge = Judge(
@@ -88,6 +92,7 @@ class Operator:
             self._kube = kube
             identity = f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}"
             elector = self._elector = Elector(lease, self.config.election, identity, self._lost)
+            elector.restored = self._roster.restored = self._restored
             if not await self._unless_stopped(elector.acquire()):
                 return
             try:
@@ -147,7 +152,7 @@ class Operator:
             judged = self._roster.record(name).vigil.due if name in self._roster.nodes else None
             return min(filter(None, (outcome.again, judged)), default=None)
 
-        watch = handlers.run(handlers.registry(self._roster, self._queue, kube.login), self._stop)
+        watch = handlers.run(handlers.registry(self._roster, self._queue, kube.login), self._stop, self._again)
         schedule = self._repeat(lambda: self.config.azure.networks, lambda: self._refresh(networks), at_once=True)
         await self._until_one_ends([watch, work(self._queue, look, self.config.workers), schedule])
 
@@ -232,6 +237,15 @@ class Operator:
         if said and not any(c.message == said for c in pool.status.conditions):
             recorder.tell(node, Problem(Reason.AGENT_SILENT, said))
         return said
+
+    def _restored(self) -> None:
+        """The API server's data is that of an earlier time: what the watch goes on from doesn't exist any more."""
+        now = asyncio.get_running_loop().time()
+        if now - self._restored_at < RESTORED_SECONDS:
+            return
+        self._restored_at = now
+        log.warning("the API server has gone back in time (restored from a backup?); everything is listed again")
+        self._again.set()
 
     def _wake(self, subnet: str) -> None:
         """The subnet has addresses again: nodes in it that want some need not wait longer."""

@@ -33,6 +33,7 @@ _PAGE = 500
 class _Metadata(msgspec.Struct):
     name: str
     namespace: str = ""
+    resource_version: str = msgspec.field(default="0", name="resourceVersion")
 
 
 class _Item(msgspec.Struct):
@@ -88,14 +89,18 @@ async def _each(failure: str, listed: Callable[[], AsyncIterator[T]], hold: Call
 async def compare(kube: Kube, roster: Roster, queue: Queue) -> None:
     """Drops what is gone from the API server, and puts Nodes in line whose pool is gone."""
     nodes_before, pools_before = set(roster.nodes), set(roster.pools)
+    known = {name: roster.version(name) for name in pools_before}
     nodes, pools = await _names(kube, _NODES), await _names(kube, PATH)
-    for name in nodes_before - nodes:  # what has come since is newer than the list
+    for name in nodes_before - nodes.keys():  # what has come since is newer than the list
         log.info("Node vanished unseen", node=name)
         for other in roster.sharers(name):
             queue.add(other, roster.urgency(other))
         roster.drop_node(name)
         queue.forget(name)
-    for name in pools_before - pools:
+    for name, version in pools.items():
+        if version < known.get(name, 0) and roster.doubt(name, version):
+            queue.add(name)
+    for name in pools_before - pools.keys():
         roster.drop_pool(name)
         if name in roster.nodes:
             log.info("NodeIPPool vanished unseen", node=name)
@@ -108,9 +113,11 @@ async def host_pods(kube: Kube, node: str) -> int:
     return len(await _names(kube, "/api/v1/pods", {"fieldSelector": selector}))
 
 
-async def _names(kube: Kube, path: str, selection: dict[str, str] | None = None) -> set[str]:
-    found = set()
+async def _names(kube: Kube, path: str, selection: dict[str, str] | None = None) -> dict[str, int]:
+    """And versions."""
+    found = {}
     async for raw in kube.listed(path, _PAGE, query=selection, accept=_METADATA_ONLY):
         metadata = msgspec.json.decode(raw, type=_Item).metadata
-        found.add(f"{metadata.namespace}/{metadata.name}".lstrip("/"))
+        version = metadata.resource_version
+        found[f"{metadata.namespace}/{metadata.name}".lstrip("/")] = int(version) if version.isdigit() else 0
     return found

@@ -109,6 +109,10 @@ class Agent:
     async def hear(self) -> None:
         """What the watch tells."""
         self._heard = await self._pools.get(self.node)
+        agent = self._heard.status.agent
+        if self._said is not None and self.tells_agent and agent != self._said:
+            self.view = secrets.token_hex(4)  # the API server has forgotten, or somebody else reports
+            self._said = None
 
     async def say(self) -> NodeIPPool:
         """Acts upon what was heard last, and says so; `Outdated` if it is no longer so."""
