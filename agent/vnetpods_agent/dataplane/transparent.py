@@ -30,6 +30,7 @@ from vnetpods_agent.dataplane.conversation import Conversation, Step
 from vnetpods_agent.dataplane.hostend import GATEWAY
 from vnetpods_agent.dataplane.reaper import Reaper
 
+_SETTINGS = rt.link_settings(hostend.SETTINGS)  # packed once: every ADD sends them
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT})  # a kernel without IPv6, or an MTU below 1280
 _NO_ROUTE = frozenset({errno.ESRCH, errno.ENODEV})
 _NO_NEIGHBOUR = frozenset({errno.ENOENT, errno.ENODEV})
@@ -62,7 +63,7 @@ def host_steps(attachment: Attachment, index: int) -> list[Step]:
         # ip link set azv… addrgenmode none (before it goes up; nobody speaks IPv6 here)
         Step("keep IPv6 off", name, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6),
         # ip link set azv… up arp off; sysctl net.ipv4.conf.azv….forwarding=1 …
-        Step("bring up", name, rt.link_set(index, rt.link_settings(hostend.SETTINGS), up=True, arp=False)),
+        Step("bring up", name, rt.link_set(index, _SETTINGS, up=True, arp=False)),
         # ip neigh replace 10.0.0.5 lladdr <pod end> dev azv… nud permanent (before the route: nothing is asked by ARP)
         Step("add the neighbour of", address, rt.neighbour_add(address, attachment.pod_mac, index)),
         # ip route replace 10.0.0.5/32 dev azv… proto 118 scope link
