@@ -66,6 +66,7 @@ class Reason(StrEnum):
     SIGN_IN_REFUSED = "SignInRefused"  # the operator's identity can't sign in: an expired secret, another tenant
     MACHINE_NOT_ALLOWED = "MachineNotAllowed"  # the Node names a machine that the configuration does not allow
     REFUSED = "Refused"  # Azure refuses the change and would again: the message has its words
+    AGENT_DOUBLED = "AgentDoubled"  # two agents report for the node, nothing is released until one of them is gone
     INVALID_SIZING = "InvalidSizing"  # spec.sizing and the configuration contradict each other
     NIC_FAILED = "NicFailed"  # the NIC's provisioning state is Failed and repairing did not help
     INTERNAL_ERROR = "InternalError"  # a fault of the operator itself: its log says where

@@ -176,7 +176,7 @@ class Observer:
             releasing=releasing(look.pool),
             released=frozenset(status.released),
             acknowledged=acknowledged(record.request, status, {a: n for v in look.views for a, n in v.names.items()}),
-            answers=status.agent is not None,
+            answers=status.agent is not None and not record.doubles.said(now),
             kept=frozenset(status.kept),
             missing=status.missing,
             usage=status.usage,

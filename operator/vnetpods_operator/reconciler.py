@@ -132,7 +132,7 @@ class Reconciler:
             await self._write(pool, report.Findings(problem=problem), record)
             record.audit_at = 0.0
             return Outcome()
-        wanted, problem = wanted_for(node, pool, config, record.host_pods)
+        wanted, problem = wanted_for(node, pool, config, record.host_pods, record.doubles.said(self._now()))
         naming = Naming(adopt=config.adopt, exclude=tuple(r.bounds for r in config.exclude))
         look = Look(node, pool, record, self._parts.machine(machine), wanted, naming, problem)
         if problem is not None:
@@ -292,10 +292,8 @@ class Reconciler:
         if isinstance(error, cloud.NicFull):
             record.full_until = now + float(self._parts.config().audit)
         self._notice(look.node, record, problem)
-        text, reason = str(error), problem.reason
-        log.warning(
-            "Azure did not do as asked", node=look.node.name, reason=reason, again_in=round(wait, 1), error=text
-        )
+        told = {"reason": problem.reason, "again_in": round(wait, 1), "error": str(error)}
+        log.warning("Azure did not do as asked", node=look.node.name, **told)
         await self._report(look)
         return Outcome(max(record.not_before, now + 0.1))
 
@@ -328,6 +326,7 @@ class Reconciler:
         """Tells people once per reason, not once per attempt."""
         if record.problem is None or record.problem.reason is not problem.reason:
             self._parts.tell(node, problem)
+            log.warning("people are told", node=node.name, reason=problem.reason, text=problem.message)
         record.problem = problem
 
     def _notice_limit(self, look: Look) -> None:

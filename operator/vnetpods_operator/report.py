@@ -158,6 +158,8 @@ def _ready(findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool
         reason, message = problem.reason, problem.message
     elif plan is not None and plan.limit is not None:
         reason, message = plan.limit, plan.detail
+    elif plan is not None and plan.reason is Reason.PAUSED and total:
+        reason, message = Reason.PAUSED, f"pods get what is free, no more is added; {_SENTENCES[Reason.PAUSED]}"
     else:
         reason, message = Reason.POOL_READY, "pods can be given addresses"
     free = plan.free if plan is not None else usage.free if usage is not None else total

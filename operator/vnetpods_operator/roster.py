@@ -10,6 +10,7 @@ look at the present one.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
@@ -19,6 +20,7 @@ from vnetpods_api import NodeIPPool, Reason
 from vnetpods_api.names import OPERATOR_MANAGER
 from vnetpods_operator.asking import Request
 from vnetpods_operator.budget import Ticket, Urgency
+from vnetpods_operator.doubles import Doubles
 from vnetpods_operator.machine import MachineId, UnsupportedProvider
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.silence import Vigil
@@ -44,6 +46,7 @@ class Record:
     """The NICs are read again at this time at the latest."""
     not_before: float = 0.0
     """Azure is left in peace until then."""
+    doubles: Doubles = field(default_factory=Doubles)
     failures: int = 0
     overtaken: int = 0
     """How many looks in a row ended because the pool had changed."""
@@ -79,7 +82,9 @@ class Record:
 class Roster:
     """Nodes, pools and records by node name."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: the event loop's."""
+        self._clock = clock
         self.nodes: dict[str, Node] = {}
         self.pools: dict[str, NodeIPPool] = {}
         self.doubted: set[str] = set()
@@ -146,6 +151,8 @@ class Roster:
         if before is not None and version <= version_of(before) and not back:
             return False
         self.pools[name] = pool
+        if pool.status.agent is not None:
+            self.record(name).doubles.heard(pool.status.agent, self._clock())
         if back:
             self.record(name).audit_at = 0.0
             self.restored()

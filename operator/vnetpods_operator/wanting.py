@@ -51,9 +51,17 @@ def identify(
     return machine, Problem(Reason.MACHINE_SHARED, text, stalled=True)
 
 
-def wanted_for(node: Node, pool: NodeIPPool, config: Config, host_pods: int) -> tuple[Wanted, Problem | None]:
-    """Sizes from the node's group and the pool's own; a pool that contradicts its group is told so and ignored."""
+def wanted_for(
+    node: Node, pool: NodeIPPool, config: Config, host_pods: int, doubled: str = ""
+) -> tuple[Wanted, Problem | None]:
+    """Sizes from the node's group and the pool's own; a pool that contradicts its group is told so and ignored.
+
+    `doubled`: why two agents are taken to report for the node.
+    """
     group, problem = config.group_of(node.labels), None
+    if doubled:
+        text = f"{doubled}; nothing is released until one of them is gone: end the one that is not the DaemonSet's pod"
+        problem = Problem(Reason.AGENT_DOUBLED, text, stalled=True)
     try:
         group = group.refined(pool.spec.sizing)
     except ValueError as error:

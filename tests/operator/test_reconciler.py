@@ -412,3 +412,35 @@ async def test_addresses_that_azure_stamps_failed_stay_usable(world: World) -> N
         agent.start(4)
         await found.round()
         assert agent.waiting == 0
+
+
+async def test_pods_that_come_after_a_write_of_unknown_end_are_followed_by_another(world: World) -> None:
+    """They are heard of only when the status is written: no event tells of them again, and no audit is waited for."""
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await found.round()
+        agent.start(12)
+        await agent.sync()
+        await found.see()
+        world.azure.build.set_duration(NIC, 0.3)
+        world.azure.build.fault(
+            "status", method="GET", resource="*/operations/*", status=503, code="ServiceUnavailable"
+        )
+        await found.look()
+        assert found.told == [Reason.AZURE_UNAVAILABLE]
+        await agent.sync()
+        agent.start(12)
+        await agent.sync()
+        writes = world.writes()
+        for _ in range(20):  # nobody watches
+            if world.writes() > writes:
+                break
+            outcome = await found.look()
+            assert outcome.again is not None
+            wait = outcome.again - asyncio.get_running_loop().time()
+            assert wait < 60
+            await asyncio.sleep(max(0.0, wait))
+        for _ in range(3):
+            await found.round()
+        assert agent.waiting == 0
+        assert agent.held <= world.addresses("one-nic")

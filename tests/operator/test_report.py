@@ -91,6 +91,13 @@ CASES = [
         ("False", "Idle"),
     ),
     (
+        "paused-with-free-ones",
+        findings(4, Usage(assigned=1, free=3), paused=True),
+        ("True", "Paused"),
+        ("False", "Paused"),
+        ("False", "Idle"),
+    ),
+    (
         "no-provider",
         Findings(problem=Problem(Reason.NO_PROVIDER_ID, "which machine?", stalled=True)),
         ("False", "NoProviderID"),
