@@ -64,7 +64,7 @@ async def test_calico_10375_late_del_of_an_older_sandbox(tmp_path: Path) -> None
 
 
 async def test_aws_2350_full_node_without_agent(tmp_path: Path) -> None:
-    """C08: 110 DELs while no agent runs all succeed, and are done when it starts; no address is given out before."""
+    """C08: 110 DELs while no agent runs all succeed, are done when it starts, and then addresses given out."""
     names = [f"c{number}" for number in range(110)]
     addresses = [f"10.240.1.{number}" for number in range(110)]
     async with machine(tmp_path, cooldown=3) as node:
@@ -77,10 +77,10 @@ async def test_aws_2350_full_node_without_agent(tmp_path: Path) -> None:
         for name in names[:5]:  # gone from the API with grace period 0
             node.end_sandbox(f"/run/netns/p-{name}")
         await node.start()
-        assert truths.read(node).ledger == {}
-        assert node.routes() == set()
+        address = await node.add("new", node.sandbox())  # waits until all of them are done
+        assert truths.read(node).ledger == {"new/eth0": address}
+        assert node.routes() == {address}
         assert not list((node.state / "spool").glob("*.req"))
-        address = await node.add("new", node.sandbox())
         # by a DEL from the spool, or by the sweep that found the sandbox gone
         freed = [*node.events("call"), *node.events("sandbox is gone without a DEL")]
         (since,) = (at(event) for event in freed if event.get("address") == address and event.get("verb") != "ADD")

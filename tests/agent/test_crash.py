@@ -114,7 +114,7 @@ async def test_killed_at(tmp_path: Path, point: str, others: int) -> None:
         await node.start()
         await asyncio.gather(*calls)
 
-        await until(lambda: truths.read(node).agreed)
+        await until(lambda: not list((node.state / "spool").glob("*.req")) and truths.read(node).agreed)
         left = {f"o{number}/eth0" for number in range(0, others, 2)} | {"c1/eth0"} & set(truths.read(node).ledger)
         assert set(truths.read(node).ledger) == left
         if scene is ADD:
