@@ -8,8 +8,13 @@ so a node whose pods start to wait overtakes while its request is already in lin
 
 A 429 closes its bucket until Retry-After has passed: a request before that is answered with a longer wait. Who asks for
 a token then does not wait for more than a moment but hears `Throttled`: a worker that sat there would be missing to
-nodes of other subscriptions, and the node's condition would not say what it waits for. Nothing is remembered over a
-restart; a bucket starts full.
+nodes of other subscriptions, and the node's condition would not say what it waits for. What only a service's own limit
+forbids (Microsoft.Compute counts by itself) is refused to requests for that service alone.
+
+Who waits for the ordinary rate holds a worker. When a more urgent node finds none, the least urgent waiter gives way:
+it hears `GaveWay`, its node goes back into the line, and nothing has happened to it. So does one whose turn comes when
+what it was about to do is outdated (the pool was paused meanwhile). Only who waits for the end of a write that Azure
+has accepted is left alone. Nothing is remembered over a restart; a bucket starts full.
 """
 
 from __future__ import annotations
@@ -44,11 +49,24 @@ class Kind(StrEnum):
     WRITE = "write"
 
 
+class GaveWay(Exception):  # noqa: N818 - named after what happened
+    """The request was not sent: somebody more urgent needs the worker, or it is outdated. Look again."""
+
+
+def never() -> bool:
+    """For a ticket whose task can't become outdated."""
+    return False
+
+
 @dataclass(slots=True)
 class Ticket:
     """On whose behalf the current task asks; the queue changes `urgency` while the task waits."""
 
     urgency: Urgency = Urgency.AUDIT
+    firm: bool = False
+    """Azure has accepted a write, whose end is to be known: never gives way."""
+    outdated: Callable[[], bool] = never
+    """Whether what the task was about to do is no longer wanted; asked when a wait has ended."""
 
 
 ticket: contextvars.ContextVar[Ticket] = contextvars.ContextVar("ticket")
@@ -96,7 +114,8 @@ class Bucket:
 @dataclass(slots=True)
 class _Line:
     bucket: Bucket
-    waiters: list[tuple[Ticket, asyncio.Future[None]]] = field(default_factory=list)
+    waiters: list[tuple[Ticket, asyncio.Future[bool]]] = field(default_factory=list)
+    """Each hears whether to go on."""
     timer: asyncio.TimerHandle | None = None
 
     def closed_for(self, now: float) -> float:
@@ -113,24 +132,29 @@ class Budget:
         self._rates = rates
         self._waited = waited
         self._lines: dict[tuple[str, Kind], _Line] = {}
+        self._services: dict[tuple[str, str, Kind], float] = {}
+        """Until when a service takes no requests of a subscription, by its name in lower case."""
 
-    async def acquire(self, subscription: str, kind: Kind) -> None:
+    async def acquire(self, subscription: str, kind: Kind, service: str = "") -> None:
         """Returns when the request may be sent; raises Throttled when Azure has closed the bucket for long."""
         line = self._line(subscription, kind)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        _refuse_if_closed(line, subscription, kind, began)
+        _refuse(max(line.closed_for(began), self._service_closed_for(subscription, service, kind)), subscription, kind)
         if line.waiters or line.bucket.take(began) > 0:
-            turn: asyncio.Future[None] = loop.create_future()
-            waiter = (ticket.get(Ticket()), turn)
+            turn: asyncio.Future[bool] = loop.create_future()
+            mine = ticket.get(Ticket(firm=True))  # without a node there is nothing to put back into the line
+            waiter = (mine, turn)
             line.waiters.append(waiter)
             self._serve(line)
             try:
-                await turn
-                _refuse_if_closed(line, subscription, kind, loop.time())
+                goes_on = await turn
             finally:
                 if waiter in line.waiters:
                     line.waiters.remove(waiter)
+            _refuse(line.closed_for(loop.time()), subscription, kind)
+            if not goes_on or (not mine.firm and mine.outdated()):
+                raise GaveWay
         if self._waited is not None:
             self._waited(kind, loop.time() - began)
 
@@ -141,8 +165,25 @@ class Budget:
         if line.closed_for(now) > MOMENT:
             for _, turn in line.waiters:
                 if not turn.done():
-                    turn.set_result(None)  # not a token, but word that there is none
+                    turn.set_result(True)  # not a token, but word that there is none
         self._serve(line)
+
+    def close_service(self, subscription: str, kind: Kind, service: str, seconds: float) -> None:
+        """One service asked for a pause of `seconds`; others go on."""
+        until = asyncio.get_running_loop().time() + seconds
+        key = (subscription.lower(), service.lower(), kind)
+        self._services[key] = max(until, self._services.get(key, 0.0))
+
+    def give_way(self, to: Urgency) -> None:
+        """Lets one waiter go that is less urgent than this, the least urgent of them and the last that came."""
+        waiters = [
+            (mine.urgency, number, turn)
+            for line in self._lines.values()
+            for number, (mine, turn) in enumerate(line.waiters)
+            if mine.urgency > to and not mine.firm and not turn.done()
+        ]
+        if waiters:
+            max(waiters, key=lambda waiter: waiter[:2])[2].set_result(False)
 
     def lower(self, subscription: str, kind: Kind, remaining: float) -> None:
         """Azure said how many requests are left."""
@@ -159,6 +200,10 @@ class Budget:
     def waiting(self) -> int:
         """Requests that are held back now."""
         return sum(len(line.waiters) for line in self._lines.values())
+
+    def _service_closed_for(self, subscription: str, service: str, kind: Kind) -> float:
+        until = self._services.get((subscription.lower(), service.lower(), kind), 0.0)
+        return until - asyncio.get_running_loop().time()
 
     def _line(self, subscription: str, kind: Kind) -> _Line:
         key = (subscription.lower(), kind)
@@ -181,11 +226,11 @@ class Budget:
                 return
             first = min(line.waiters, key=lambda waiter: waiter[0].urgency)  # the earliest of the most urgent
             line.waiters.remove(first)
-            first[1].set_result(None)
+            first[1].set_result(True)
 
 
-def _refuse_if_closed(line: _Line, subscription: str, kind: Kind, now: float) -> None:
-    seconds = line.closed_for(now)
+def _refuse(seconds: float, subscription: str, kind: Kind) -> None:
+    """Raises Throttled for what is closed for more than a moment."""
     if seconds > MOMENT:
         again = datetime.now(UTC) + timedelta(seconds=seconds)
         text = f"Azure takes no {kind.value}s in subscription {subscription} at present; again at {again:%H:%M:%S} UTC"

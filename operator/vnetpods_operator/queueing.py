@@ -36,6 +36,8 @@ class Queue:
     clock: Callable[[], float]
     urgency: Callable[[str], Urgency] = lambda _: Urgency.AUDIT
     """How urgent a node is whose time has come."""
+    crowded: Callable[[Urgency], None] = lambda _: None
+    """Hears how urgent a node is that finds no worker: somebody less urgent may let go of one."""
     _line: dict[str, _Entry] = field(default_factory=dict)
     _heap: list[tuple[Urgency, int, str]] = field(default_factory=list)
     _busy: dict[str, Urgency | None] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class Queue:
                 self._idle.remove(waiter)
                 turn.set_result(None)
                 return
+        self.crowded(urgency)
 
     def _first(self, least: Urgency) -> str | None:
         while self._heap:

@@ -24,7 +24,7 @@ from vnetpods_api import NodeIPPool, Reason
 from vnetpods_operator import cloud, report, situation
 from vnetpods_operator.adopting import adopted, fresh
 from vnetpods_operator.asking import renewed
-from vnetpods_operator.budget import Urgency, ticket
+from vnetpods_operator.budget import GaveWay, Urgency, never, ticket
 from vnetpods_operator.configuration import Config
 from vnetpods_operator.election import NotLeading
 from vnetpods_operator.faults import Point, reached
@@ -95,6 +95,7 @@ class Reconciler:
             return Outcome()
         record, bound = self._parts.roster.record(name), log.bind(node=name)
         ticket.set(record.ticket)
+        record.ticket.outdated = never
         try:
             if name in self._parts.roster.doubted:
                 await fresh(self._parts.pools, self._parts.roster, name)
@@ -148,7 +149,7 @@ class Reconciler:
             return Outcome(self._next(look))
         try:
             return await self._act(look)
-        except cloud.AzureError as error:
+        except (cloud.AzureError, GaveWay) as error:
             return await self._failed(look, error)
 
     def _sharers(self, node: Node) -> set[str]:
@@ -214,6 +215,7 @@ class Reconciler:
             await self._report(look)  # which plans anew if the agent has written meanwhile
         reached(Point.ANNOUNCED)
         written = {nic.name: nic for nic in look.nics}
+        look.record.ticket.outdated = lambda: self._parts.roster.wants_else(look.node.name, look.pool.spec)
         for change in look.plan.changes:
             nic = written[change.nic]
             try:
@@ -275,8 +277,10 @@ class Reconciler:
         elif added:
             self._parts.subnets.granted(nic.subnet)
 
-    async def _failed(self, look: Look, error: cloud.AzureError) -> Outcome:
-        """Azure did not do as asked: says so, and leaves it in peace for a while."""
+    async def _failed(self, look: Look, error: cloud.AzureError | GaveWay) -> Outcome:
+        """Azure did not do as asked: says so, and leaves it in peace for a while. Unless it was not even asked."""
+        if isinstance(error, GaveWay):
+            return Outcome(self._now())
         record, now = look.record, self._now()
         record.failures += 1
         wait = self._jitter(wait_after(error, record.failures))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from itertools import chain
 
-from vnetpods_api import NodeIPPool, Reason
+from vnetpods_api import NodeIPPool, Reason, Spec
 from vnetpods_api.names import OPERATOR_MANAGER
 from vnetpods_operator.asking import Request
 from vnetpods_operator.budget import Ticket, Urgency
@@ -196,6 +196,11 @@ class Roster:
         spoken = (a for s in others for a in chain(s.kept, s.missing, *(i.addresses for i in s.interfaces)))
         heard = {part for unit in units for part in _overlapping(unit)}.intersection(spoken)
         return frozenset(unit for unit in units if heard & _overlapping(unit))
+
+    def wants_else(self, name: str, spec: Spec) -> bool:
+        """Whether what people want of a node is no longer this: its pool was paused, for instance."""
+        pool = self.pools.get(name)
+        return name not in self.nodes or (pool is not None and pool.spec != spec)
 
     def urgency(self, name: str) -> Urgency:
         """How much the node needs attention, as far as its pool tells."""

@@ -72,6 +72,7 @@ class Operator:
         self._kube: Kube | None = None
         self._metrics = Metrics(self._roster, self._state)
         self._budget = Budget(self._rates, self._metrics.held_back)
+        self._queue.crowded = self._budget.give_way
 
     async def run(self) -> None:
         """Until it is told to stop."""

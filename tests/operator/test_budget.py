@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import pace
-from vnetpods_operator.budget import Bucket, Budget, Kind, Ticket, Urgency, ticket
+from vnetpods_operator.budget import Bucket, Budget, GaveWay, Kind, Ticket, Urgency, ticket
 from vnetpods_operator.cloud import Throttled
+from vnetpods_operator.queueing import Queue, work
 
 
 def test_burst_then_rate() -> None:
@@ -150,3 +152,89 @@ async def test_new_rates_apply_at_once() -> None:
     of.adjust()
     async with asyncio.timeout(pace.stretched(1)):
         await of.acquire("s", Kind.READ)
+
+
+async def until_waiting(of: Budget, number: int) -> None:
+    while of.waiting != number:  # noqa: ASYNC110 - a budget tells nobody who waits
+        await asyncio.sleep(0)
+
+
+async def asked(of: Budget, mine: Ticket, service: str = "") -> None:
+    ticket.set(mine)
+    await of.acquire("s", Kind.WRITE, service)
+
+
+async def test_the_least_urgent_waiter_gives_way_and_the_others_stay() -> None:
+    of = budget(rate=0.001)
+    await of.acquire("s", Kind.WRITE)
+    urgencies = (Urgency.RELEASE, Urgency.AUDIT, Urgency.AUDIT, Urgency.EMPTY)
+    tasks = [asyncio.create_task(asked(of, Ticket(urgency))) for urgency in urgencies]
+    await until_waiting(of, 4)
+    of.give_way(Urgency.WARM)
+    with pytest.raises(GaveWay):
+        await tasks[2]
+    of.give_way(Urgency.WARM)
+    of.give_way(Urgency.WARM)
+    of.give_way(Urgency.WARM)
+    await until_waiting(of, 1)
+    assert [task.done() for task in tasks] == [True, True, True, False]
+    tasks[3].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_must_know_how_a_write_ended_gives_way_to_nobody() -> None:
+    of = budget(rate=0.001)
+    await of.acquire("s", Kind.WRITE)
+    polls = asyncio.create_task(asked(of, Ticket(Urgency.AUDIT, firm=True)))
+    await until_waiting(of, 1)
+    of.give_way(Urgency.WAITING)
+    await asyncio.sleep(0)
+    assert of.waiting == 1
+    polls.cancel()
+    await asyncio.gather(polls, return_exceptions=True)
+
+
+async def test_what_is_outdated_when_its_turn_comes_is_not_sent() -> None:
+    of, paused = budget(rate=50), False
+    await of.acquire("s", Kind.WRITE)
+    waiting = asyncio.create_task(asked(of, Ticket(Urgency.WARM, outdated=lambda: paused)))
+    await until_waiting(of, 1)
+    paused = True
+    with pytest.raises(GaveWay):
+        await waiting
+
+
+async def test_a_service_that_is_closed_closes_no_other() -> None:
+    of = budget(burst=100)
+    of.close_service("S", Kind.WRITE, "Microsoft.Compute", 60)
+    with pytest.raises(Throttled):
+        await of.acquire("s", Kind.WRITE, "microsoft.compute")
+    await of.acquire("s", Kind.WRITE, "Microsoft.Network")
+    await of.acquire("s", Kind.READ, "Microsoft.Compute")
+
+
+async def test_a_node_without_addresses_gets_a_worker_from_one_that_waits_for_the_rate() -> None:
+    """All workers sat before the bucket, and a new Node waited behind them in the queue for minutes."""
+    of, order = budget(rate=0.001), list[str]()
+    await of.acquire("s", Kind.WRITE)
+    queue = Queue(asyncio.get_running_loop().time, crowded=of.give_way)
+    came = asyncio.Event()
+
+    async def look(name: str) -> float | None:
+        ticket.set(Ticket(Urgency.EMPTY if name == "new" else Urgency.AUDIT))
+        order.append(name)
+        if name == "new":
+            came.set()
+        with contextlib.suppress(GaveWay):
+            await of.acquire("s", Kind.WRITE)
+        return None
+
+    working = asyncio.create_task(work(queue, look, workers=2))
+    for name in ("one", "two"):
+        queue.add(name)
+    await until_waiting(of, 2)
+    queue.add("new", Urgency.EMPTY)
+    await came.wait()
+    assert order == ["one", "two", "new"]
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)

@@ -98,6 +98,52 @@ async def test_what_another_writes_to_an_instance_at_the_same_time_stays(world: 
     assert len(world.azure.build.requests(INSTANCE_WRITE)) == 2, "the first was refused with 412"
 
 
+async def test_the_limit_of_one_machine_holds_up_no_other(world: World) -> None:
+    """Compute counts updates per machine; a 429 about one closed all writes of the subscription."""
+    refused = {"method": "PUT", "status": 429, "code": "OperationNotAllowed", "retry_after": 600}
+    words = "The server rejected the request because too many requests have been received for this resource."
+    world.azure.build.fault("status", resource="*/virtualMachines/1", message=words, times=None, **refused)
+    node, _ = await uniform(world)
+    async with world.operator():
+        await world.until_reason(node, "Throttled")
+        other, _ = await world.worker("other")
+        await world.until_allocated(other, 4)
+
+
+async def test_the_limit_of_compute_holds_up_no_nics(world: World) -> None:
+    refused = {"method": "PUT", "status": 429, "code": "OperationNotAllowed", "retry_after": 600}
+    words = "The server rejected the request because too many requests have been received for this subscription."
+    world.azure.build.fault("status", resource="*/virtualMachines/1", message=words, times=None, **refused)
+    node, _ = await uniform(world)
+    async with world.operator():
+        await world.until_reason(node, "Throttled")
+        made = world.azure.build.id("Microsoft.Compute/virtualMachineScaleSets", "set")
+        sibling = await world.node("sibling", f"azure://{made}/virtualMachines/0")
+        await world.until_reason(sibling, "Throttled")
+        other, _ = await world.worker("other")
+        await world.until_allocated(other, 4)
+    assert uniform_addresses(world, "set/0") == set()
+    assert len(world.azure.build.requests(INSTANCE_WRITE)) == 1
+
+
+async def test_a_pool_that_is_paused_while_its_write_waits_for_the_budget_is_not_written(world: World) -> None:
+    world.settings["azure"]["budget"] = {"writes": {"perSecond": 0.1, "burst": 1}}
+    first, _ = await world.worker("first")
+    async with world.operator() as running:
+        await world.until_allocated(first, 4)
+        node, _ = await world.worker("second")
+
+        async def waits() -> bool:
+            return running._budget.waiting > 0 and await world.pool(node) is not None
+
+        await world.until("the second write to wait for the budget", waits)
+        body = {"spec": {"paused": True}}
+        merge = "application/merge-patch+json"
+        await world.kube.request("PATCH", f"{PATH}/{node}", body=body, content_type=merge)
+        await world.until_reason(node, "Paused")
+    assert world.addresses("second-nic") == set()
+
+
 async def test_c24_the_image_of_a_gallery_is_not_echoed(world: World) -> None:
     """cilium#19695: 403 LinkedAuthorizationFailed on the gallery, retried until the subscription throttled."""
     gallery = "/subscriptions/11111111-1111-1111-1111-111111111111/resourceGroups/g/providers/Microsoft.Compute"

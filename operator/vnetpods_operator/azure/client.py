@@ -41,6 +41,7 @@ NICS_SECONDS = 1500.0
 """How long a machine's list of NICs is good: NICs come and go only with a stopped machine."""
 
 _SUBSCRIPTION = re.compile(r"/subscriptions/([^/?]+)", re.IGNORECASE)
+_SERVICE = re.compile(r"/providers/([^/?]+)", re.IGNORECASE)
 _OPERATIONS = (
     ("operation", re.compile(r"/operations/|/operationStatuses/|/operationResults/", re.IGNORECASE)),
     ("scale_set_nic", re.compile(r"/virtualMachineScaleSets/.*/networkInterfaces", re.IGNORECASE)),
@@ -50,6 +51,12 @@ _OPERATIONS = (
     ("subnet", re.compile(r"/subnets/", re.IGNORECASE)),
     ("vnet", re.compile(r"/virtualNetworks", re.IGNORECASE)),
 )
+
+
+def service_of(url: str) -> str:
+    """The resource provider that is asked, `Microsoft.Compute` for instance."""
+    found = _SERVICE.search(url)
+    return found[1] if found else ""
 
 
 def operation_of(method: str, url: str) -> str:
@@ -92,7 +99,7 @@ class _BudgetPolicy(core.AsyncHTTPPolicy[Any, Any]):
         kind = Kind.READ if http.method in ("GET", "HEAD") else Kind.WRITE
         operation = operation_of(http.method, http.url)
         for attempt in range(THROTTLED_READS):
-            await self._budget.acquire(subscription, kind)
+            await self._budget.acquire(subscription, kind, service_of(http.url))
             if kind is Kind.WRITE:
                 self._fence()
             response = await self._timed(request, operation)
@@ -117,22 +124,36 @@ class _BudgetPolicy(core.AsyncHTTPPolicy[Any, Any]):
         return response
 
     async def _throttled(self, subscription: str, kind: Kind, response: PipelineResponse[Any, Any]) -> bool:
-        """Closes the bucket if the 429 is about the quota and not about a lock on one resource."""
+        """Closes what the 429 is about, if that is the quota and not a lock on one resource; whether it did.
+
+        Microsoft.Compute counts by itself, per machine and per subscription (`OperationNotAllowed`): the one makes only
+        this machine's node wait, the other all requests to that service.
+        """
         http = response.http_response
         with contextlib.suppress(Exception):  # the body may be broken; then the status alone decides
             await http.read()
-        if not isinstance(from_response(HttpResponseError(response=http), ""), Throttled):
+        error = from_response(HttpResponseError(response=http), "")
+        if not isinstance(error, Throttled):
+            return False
+        if error.code == "OperationNotAllowed":
+            if "for this subscription" in str(error):
+                service = service_of(response.http_request.url)
+                self._budget.close_service(subscription, kind, service, retry_after(http))
             return False
         self._budget.close(subscription, kind, retry_after(http))
         return True
 
     def _heed(self, subscription: str, kind: Kind, http: Any) -> None:
+        """Takes note of how many requests are left: of this principal, and of all together (`…-global-…`)."""
+        left = []
         for name, value in http.headers.items():
             lower = name.lower()
             if lower.startswith("x-ms-ratelimit-remaining-subscription") and lower.endswith(f"{kind.value}s"):
                 with contextlib.suppress(ValueError):
-                    self._watcher.remaining(subscription, kind, int(value))
-                    self._budget.lower(subscription, kind, float(value))
+                    left.append(int(value))
+        if left:
+            self._watcher.remaining(subscription, kind, min(left))
+            self._budget.lower(subscription, kind, float(min(left)))
 
 
 class _InsecurePolicy(core.SansIOHTTPPolicy[Any, Any]):

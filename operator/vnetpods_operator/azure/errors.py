@@ -16,6 +16,7 @@ from typing import Any
 from azure.core import exceptions as sdk
 
 from vnetpods_operator.azure.standing import REMEDIES, SIGN_IN, sign_in_cause, sign_in_stands
+from vnetpods_operator.budget import Ticket, ticket
 from vnetpods_operator.cloud import (
     AddressTaken,
     AzureError,
@@ -82,6 +83,17 @@ def translated(what: str) -> Iterator[None]:
         raise Unavailable(f"{what}: an answer that can't be understood: {error!r}", "BadAnswer") from error
 
 
+@contextlib.contextmanager
+def _firm() -> Iterator[None]:
+    """The task's requests give way to nobody: how the write ends must be known."""
+    held = ticket.get(Ticket())
+    held.firm = True
+    try:
+        yield
+    finally:
+        held.firm = False
+
+
 @contextlib.asynccontextmanager
 async def ending(what: str, seconds: float) -> AsyncIterator[None]:
     """Around the wait for the end of a write that Azure has accepted.
@@ -92,7 +104,8 @@ async def ending(what: str, seconds: float) -> AsyncIterator[None]:
     try:
         with translated(what):
             async with asyncio.timeout(seconds) as limit:
-                yield
+                with _firm():
+                    yield
     except Gone as error:
         raise Busy(f"{error}; how the write ended is not known", error.code) from error
     except Unavailable as error:

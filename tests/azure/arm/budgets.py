@@ -114,11 +114,11 @@ class Budgets:
         limits = self._settings.limits
         one = self._counter(("instance", scope.lower()), Bucket(*limits.instance_writes))
         all_of_them = self._counter(("instances", subscription), Bucket(*limits.instances_writes))
-        wait = max(one.take(now), all_of_them.take(now))
-        if wait:
-            raise _refusal(
-                "OperationNotAllowed", f"The server rejected the request because too many were made for {scope}.", wait
-            )
+        for counter, whose in ((one, f"for {scope}"), (all_of_them, "for this subscription")):
+            wait = counter.take(now)
+            if wait:
+                words = f"The server rejected the request because too many requests have been received {whose}."
+                raise _refusal("OperationNotAllowed", words, wait)
         return f"Microsoft.Compute/UpdateVMScaleSetVM;{int(one.left)}"
 
     def _counter(self, name: tuple[str, ...], new: Bucket | Window) -> Bucket | Window:
