@@ -15,6 +15,7 @@ more memory than all that the operator remembers. Every request has a timeout.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from urllib.parse import urlencode
 import aiohttp
 import kopf
 import msgspec
+
+from vnetpods_operator import proxies
 
 TIMEOUT = 30.0
 """Seconds for one request, unless said otherwise."""
@@ -166,6 +169,7 @@ class Kube:
             certificate_path=configuration.cert_file,
             private_key_path=configuration.key_file,
             default_namespace="default",
+            trust_env=True,  # by the same way as the requests above
         )
 
 
@@ -190,6 +194,7 @@ async def opened(kubeconfig: Path | None) -> AsyncIterator[Kube]:
         config.load_incluster_config(configuration)
     else:
         await config.load_kube_config(str(kubeconfig), client_configuration=configuration, persist_config=False)
+    proxies.settle(os.environ, [configuration.host])
     configuration.retries = None
     configuration.connection_pool_maxsize = 64
     async with client.ApiClient(configuration) as api:

@@ -23,7 +23,7 @@ import msgspec
 import structlog
 
 from vnetpods_api import NodeIPPool, Reason
-from vnetpods_operator import agentpods, azure, configuration, handlers, health, watching
+from vnetpods_operator import agentpods, azure, configuration, handlers, health, proxies, watching
 from vnetpods_operator import kube as kubernetes
 from vnetpods_operator.budget import Budget, Kind
 from vnetpods_operator.configuration import Config, ConfigError
@@ -79,6 +79,8 @@ class Operator:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        places = [self.config.azure.endpoint, os.environ.get("AZURE_POD_IDENTITY_AUTHORITY_HOST")]
+        proxies.settle(os.environ, places)
         async with (
             kubernetes.opened(self._kubeconfig) as kube,
             kubernetes.opened(self._kubeconfig) as lease,

@@ -21,9 +21,9 @@ import azure.core.pipeline.policies as core
 from azure.core.exceptions import HttpResponseError
 from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.transport import AioHttpTransport
-from azure.identity.aio import DefaultAzureCredential
 from azure.mgmt.core.policies import ARMHttpLoggingPolicy, AsyncARMChallengeAuthenticationPolicy
 
+from vnetpods_operator.azure.credentials import Credential
 from vnetpods_operator.azure.errors import from_response, retry_after
 from vnetpods_operator.budget import Budget, Kind
 from vnetpods_operator.cloud import Throttled
@@ -256,7 +256,7 @@ async def opened(
     config: Azure,
     budget: Budget,
     watcher: Watcher,
-    credential: Callable[[], Any] = DefaultAzureCredential,
+    credential: Callable[[], Any] = Credential,
     fence: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Arm]:
     """The way to ARM while the block runs."""
