@@ -34,7 +34,6 @@ LONG_WAIT = 5.0
 """Seconds after which a waiting pod is told by an Event."""
 _LEAVING = (0.25, 0.02)
 """Seconds until former pods' interfaces are looked at again: when nobody waits, and when somebody does."""
-_LONG_AGO = 0.0
 
 log = structlog.get_logger(component="custody")
 
@@ -171,10 +170,22 @@ class Custody:
                 self._pool.adopt(attachment.address, key)
             elif known and known.address == attachment.address and not self.busy(key):
                 self.attachments[key] = attachment
-        self._pool.restore({}, content.rests, content.withdrawn, content.retired)
+        rests = {address: self._rested(since) for address, since in content.rests.items()}
+        self._pool.restore({}, rests, content.withdrawn, content.retired)
 
-    async def void(self, attachment: Attachment, since: float) -> None:
-        """The attachment has come to an end without us, at `since`; nothing of it is in the kernel."""
+    def _rested(self, since: Moment) -> float:
+        """On this boot's clock. After another boot it counts from the moment at which this one began, and by a former
+        version from when its wall clock says, if that can be.
+        """
+        now = self.now()
+        if since.boot_id:
+            return since.boottime if since.boot_id == now.boot_id else 0.0
+        return now.boottime - max(0.0, now.wall - since.wall)
+
+    async def void(self, attachment: Attachment) -> None:
+        """The attachment has come to an end without us, when this boot began; nothing of it is in the kernel."""
+        now = self.now()
+        since = replace(now, wall=now.wall - now.boottime, boottime=0.0)
         async with self._turns.of(attachment.key):
             if self.attachments.get(attachment.key) is attachment:
                 await self._through(self._record_release(attachment, since))
@@ -223,7 +234,7 @@ class Custody:
 
     def serve(self) -> None:
         """Gives addresses to whoever waits, as far as there are any; called whenever there may be."""
-        now = self._around.clock()
+        now = self._around.uptime()
         leaving = bool(self._plane.leaving())
         for key, address in self._pool.serve(now):
             future = self._errands[key].waiting
@@ -260,7 +271,7 @@ class Custody:
             raise
         except AddressTaken:
             # memory and disk disagree, which must not happen: at least don't choose it again at once
-            self._pool.release(address, attachment.created)
+            self._pool.release(address, attachment.attached_boottime)
             raise
         except asyncio.CancelledError:
             self.attachments[attachment.key] = attachment
@@ -302,7 +313,7 @@ class Custody:
     async def _address(self, wanted: Wanted, deadline: float, errand: _Errand) -> Address:
         if why := self._around.barred():
             raise NoAddress(why)
-        address = self._pool.take(wanted.key, self._around.clock())
+        address = self._pool.take(wanted.key, self._around.uptime())
         if address is not None:
             return address
         waiting: asyncio.Future[Address] = self._loop.create_future()
@@ -350,7 +361,7 @@ class Custody:
     async def _unused(self, attachment: Attachment) -> None:
         """The kernel has nothing of it: nothing to undo there, and nothing to cool down."""
         faults.reach("add.rolling-back")
-        await self._release_row(attachment, _LONG_AGO)
+        await self._release_row(attachment, None)
         self._pool.untake(attachment.address)
         self.serve()
 
@@ -368,15 +379,15 @@ class Custody:
         faults.reach("del.begun")
         await self._kernel.submit(self._plane.detach, attachment)
         faults.reach("del.detached")
-        await self._record_release(attachment, self._around.clock())
+        await self._record_release(attachment, self.now())
         faults.reach("del.released")
 
-    async def _record_release(self, attachment: Attachment, since: float) -> None:
+    async def _record_release(self, attachment: Attachment, since: Moment) -> None:
         await self._release_row(attachment, since)
-        self._pool.release(attachment.address, since)
+        self._pool.release(attachment.address, since.boottime)
         self.serve()
 
-    async def _release_row(self, attachment: Attachment, since: float) -> None:
+    async def _release_row(self, attachment: Attachment, since: Moment | None) -> None:
         try:
             await self._ledger.commit(Release(attachment.key, since))
         except LedgerUnavailable as error:

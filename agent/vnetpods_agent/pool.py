@@ -1,6 +1,7 @@
 """The addresses of this node: which one the next pod gets, who waits, and which ones go back to the subnet.
 
-Pure: no I/O, no clock; `now` is seconds since the epoch and always an argument. The event loop owns the only instance.
+Pure: no I/O, no clock; `now` is seconds since the machine has booted (nobody sets
+that clock) and always an argument. The event loop owns the only instance.
 Nothing here is durable: what must survive (who holds what, when an address came free, what was promised back) is in the
 ledger, and `restore` takes it from there. The rules are those of docs/architecture.md.
 
@@ -77,7 +78,7 @@ class Pool:
         self._blocked: frozenset[Address] = frozenset()
         self._held: dict[Address, AttachmentKey] = {}
         self._idle: dict[Address, None] = {}  # in the order of last use
-        self._since: dict[Address, float] = {}  # when an address was released last
+        self._since: dict[Address, float] = {}  # when an address was released last, in that order
         self._queue: dict[AttachmentKey, None] = {}
 
     # what others know
@@ -89,7 +90,7 @@ class Pool:
         withdrawn: Mapping[str, str],
         retired: Mapping[str, str],
     ) -> None:
-        """Takes over what the ledger remembers, before any address is given out."""
+        """Takes over what the ledger remembers, before any address is given out; `since` in the order of release."""
         self._held.update(held)
         self._since.update(since)
         self._withdrawn.update(withdrawn)
@@ -128,7 +129,6 @@ class Pool:
         """An address for `key`; else it stands in the queue, until `serve` names it or it leaves. The first to come is
         the first to get.
         """
-        self._notice(now)
         if not self._queue:
             address = self._first(now)
             if address is not None:
@@ -139,7 +139,6 @@ class Pool:
 
     def serve(self, now: float) -> list[tuple[AttachmentKey, Address]]:
         """Who of the queue gets an address now, in the order of arrival."""
-        self._notice(now)
         served = []
         while self._queue and (address := self._first(now)) is not None:
             key = next(iter(self._queue))
@@ -161,6 +160,7 @@ class Pool:
     def release(self, address: Address, now: float) -> None:
         """A pod has given the address back; it cools down from now on."""
         del self._held[address]
+        self._since.pop(address, None)  # they are in the order of release
         self._since[address] = now
         if address in self._mac:
             self._idle[address] = None
@@ -318,12 +318,6 @@ class Pool:
         since = self._since.get(address)
         return since is not None and since + self.cooldown > now
 
-    def _notice(self, now: float) -> None:
-        """A clock that was set back: cool-downs begin anew rather than wait for the old time to come round."""
-        latest = next(reversed(self._idle), None)  # released last of all that are idle
-        if latest is not None and self._since.get(latest, now) > now:
-            self._since = {address: min(since, now) for address, since in self._since.items()}
-
     def _hold(self, address: Address, key: AttachmentKey) -> None:
         del self._idle[address]
         self._held[address] = key
@@ -346,6 +340,6 @@ class Pool:
             if entry.name in self._retired or self._withdrawn.get(unit) == ""
         ]
         self._blocked = frozenset(a for unit in (*self._releasing, *out) for a in expand(unit))
-        idle = [address for address in self._mac if address not in self._held]
-        idle.sort(key=lambda address: self._since.get(address, 0.0))
-        self._idle = dict.fromkeys(idle)
+        never = (address for address in self._mac if address not in self._since)
+        used = (address for address in self._since if address in self._mac)
+        self._idle = {address: None for address in (*never, *used) if address not in self._held}

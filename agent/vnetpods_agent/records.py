@@ -6,7 +6,8 @@ triggers that an address is both held and promised back.
     attachment(network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created,
                pod_namespace, pod_name, pod_uid, gso_max_size, host_name,   these two since format 2
                attached_boottime, arrival)                                  since format 3
-    rest(address, since, boot_id, boottime, number)   when an address was released last: cool-down and order of use
+    rest(address, since, boot_id, boottime, number)   when an address was released last: cool-down and, by number, order
+                              of use; since, by the wall clock, is for former versions and of them
     retired(name, unit)       ipConfigurations that this node will not use again, the newest RETIRED of them
     withdrawn(unit, name)     units of the list that are promised back: for versions that don't know names
     meta(name, value)         format, and readable_by: the lowest format whose code may read and write this file
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod, expand
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Moment, Pod, expand
 
 FORMAT = 3
 READABLE_BY = 1
@@ -92,8 +93,12 @@ _COLUMNS = (
 _INSERT = f"INSERT INTO attachment ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"  # noqa: S608 - constants
 _DELETE = "DELETE FROM attachment WHERE network = ? AND container_id = ? AND ifname = ?"
 _SELECT = f"SELECT {_COLUMNS} FROM attachment ORDER BY arrival, created"  # noqa: S608 - constants
-_REST = """INSERT OR REPLACE INTO rest (address, since)
-SELECT address, ? FROM attachment WHERE network = ? AND container_id = ? AND ifname = ?"""
+_REST_COLUMNS = "address, since, boottime, boot_id, number"
+_NEXT = "(SELECT COALESCE(MAX(number), 0) + 1 FROM rest)"
+_REST = f"""INSERT OR REPLACE INTO rest ({_REST_COLUMNS})
+SELECT address, ?, ?, ?, {_NEXT} FROM attachment WHERE network = ? AND container_id = ? AND ifname = ?"""  # noqa: S608
+_RESTED = f"INSERT INTO rest ({_REST_COLUMNS}) VALUES (?, ?, ?, ?, {_NEXT})"  # noqa: S608 - constants
+_RESTS = "SELECT address, since, boottime, boot_id FROM rest ORDER BY number, since"
 _WITHDRAW = "INSERT OR REPLACE INTO withdrawn (name, unit) VALUES (?, ?)"
 _RETIRE = "INSERT OR IGNORE INTO retired (name, unit) VALUES (?, ?)"
 _OLD = f"DELETE FROM retired WHERE rowid <= (SELECT max(rowid) FROM retired) - {RETIRED}"  # noqa: S608 - a number
@@ -109,7 +114,7 @@ class Content:
     """Everything the ledger knows."""
 
     attachments: dict[AttachmentKey, Attachment] = field(default_factory=dict)
-    rests: dict[Address, float] = field(default_factory=dict)
+    rests: dict[Address, Moment] = field(default_factory=dict)
     withdrawn: dict[str, str] = field(default_factory=dict)
     retired: dict[str, str] = field(default_factory=dict)
 
@@ -133,10 +138,10 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The attachment, if there is one, gives its address back at `since`."""
+    """The attachment, if there is one, gives its address back at `since`; None when no pod ever had it."""
 
     key: AttachmentKey
-    since: float
+    since: Moment | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +188,8 @@ def enter(content: Content, operations: Sequence[Operation]) -> None:  # noqa: C
                     del content.withdrawn[unit]
             case Release(key, since):
                 released = content.attachments.pop(key, None)
-                if released is not None:
+                if released is not None and since is not None:
+                    content.rests.pop(released.address, None)  # the last one released comes last
                     content.rests[released.address] = since
             case Retire(entries):
                 for name, unit in entries:
@@ -227,7 +233,8 @@ def statements(operation: Operation) -> Iterator[tuple[str, Sequence[tuple[Any, 
             yield _DELETE, [_key(attachment.key)]
             yield _INSERT, [_row(attachment)]
         case Release(key, since):
-            yield _REST, [(since, *_key(key))]
+            if since is not None:
+                yield _REST, [(since.wall, since.boottime, since.boot_id, *_key(key))]
             yield _DELETE, [_key(key)]
         case Retire(entries):
             yield _RETIRE, entries
@@ -244,7 +251,8 @@ def rewrite(connection: sqlite3.Connection, content: Content) -> None:
     for table in ("attachment", "rest", "withdrawn", "retired"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
     connection.executemany(_INSERT, [_row(attachment) for attachment in content.attachments.values()])
-    connection.executemany("INSERT INTO rest (address, since) VALUES (?, ?)", list(content.rests.items()))
+    for address, since in content.rests.items():
+        connection.execute(_RESTED, (address, since.wall, since.boottime, since.boot_id))
     connection.executemany(_RETIRE, list(content.retired.items()))
     connection.executemany(_WITHDRAW, [(name, unit) for unit, name in content.withdrawn.items()])
 
@@ -285,7 +293,7 @@ def read(connection: sqlite3.Connection) -> Content:
     """All of it. Raises sqlite3.Error."""
     return Content(
         attachments={attachment.key: attachment for attachment in map(_attachment, connection.execute(_SELECT))},
-        rests={Address(address): since for address, since in connection.execute("SELECT address, since FROM rest")},
+        rests={Address(address): Moment(*since) for address, *since in connection.execute(_RESTS)},
         withdrawn=dict(connection.execute("SELECT unit, name FROM withdrawn")),
         retired=dict(connection.execute("SELECT name, unit FROM retired ORDER BY rowid")),
     )

@@ -45,7 +45,7 @@ from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.server import Server
 from vnetpods_agent.source import AddressSource
 from vnetpods_agent.spool import Spool
-from vnetpods_agent.sweeper import Sweep, Sweeper
+from vnetpods_agent.sweeper import LEAKED, Sweep, Sweeper
 from vnetpods_agent.trust import Trust
 from vnetpods_agent.verbs import Lasting, Verbs
 from vnetpods_agent.watchdog import Watchdog
@@ -93,7 +93,7 @@ class Agent:
         self.limits = NicLimits(self.kernel)
         surroundings = Surroundings(
             clock=time.time,
-            uptime=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+            uptime=_uptime,
             boot_id=config.paths.boot_id.read_text().strip(),
             limits=self.limits.of,
             cause=self.cause,
@@ -116,8 +116,8 @@ class Agent:
         )
         self.listener = Listener(config, self.source, parts)
         self.reporter.another_machines = self.listener.is_another_machines
-        self.sweeper = Sweeper(self.custody, self.kernel, self.plane, time.time)
-        self.metrics = metrics.Metrics(lambda: self.pool.usage(time.time()), self._gauges(), REFUSALS.counts)
+        self.sweeper = Sweeper(self.custody, self.kernel, self.plane, _uptime)
+        self.metrics = metrics.Metrics(lambda: self.pool.usage(_uptime()), self._gauges(), REFUSALS.counts)
         self.limited = Lasting(lambda: self.host.failing)
         caught_up = asyncio.Event()
         self.guarded = asyncio.Event()
@@ -325,10 +325,8 @@ class Agent:
         self.custody.remember(content)  # in one breath: from now on addresses are given out
         self.limits.seen.update(a.nic_mac for a in content.attachments.values() if a.boot_id == self._boot_id)
         old = [a for a in content.attachments.values() if a.boot_id != self._boot_id]
-        # no pod of an earlier boot has outlived the moment at which this one began
-        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         for attachment in old:
-            await self.custody.void(attachment, max(booted, attachment.created))
+            await self.custody.void(attachment)
         if old:
             log.info("attachments of an earlier boot are void", attachments=len(old))
         return trouble
@@ -386,13 +384,18 @@ class Agent:
         return True
 
     async def _report(self) -> None:
-        await self.reporter.run(time.time)
+        await self.reporter.run(_uptime)
 
     async def _sweep(self) -> None:
         while self._unmet:
             await asyncio.sleep(_PAUSE)
             await self._meet()
-        await self.sweeper.run(self.config.sweep_interval, self.metrics.sweep)
+        await self.sweeper.run(self.config.sweep_interval, self._swept)
+
+    def _swept(self, found: Sweep) -> None:
+        self.metrics.sweep(found)
+        if found.said:
+            self.events.say(Event(LEAKED, found.said))
 
     async def _follow_limits(self) -> None:
         await self.limits.follow(self.config.sweep_interval)
@@ -408,6 +411,11 @@ class Agent:
         while True:
             await asyncio.to_thread(self.installation.ensure)
             await asyncio.sleep(_INSTALL_PERIOD)
+
+
+def _uptime() -> float:
+    """Seconds since the machine has booted: nobody sets this clock, and it goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _api(config: Config) -> KubeApi:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -25,6 +25,10 @@ from vnetpods_agent.lane import Lane
 
 SUPERSEDED = 60.0
 """Seconds that a pod's newer sandbox exists before the older one counts as left behind."""
+
+LEAKED = "AddressReclaimed"
+"""Reason of the Event."""
+_NAMED = 8
 
 log = structlog.get_logger(component="sweeper")
 
@@ -39,14 +43,22 @@ class Sweep:
     removed: int = 0
     unsettled: int = 0
     """Interfaces without attachment that have to wait for the next sweep."""
+    leaks: list[str] = field(default_factory=list, compare=False)
+    """Addresses that the runtime never gave back, and whose they were."""
+
+    @property
+    def said(self) -> str:
+        """What people should hear of it: a runtime that loses DELs will do so again."""
+        named = ", ".join(self.leaks[:_NAMED]) + (f" and {len(self.leaks) - _NAMED} more" * (len(self.leaks) > _NAMED))
+        return f"addresses were given back that the container runtime never released: {named}" if named else ""
 
 
 class Sweeper:
-    def __init__(self, custody: Custody, kernel: Lane, plane: DataPlane, clock: Callable[[], float]) -> None:
+    def __init__(self, custody: Custody, kernel: Lane, plane: DataPlane, uptime: Callable[[], float]) -> None:
         self._custody = custody
         self._kernel = kernel
         self._plane = plane
-        self._clock = clock
+        self._uptime = uptime
 
     async def run(self, period: float, observe: Callable[[Sweep], None]) -> None:
         while True:
@@ -62,7 +74,7 @@ class Sweeper:
         quiet = [a for key, a in custody.attachments.items() if not custody.busy(key)]
         interfaces = await self._kernel.submit(self._plane.interfaces)
         there = {interface.key for interface in interfaces}
-        older = _superseded(quiet, self._clock() - SUPERSEDED)
+        older = _superseded(quiet, self._uptime() - SUPERSEDED)
         for attachment in quiet:
             key = attachment.key
             if custody.busy(key) or custody.attachments.get(key) is not attachment:
@@ -77,9 +89,10 @@ class Sweeper:
             except DataPlaneError as error:  # the others needn't wait for it
                 log.warning("cannot give it back yet", attachment=str(key), error=str(error))
                 continue
+            found.leaks.append(f"{attachment.address} of {_whose(attachment)}: {why}")
             found.gone += gone
             found.superseded += not gone
-        for interface in interfaces:
+        for interface in sorted(interfaces, key=lambda each: each.index):  # the kernel counts them as they come
             if interface.key is None or interface.key in custody.attachments:
                 continue
             if custody.busy(interface.key):
@@ -98,13 +111,22 @@ class Sweeper:
         return found
 
 
+def _whose(attachment: Attachment) -> str:
+    pod = attachment.pod
+    return f"pod {pod.namespace}/{pod.name}" if pod and pod.name else f"container {attachment.key}"
+
+
 def _superseded(attachments: list[Attachment], settled: float) -> set[Attachment]:
-    """All but the newest of each pod's interface, once the newest is older than `settled`."""
-    newest: dict[tuple[str, str], Attachment] = {}
-    by_age = sorted((a for a in attachments if a.pod and a.pod.uid), key=lambda a: a.created)
-    for attachment in by_age:
+    """All but the last of each pod's interface, once that has been there since before `settled`. By the order in which
+    they came: a clock that was set back would make the live one the older.
+    """
+    last: dict[tuple[str, str], Attachment] = {}
+    in_order = sorted((a for a in attachments if a.pod and a.pod.uid), key=lambda a: (a.arrival, a.created))
+    for attachment in in_order:
         assert attachment.pod
-        newest[attachment.pod.uid, attachment.key.ifname] = attachment
+        last[attachment.pod.uid, attachment.key.ifname] = attachment
     return {
-        a for a in by_age if a.pod and (last := newest[a.pod.uid, a.key.ifname]) is not a and last.created < settled
+        a
+        for a in in_order
+        if a.pod and (newest := last[a.pod.uid, a.key.ifname]) is not a and newest.attached_boottime < settled
     }

@@ -64,6 +64,14 @@ class Desk:
     async def delete(self, name: str, before: Moment | None = None) -> Attachment | None:
         return await self.custody.detach(wanted(name).key, before=before)
 
+    def uptime(self) -> float:
+        return self.now[0] - self.stepped[0]
+
+    def steps(self, seconds: float) -> None:
+        """Somebody sets the clock."""
+        self.now[0] += seconds
+        self.stepped[0] += seconds
+
     async def passes(self, seconds: float) -> None:
         self.now[0] += seconds
         self.custody.serve()

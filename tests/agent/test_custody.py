@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import pytest
 
 from tests.agent.desk import COOLDOWN, DOORS, MAC, desk, loaded, wanted
 from tests.agent.planes import DictPlane
-from vnetpods_agent.attachment import Address, Pod
+from vnetpods_agent.attachment import Address, Moment, Pod
 from vnetpods_agent.custody import Abandoned, NoAddress, Wanted
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface
 from vnetpods_agent.ledger import LedgerUnavailable
+from vnetpods_agent.records import Content
 from vnetpods_agent.sweeper import Sweep, Sweeper
 
 
@@ -170,6 +171,41 @@ class TestWaiting:
             await made.passes(1)
             assert (await add).address == "10.0.0.5"
 
+    @pytest.mark.parametrize("step", [3600.0, -3600.0], ids=["forward", "back"])
+    async def test_a_clock_that_is_set_changes_no_cool_down(self, tmp_path: Path, step: float) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            await made.add("a")
+            await made.delete("a")
+            add = started(made.add("b", pod="b"))
+            made.steps(step)
+            await made.passes(COOLDOWN - 1)
+            assert not add.done()
+            await made.passes(1)
+            assert (await add).address == "10.0.0.5"
+
+    @pytest.mark.parametrize(
+        ("since", "rests"),
+        [
+            pytest.param(lambda now: now, COOLDOWN, id="now"),
+            pytest.param(lambda now: replace(now, wall=0.0), COOLDOWN, id="now-and-the-clock-was-set"),
+            pytest.param(lambda now: replace(now, boot_id="former"), 0.0, id="in-an-earlier-boot"),
+            pytest.param(lambda now: Moment(now.wall - 10), COOLDOWN - 10, id="by-a-former-version"),
+            pytest.param(lambda now: Moment(now.wall + 99), COOLDOWN, id="by-one-before-the-clock-was-set-back"),
+        ],
+    )
+    async def test_for_a_cool_down_that_began_before_a_restart(
+        self, tmp_path: Path, since: Callable[[Moment], Moment], rests: float
+    ) -> None:
+        """After a boot it begins anew with the boot, which is long ago here."""
+        async with desk(tmp_path, "10.0.0.5") as made:
+            made.custody.remember(Content(rests={Address("10.0.0.5"): since(made.custody.now())}))
+            add = started(made.add("b"))
+            if rests:
+                await made.passes(rests - 1)
+                assert not add.done()
+                await made.passes(1)
+            assert (await add).address == "10.0.0.5"
+
     async def test_for_a_former_pods_interface_to_go(self, tmp_path: Path) -> None:
         """Nobody tells: it is looked at until it is gone."""
         async with desk(tmp_path, "10.0.0.5") as made:
@@ -292,10 +328,11 @@ class TestAdopting:
 
     async def test_the_older_of_two_sandboxes_goes_also_when_both_were_forgotten(self, tmp_path: Path) -> None:
         async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
-            for name, address, age in (("new", "10.0.0.5", 100.0), ("old", "10.0.0.6", 200.0)):
-                interface = self.interface(name, address)
-                made.plane.there[wanted(name).key] = replace(interface, created=made.now[0] - age, uid="uid")
-            sweeper = Sweeper(made.custody, made.kernel, made.plane, lambda: made.now[0])
+            # whatever the clock was at then
+            for name, address, index in (("new", "10.0.0.5", 9), ("old", "10.0.0.6", 8)):
+                interface = replace(self.interface(name, address), index=index, uid="uid")
+                made.plane.there[wanted(name).key] = replace(interface, created=made.now[0] - 10 * index)
+            sweeper = Sweeper(made.custody, made.kernel, made.plane, made.uptime)
             assert await sweeper.sweep() == Sweep(adopted=2)
             assert await sweeper.sweep() == Sweep(superseded=1)
             assert await made.agree() == {"new": "10.0.0.5"}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod, expand
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Moment, Pod, expand
 from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
 from vnetpods_agent.records import (
     FORMAT,
@@ -78,11 +78,11 @@ async def test_what_was_committed_is_there_again(path: Path) -> None:
         promised = ("vnetpods-9", "10.240.0.9"), ("", "10.240.0.16/28")
         await ledger.commit(Assign(attachment(5)), Retire(promised[:1]), Withdraw(promised))
         await ledger.commit(Adopt(attachment(6)))
-        await ledger.commit(Release(attachment(5).key, 100.0), Reinstate(("10.240.0.9",)))
+        await ledger.commit(Release(attachment(5).key, Moment(100.0)), Reinstate(("10.240.0.9",)))
     found = await content_of(path)
     assert found == Content(
         {attachment(6).key: attachment(6)},
-        {Address("10.240.0.5"): 100.0},
+        {Address("10.240.0.5"): Moment(100.0)},
         {"10.240.0.16/28": ""},
         {"vnetpods-9": "10.240.0.9"},
     )
@@ -205,7 +205,7 @@ async def test_damage_under_way_costs_nothing(path: Path, damage: Callable[[Path
         checkpoint(path)
         damage(path)
         for number in range(100, 140):  # the damaged page is met sooner or later
-            await ledger.commit(Release(attachment(number - 99).key, 1.0), Assign(attachment(number)))
+            await ledger.commit(Release(attachment(number - 99).key, Moment(1.0)), Assign(attachment(number)))
     found = await content_of(path)
     assert set(found.attachments) == {attachment(n).key for n in range(41, 140)}
     assert [line.partition(" (")[0] for line in told] == [f"LedgerRebuilt: {path} was damaged while in use"]
@@ -271,7 +271,7 @@ async def test_a_format_one_later_that_allows_it_is_read_and_left_whole(path: Pa
     _meta(path, FORMAT + 1, 1)
     async with opened(path) as (ledger, content, trouble):
         assert (set(content.attachments), trouble) == ({attachment(5).key}, "")
-        await ledger.commit(Assign(attachment(6)), Assign(attachment(7)), Release(attachment(7).key, 1.0))
+        await ledger.commit(Assign(attachment(6)), Assign(attachment(7)), Release(attachment(7).key, Moment(1.0)))
         await ledger.commit(Withdraw((("", "10.240.0.9"),)))
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT mode FROM attachment").fetchall() == [("transparent",)] * 2
@@ -313,7 +313,7 @@ class TestHeldAndPromised:
                 await ledger.commit(Retire((("vnetpods-1", unit),)), Withdraw((("vnetpods-1", unit),)))
             with contextlib.closing(sqlite3.connect(path)) as other, pytest.raises(sqlite3.IntegrityError):
                 other.execute(FORMER["withdraw"].format(unit))
-            await ledger.commit(Release(attachment(5).key, 1.0), Withdraw((("vnetpods-1", unit),)))
+            await ledger.commit(Release(attachment(5).key, Moment(1.0)), Withdraw((("vnetpods-1", unit),)))
             with pytest.raises(AddressTaken, match="promised back"):
                 await ledger.commit(Assign(attachment(5)))
             await ledger.commit(Assign(attachment(16)))  # outside
@@ -351,7 +351,7 @@ class TestUpgrade:
             bring_up_to_date(connection)
             assert read(connection) == Content(
                 {a.key: a for a in (attachment(5), attachment(6))},
-                {Address("10.240.0.7"): 12.5},
+                {Address("10.240.0.7"): Moment(12.5)},
                 {"10.240.0.16/28": ""},
             )
 
@@ -400,7 +400,7 @@ def clear(folder: Path) -> None:
 OPERATIONS = st.lists(
     st.one_of(
         st.builds(lambda n, a: Assign(attachment(n, address=a)), st.integers(1, 6), st.integers(1, 4)),
-        st.builds(lambda n, s: Release(attachment(n).key, s), st.integers(1, 6), st.floats(0, 100)),
+        st.builds(lambda n, s: Release(attachment(n).key, Moment(s, s, "b")), st.integers(1, 6), st.floats(0, 100)),
         st.builds(lambda n, a: Adopt(attachment(n, address=a)), st.integers(1, 6), st.integers(1, 4)),
         st.builds(lambda n: Withdraw((("", f"10.240.0.{n}"),)), st.integers(1, 4)),
         st.builds(lambda n: Withdraw((("", "10.240.0.2/28"),)), st.just(0)),

@@ -18,7 +18,7 @@ import pytest
 from tests.agent.mounts import small_disk
 from tests.agent.powercut import Disk, Files, traced
 from tests.agent.test_ledger import attachment, clear, content_of, opened
-from vnetpods_agent.attachment import Address
+from vnetpods_agent.attachment import Address, Moment
 from vnetpods_agent.ledger import UNAVAILABLE, Ledger, LedgerUnavailable
 from vnetpods_agent.records import Adopt, Assign, Content, Operation, Release, Retire, Withdraw, enter
 
@@ -41,7 +41,7 @@ class TestDisk:
                 assert LedgerUnavailable in map(type, outcomes)
                 assert "full" in ledger.trouble
                 with pytest.raises(LedgerUnavailable):
-                    await ledger.commit(Release(attachment(5).key, 9.0))
+                    await ledger.commit(Release(attachment(5).key, Moment(9.0)))
                 ballast.unlink()
                 # nobody asks, and yet what could not be written then is made up for
                 await until(lambda: not ledger.trouble)
@@ -70,7 +70,7 @@ class TestDisk:
             path = disk / "ledger.db"
             async with opened(path) as (ledger, _, _):
                 await ledger.commit(*(Assign(attachment(number)) for number in (5, 6, 7, 8)))
-                await ledger.commit(Release(attachment(8).key, 9.0), Withdraw((("", "10.240.0.9"),)))
+                await ledger.commit(Release(attachment(8).key, Moment(9.0)), Withdraw((("", "10.240.0.9"),)))
             if damaged:
                 path.write_text("{}")
             remount(disk, "ro")
@@ -79,7 +79,7 @@ class TestDisk:
                 for fact in (
                     Adopt(replace(attachment(5), pod=None, netns="")),
                     Adopt(replace(attachment(6), pod=None, netns="")),
-                    Release(attachment(6).key, 11.0),
+                    Release(attachment(6).key, Moment(11.0)),
                     Adopt(attachment(17, address=7)),
                 ):
                     with pytest.raises(LedgerUnavailable):
@@ -93,7 +93,7 @@ class TestDisk:
                 if not damaged:
                     assert set(content.attachments) == {attachment(5).key, attachment(17).key}
                     assert content.attachments[attachment(5).key] == attachment(5)
-                    assert content.rests == {Address("10.240.0.8"): 9.0, Address("10.240.0.6"): 11.0}
+                    assert content.rests == {Address("10.240.0.8"): Moment(9.0), Address("10.240.0.6"): Moment(11.0)}
                     assert content.withdrawn == {"10.240.0.9": ""}
                 await until(lambda: not ledger.trouble)
             assert await content_of(path) == content
@@ -143,6 +143,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from tests.agent.test_ledger import attachment
+from vnetpods_agent.attachment import Moment
 from vnetpods_agent.ledger import Ledger
 from vnetpods_agent.records import Assign, Release
 
@@ -152,7 +153,7 @@ async def main():
         await ledger.commit(Assign(attachment(number)))
         print("assigned", number, flush=True)
         if number % 3 == 0:
-            await ledger.commit(Release(attachment(number).key, 1.0))
+            await ledger.commit(Release(attachment(number).key, Moment(1.0)))
             print("released", number, flush=True)
 
 asyncio.run(main())
@@ -195,7 +196,10 @@ def steps() -> list[Operation]:
     found: list[Operation] = []
     for number in range(1, 60):
         if number % 6:
-            found += [Assign(attachment(number, address=number // 2)), Release(attachment(number).key, float(number))]
+            found += [
+                Assign(attachment(number, address=number // 2)),
+                Release(attachment(number).key, Moment(float(number))),
+            ]
         else:
             found += [
                 Assign(attachment(number, address=100 + number)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Moment
 from vnetpods_agent.ledger import Ledger
 from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Assign, Release
@@ -174,7 +174,8 @@ class Node:
         content, _ = await self.ledger.load()
         self.held = {a.address: key for key, a in content.attachments.items()}
         self.pool = Pool(COOLDOWN)
-        self.pool.restore(self.held, content.rests, content.withdrawn, content.retired)
+        rests = {address: since.boottime for address, since in content.rests.items()}
+        self.pool.restore(self.held, rests, content.withdrawn, content.retired)
         self.reporter = Reporter(
             self.pool, self.ledger, self.cloud, Trust(60.0, 0.0, always=True), lambda: "", INTERVAL
         )
@@ -200,7 +201,7 @@ class Node:
         await self.ledger.commit(Assign(Attachment(key, address, "", "m", 1500, "b", self.now)))
 
     async def delete(self, address: Address) -> None:
-        await self.ledger.commit(Release(self.held.pop(address), self.now))
+        await self.ledger.commit(Release(self.held.pop(address), Moment(self.now, self.now, "b")))
         self.pool.release(address, self.now)
 
     async def stop(self) -> None:

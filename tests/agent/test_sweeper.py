@@ -13,7 +13,7 @@ ADDRESSES = [f"10.0.0.{n}" for n in range(5, 12)]
 
 
 def sweeper(made: Desk) -> Sweeper:
-    return Sweeper(made.custody, made.kernel, made.plane, lambda: made.now[0])
+    return Sweeper(made.custody, made.kernel, made.plane, made.uptime)
 
 
 def stray(name: str, address: str) -> HostInterface:
@@ -25,7 +25,9 @@ async def test_a_sandbox_that_is_gone_gives_back_its_address(tmp_path: Path) -> 
         await made.add("a")
         await made.add("b", pod="b")
         made.plane.there.pop(wanted("a").key)  # with its namespace; the path may be in use again
-        assert await sweeper(made).sweep() == Sweep(gone=1)
+        found = await sweeper(made).sweep()
+        assert found == Sweep(gone=1)
+        assert "10.0.0.5 of pod default/web-0: sandbox is gone without a DEL" in found.said
         assert list(await made.agree()) == ["b"]
 
 
@@ -116,3 +118,16 @@ async def test_calls_under_way_are_left_alone(tmp_path: Path) -> None:
         assert await sweep == Sweep()
         await add
         assert list(await made.agree()) == ["a"]
+
+
+async def test_a_clock_that_was_set_back_between_two_sandboxes_makes_the_live_one_no_older(tmp_path: Path) -> None:
+    """kubernetes#127948: by the wall clock the newer one was swept."""
+    async with desk(tmp_path, *ADDRESSES) as made:
+        await made.add("former")
+        made.steps(-3600)
+        await made.add("live")
+        await made.passes(SUPERSEDED - 1)
+        assert await sweeper(made).sweep() == Sweep()
+        await made.passes(2)
+        assert await sweeper(made).sweep() == Sweep(superseded=1)
+        assert list(await made.agree()) == ["live"]
