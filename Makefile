@@ -40,7 +40,7 @@ system: ## Debian packages that demo and tests need (does nothing when they are 
 venv: system .venv/.stamp ## The virtual environment
 
 .PHONY: programs
-programs: venv ## Kubernetes, etcd, containerd and the shim, built once into the cache (about 10 minutes cold)
+programs: venv ## Kubernetes, etcd, containerd and the shim, built once into the cache (25 minutes of processor time cold)
 	@$(V)/python -m tests.kube build
 	$(V)/python -m tests.agent.shim
 

@@ -5,7 +5,7 @@ tests) wins; then PATH, but only a program that reports exactly the version we p
 modules pinned in tools/, into `$VNETPODS_CACHE` (default ~/.cache/vnetpods). A built program's folder is named after
 everything that went into it (go.mod, go.sum, flags), so an edited pin never meets a stale program. Built under a
 temporary name and renamed, behind a file lock: an interrupted build leaves nothing behind and two callers don't build
-the same thing. Synchronous, called before a test starts its clock; cold about 10 minutes on two cores, warm
+the same thing. Synchronous, called before a test starts its clock; cold 25 minutes of processor time, warm
 milliseconds.
 """
 
