@@ -191,10 +191,11 @@ class Budget:
         line.bucket.lower(remaining, asyncio.get_running_loop().time())
 
     def adjust(self) -> None:
-        """The configured rates have changed."""
+        """The configured rates have changed; who waits is served at the new ones."""
         for (_, kind), line in self._lines.items():
             line.bucket.rate, line.bucket.burst = self._rates(kind)
             line.bucket.level = min(line.bucket.level, line.bucket.burst)
+            self._serve(line)
 
     @property
     def waiting(self) -> int:

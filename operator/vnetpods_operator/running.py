@@ -138,6 +138,7 @@ class Operator:
 
     async def _serve(self, kube: Kube, pools: Pools, networks: azure.Networks, reconciler: Reconciler) -> None:
         """Watches and works."""
+        await asyncio.to_thread(azure.load)
         await watching.served(kube)
         await watching.first_list(pools, self._roster)
         now = asyncio.get_running_loop().time()

@@ -70,10 +70,24 @@ async def ask(of: Budget, name: str, urgency: Urgency, served: list[str]) -> Non
     served.append(name)
 
 
+class Gate:
+    """A budget that serves nobody until it is opened: all who ask are in line by then, however slow they were."""
+
+    def __init__(self) -> None:
+        self._rate = 0.001
+        self.budget = Budget(lambda _: (self._rate, 1.0))
+
+    async def open(self, waiting: int) -> None:
+        await asyncio.sleep(0)
+        assert self.budget.waiting == waiting
+        self._rate = 50.0
+        self.budget.adjust()
+
+
 async def test_the_most_urgent_first_then_the_earliest() -> None:
     served: list[str] = []
-    of = budget()
-    await of.acquire("s", Kind.WRITE)
+    gate = Gate()
+    await gate.budget.acquire("s", Kind.WRITE)
     wishes = [
         ("audit", Urgency.AUDIT),
         ("warm-1", Urgency.WARM),
@@ -83,25 +97,27 @@ async def test_the_most_urgent_first_then_the_earliest() -> None:
     ]
     async with asyncio.TaskGroup() as group:
         for name, urgency in wishes:
-            group.create_task(ask(of, name, urgency, served))
+            group.create_task(ask(gate.budget, name, urgency, served))
+        await gate.open(len(wishes))
     assert served == ["waiting", "empty", "warm-1", "warm-2", "audit"]
 
 
 async def test_a_node_may_become_urgent_while_it_waits() -> None:
     served: list[str] = []
-    of, mine = budget(20), Ticket(Urgency.AUDIT)
-    await of.acquire("s", Kind.WRITE)
+    gate, mine = Gate(), Ticket(Urgency.AUDIT)
+    await gate.budget.acquire("s", Kind.WRITE)
 
     async def late() -> None:
         ticket.set(mine)
-        await of.acquire("s", Kind.WRITE)
+        await gate.budget.acquire("s", Kind.WRITE)
         served.append("late")
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(ask(of, "warm", Urgency.WARM, served))
+        group.create_task(ask(gate.budget, "warm", Urgency.WARM, served))
         group.create_task(late())
         await asyncio.sleep(0)
         mine.urgency = Urgency.WAITING
+        await gate.open(2)
     assert served == ["late", "warm"]
 
 

@@ -1,12 +1,12 @@
 """All that talks to Azure; nothing else in the operator imports azure.*."""
 
-from vnetpods_operator.azure.client import Arm, Watcher, opened
+from vnetpods_operator.azure.client import Arm, Watcher, load, opened
 from vnetpods_operator.azure.networks import Network, Networks
 from vnetpods_operator.azure.scale_set import ScaleSetInstance
 from vnetpods_operator.azure.virtual_machine import VirtualMachine
 from vnetpods_operator.machine import Machine, MachineId
 
-__all__ = ["Arm", "Network", "Networks", "Watcher", "machine", "opened"]
+__all__ = ["Arm", "Network", "Networks", "Watcher", "load", "machine", "opened"]
 
 
 def machine(arm: Arm, id_: MachineId) -> Machine:
