@@ -37,7 +37,8 @@ QUICK = tuple(
     )
 )
 """Short enough for a test, long enough for this machine."""
-PATIENT = (f"ADD_DEADLINE_MS={pace.factor() * 20_000}",)
+PATIENT = (f"ADD_DEADLINE_MS={pace.factor() * 20_000}", f"AGENT_RETURN_MS={pace.factor() * 10_000}")
+"""For a real agent, which may be about to start."""
 
 
 def build_all() -> None:

@@ -88,7 +88,7 @@ async def test_agent_killed_under_load(tmp_path: Path) -> None:
 
 
 async def test_shim_replaced_under_load(tmp_path: Path) -> None:
-    builds = [program(*PATIENT), program(*PATIENT, "AGENT_RETURN_MS=14000")]
+    builds = [program(*PATIENT), program(*PATIENT, "STATUS_DEADLINE_MS=9000")]
     install_shim(builds[0], tmp_path / "opt")
     async with machine(tmp_path) as node:
         node.shim = tmp_path / "opt" / "vnetpods"

@@ -189,6 +189,7 @@ async def test_two_operators_and_one_leader(world: World) -> None:
             await world.until_pods_run(agent)
             assert await _holder(world) == holder
             first.terminate()
+            await first.wait()
             agent.start(9)
             await world.until_pods_run(agent)  # before the Lease would have run out: it was given back
             assert f"_{second.pid}_" in await _holder(world)
