@@ -72,6 +72,16 @@ class Http(_Section, kw_only=True, frozen=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9809
 
 
+class Operator(_Section, kw_only=True, frozen=True):
+    """The operator's Lease, which is read while pods wait; without `lease` it isn't. `patience`: seconds for which it
+    may go unrenewed.
+    """
+
+    namespace: str = "kube-system"
+    lease: str = ""
+    patience: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 60.0
+
+
 class Config(_Section, kw_only=True, frozen=True):
     """Everything. `cooldown`: seconds an address rests after its pod; `report_interval`: between reports that nobody
     waits for.
@@ -81,6 +91,7 @@ class Config(_Section, kw_only=True, frozen=True):
     source: Source = Source()
     paths: Paths = Paths()
     http: Http = Http()
+    operator: Operator = Operator()
     cooldown: Seconds = 30.0
     sweep_interval: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
     report_interval: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0

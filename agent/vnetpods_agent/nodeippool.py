@@ -185,7 +185,8 @@ def _of_subnets(missing: Sequence[str], interfaces: Sequence[Interface]) -> tupl
 def _agent_ready(report: Report, now: datetime) -> Condition:
     if report.serving:
         message = "the agent answers the container runtime"
-        return condition(ConditionType.AGENT_READY, ConditionStatus.TRUE, Reason.AGENT_SERVING, message, now)
+        reason = Reason.OPERATOR_SILENT if report.message else Reason.AGENT_SERVING
+        return condition(ConditionType.AGENT_READY, ConditionStatus.TRUE, reason, report.message or message, now)
     reason = Reason.AGENT_STOPPED if report.stopping else Reason.AGENT_STARTING
     message = "the agent was stopped" if report.stopping else report.message
     return condition(ConditionType.AGENT_READY, ConditionStatus.FALSE, reason, message, now)

@@ -78,6 +78,7 @@ class Reporter:
     ) -> None:
         self.observe: Callable[[str], None] = lambda _: None
         self.another_machines: Callable[[], bool] = lambda: False
+        self.remark: Callable[[], str] = str
         self.live = False
         self.stopping = False
         self.said_farewell = asyncio.Event()
@@ -196,7 +197,7 @@ class Reporter:
             missing=self._pool.missing(),
             serving=not why and not self.stopping,
             stopping=self.stopping,
-            message=why,
+            message=why or self.remark(),
             request=self._pool.request if self._trust.current else None,
             view=self._trust.view,
         )

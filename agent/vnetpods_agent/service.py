@@ -22,7 +22,7 @@ import structlog
 from aiohttp import web
 
 from vnetpods_agent import installer, metrics, tenure
-from vnetpods_agent.attachment import Address
+from vnetpods_agent.attachment import Address, Pod
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
 from vnetpods_agent.dataplane import DataPlaneError
@@ -39,6 +39,7 @@ from vnetpods_agent.lane import Lane
 from vnetpods_agent.ledger import REBUILT, UNAVAILABLE, Ledger, LedgerError
 from vnetpods_agent.listening import Listener, NicLimits, Parts
 from vnetpods_agent.nodeippool import NodeIPPoolSource
+from vnetpods_agent.operatorwatch import OperatorWatch
 from vnetpods_agent.pool import Pool
 from vnetpods_agent.records import Retire, Withdraw
 from vnetpods_agent.reporting import Reporter
@@ -90,6 +91,8 @@ class Agent:
         self.pool = Pool(config.cooldown, self._elsewhere, self.plane.leaving, lambda: self.limits.absent)
         self.trust = Trust(config.source.confirmation, time.monotonic(), always=self.source.truth)
         self.reporter = Reporter(self.pool, self.ledger, self.source, self.trust, self.unfit, config.report_interval)
+        self.operator = OperatorWatch(api, config.operator, self.pool.waiting, time.monotonic, self._operator_silent)
+        self.reporter.remark = lambda: self.operator.silent
         self.limits = NicLimits(self.kernel)
         surroundings = Surroundings(
             clock=time.time,
@@ -170,12 +173,15 @@ class Agent:
 
     def cause(self) -> str:
         """Why there are not (more) addresses."""
-        said = "; ".join(filter(None, (self.source.trouble, self._absent(), self.listener.cause)))
+        trouble, heard = self.source.trouble, self.listener.cause
+        if heard and trouble:  # nobody knows whether that is still so
+            heard = f"heard last: {heard}"
+        said = "; ".join(filter(None, (trouble, self._absent(), self.operator.silent or heard)))
         if said:
             return said
-        return (
-            "all are in use, and more have been asked for" if self.pool.listed() else "the operator has listed none yet"
-        )
+        if not self.pool.listed():
+            return "the operator has listed none yet"
+        return self.operator.unanswered or "all are in use, and more have been asked for"
 
     def _absent(self) -> str:
         """Why what is listed for some NICs is of no use here."""
@@ -194,8 +200,15 @@ class Agent:
         return self.host.held_by_host() | self.pool.of(self.limits.absent) | self.listener.screened.refused
 
     def _waits_long(self, wanted: Wanted, cause: str) -> None:
+        self.operator.waits(wanted.pod)
         if wanted.pod is not None:
             self.events.say(Event("WaitingForAddress", f"no address of the VNet is free yet: {cause}", wanted.pod))
+
+    def _operator_silent(self, words: str, pods: list[Pod]) -> None:
+        log.warning("the operator is silent", message=words)
+        for pod in pods:
+            self.events.say(Event("OperatorSilent", words, pod))
+        self.reporter.changed()
 
     def _host_event(self, kind: str, message: str) -> None:
         self.metrics.events.labels(kind).inc()
@@ -217,6 +230,10 @@ class Agent:
             "missing": ("Addresses that pods hold and the pool doesn't list.", lambda: len(self.pool.missing())),
             "in_flight": ("CNI calls under way.", lambda: self.server.in_flight),
             "ledger_unavailable": ("1 while the ledger can't be written.", lambda: bool(self.ledger.trouble)),
+            "operator_silent_seconds": (
+                "Time since the operator's last sign of life, while pods wait.",
+                lambda: self.operator.age,
+            ),
             "source_unavailable": ("1 while the address source can't be reached.", lambda: bool(self.source.trouble)),
         }
 
@@ -261,6 +278,7 @@ class Agent:
             self._follow_limits,
             self._replay,
             self.events.run,
+            self.operator.run,
             self._tick,
             self._install,
         ):

@@ -52,6 +52,7 @@ class Reason(StrEnum):
     SUBNET_FULL = "SubnetFull"  # no address left: enlarge the subnet or free addresses
     AT_CAPACITY = "AtCapacity"  # the NIC or the configured maximum is reached
     AGENT_SILENT = "AgentSilent"  # the agent hasn't acknowledged a release, nothing is removed until it does
+    OPERATOR_SILENT = "OperatorSilent"  # the agent serves, but pods wait and the operator does not run: look at it
     ADDRESS_LOST = "AddressLost"  # an assigned address vanished from the NIC, it is asked for again
     # a person must act
     NO_PROVIDER_ID = (

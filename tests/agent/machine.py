@@ -145,6 +145,10 @@ class Machine:
         self.door = await asyncio.start_server(enter, sock=_listening_in(self.name, port))
         return server.admin_kubeconfig
 
+    def disconnect(self) -> None:
+        """The API server is away: nothing comes back from where it was."""
+        _ip(f"-n {self.name} link set mgmt down")
+
     def close(self) -> None:
         if self.door is not None:
             self.door.close()
@@ -237,7 +241,8 @@ class Machine:
         """Log lines of that name."""
         if not self.log.exists():
             return []
-        lines = (json.loads(line) for line in self.log.read_bytes().splitlines() if line.startswith(b"{"))
+        written, _, _ = self.log.read_bytes().rpartition(b"\n")  # the last line may be on its way
+        lines = (json.loads(line) for line in written.splitlines() if line.startswith(b"{"))
         return [line for line in lines if line["event"] == name]
 
     # the runtime

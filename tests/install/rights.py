@@ -32,6 +32,7 @@ class Right(NamedTuple):
 
 
 RARE = {
+    Right("vnetpods-agent", "get", "coordination.k8s.io", "leases", NAMESPACE): "pods that wait for half a minute",
     Right("vnetpods-operator", "patch", "events.k8s.io", "events", "default"): "a problem that lasts ten minutes",
 }
 """Rights whose use takes longer than a test, and what it takes."""

@@ -259,7 +259,19 @@ def test_the_programs_get_what_the_user_wrote_over_what_the_chart_says() -> None
         "agents": {"namespace": "network", "selector": {"matchLabels": labels}},
     }
     paths = {"cniConf": "/x", "shim": "/usr/libexec/vnetpods/shim", "sysctl": "/host/proc/sys/net"}
-    assert agent == {"cooldown": 5, "paths": paths}
+    lease = {"namespace": "network", "lease": "vnetpods-operator"}
+    assert agent == {"cooldown": 5, "paths": paths, "operator": lease}
+
+
+def test_agents_may_read_the_lease_that_the_operators_hold_and_look_for_no_other() -> None:
+    values = {"operator": {"config": {"election": {"namespace": "elsewhere", "name": "ours"}}}}
+    objects = render(values, namespace="network")
+    agent = yaml.safe_load(only(objects, "ConfigMap", "vnetpods-agent")["data"]["agent.yaml"])
+    assert agent["operator"] == {"namespace": "elsewhere", "lease": "ours"}
+    role = only(objects, "Role", "vnetpods-agent")
+    assert role["metadata"]["namespace"] == "elsewhere"
+    lease = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": ["ours"], "verbs": ["get"]}
+    assert role["rules"] == [lease]
 
 
 def test_a_changed_configuration_rolls_the_agents() -> None:

@@ -41,6 +41,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- mergeOverwrite $own (deepCopy .Values.operator.config) | toYaml -}}
 {{- end }}
 
+{{/* The operators' Lease, which the agents read, too. */}}
+{{- define "vnetpods.leaseNamespace" -}}
+{{ (.Values.operator.config.election | default dict).namespace | default .Release.Namespace }}
+{{- end }}
+{{- define "vnetpods.leaseName" -}}
+{{ (.Values.operator.config.election | default dict).name | default "vnetpods-operator" }}
+{{- end }}
+
 {{/* What the operator reads at its start only. */}}
 {{- define "vnetpods.operatorFixed" -}}
 {{- $config := .Values.operator.config -}}
@@ -60,7 +68,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 
 {{- define "vnetpods.agentConfig" -}}
-{{- $own := dict "paths" (dict "shim" "/usr/libexec/vnetpods/shim" "sysctl" "/host/proc/sys/net") -}}
+{{- $lease := dict "namespace" (include "vnetpods.leaseNamespace" .) "lease" (include "vnetpods.leaseName" .) -}}
+{{- $own := dict "operator" $lease "paths" (dict "shim" "/usr/libexec/vnetpods/shim" "sysctl" "/host/proc/sys/net") -}}
 {{- if .Values.podMonitor.enabled }}{{ $_ := set $own "http" (dict "address" "0.0.0.0") }}{{ end -}}
 {{- mergeOverwrite $own (deepCopy .Values.agent.config) | toYaml -}}
 {{- end }}
