@@ -44,6 +44,12 @@ NAMED: dict[str, Any] = {
     "items": {"type": "object", "required": ["name"], "properties": {"name": STRING}},
 }
 FOLDER: dict[str, Any] = {"type": "string", "pattern": "^/"}
+CONTAINER_SECURITY: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {"seLinuxOptions": TEXTS, "seccompProfile": TEXTS, "appArmorProfile": TEXTS},
+}
+"""The rest of a container's security settings are what its program needs; the chart says it."""
 _PODS: dict[str, dict[str, Any]] = {
     "resources": ANY_OBJECT,
     "nodeSelector": TEXTS,
@@ -52,6 +58,10 @@ _PODS: dict[str, dict[str, Any]] = {
     "podAnnotations": TEXTS,
     "podLabels": TEXTS,
     "extraEnv": NAMED,
+    "extraVolumes": NAMED,
+    "extraVolumeMounts": NAMED,
+    "podSecurityContext": ANY_OBJECT,
+    "securityContext": CONTAINER_SECURITY,
 }
 SPECIAL: dict[str, dict[str, Any]] = {
     "image.repository": {"type": "string", "minLength": 1},

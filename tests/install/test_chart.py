@@ -112,6 +112,42 @@ def test_the_agent_has_the_least_that_lets_it_work() -> None:
         assert container[probe]["httpGet"]["host"] == "127.0.0.1"
 
 
+def test_only_what_installs_the_plugin_can_write_where_it_is() -> None:
+    """A program put there is run as root by the next pod's start."""
+
+    def writable(container: dict[str, Any]) -> bool:
+        (mount,) = [each for each in container["volumeMounts"] if each["name"] == "cni-bin"]
+        return not mount.get("readOnly", False)
+
+    pod = pod_of(render(), "DaemonSet", "vnetpods-agent")
+    (installs,), (agent,) = pod["initContainers"], pod["containers"]
+    assert (writable(installs), writable(agent)) == (True, False)
+    assert installs["command"] == ["vnetpods-agent", "install"]
+    assert installs["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert {each["name"] for each in installs["volumeMounts"]} == {"config", "cni-bin", "tmp"}
+    (uninstalls,) = pod_of(render({"agent": {"uninstall": True}}), "DaemonSet", "vnetpods-agent")["initContainers"]
+    assert writable(uninstalls)
+
+
+@pytest.mark.parametrize(
+    ("component", "kind"), [("operator", "Deployment"), ("agent", "DaemonSet")], ids=["operator", "agent"]
+)
+def test_volumes_and_security_settings_of_ones_own(component: str, kind: str) -> None:
+    linux = {"seLinuxOptions": {"type": "spc_t"}}
+    volume, mount = {"name": "c", "secret": {"secretName": "c"}}, {"name": "c", "mountPath": "/c", "readOnly": True}
+    values = {"extraVolumes": [volume], "extraVolumeMounts": [mount]}
+    values |= {"podSecurityContext": linux, "securityContext": linux}
+    pod = pod_of(render({component: values}), kind, f"vnetpods-{component}")
+    before = pod_of(render(), kind, f"vnetpods-{component}")
+    (container,), (plain,) = pod["containers"], before["containers"]
+    assert volume in pod["volumes"]
+    assert mount in container["volumeMounts"]
+    assert pod["securityContext"] == before["securityContext"] | linux
+    assert container["securityContext"] == plain["securityContext"] | linux
+    with pytest.raises(RenderError, match="privileged"):
+        render({component: {"securityContext": {"privileged": True}}})
+
+
 def test_the_operator_starts_where_there_is_no_network_yet_but_lets_drains_end() -> None:
     objects = render()
     pod = pod_of(objects, "Deployment", "vnetpods-operator")

@@ -27,6 +27,15 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "workload identity": {"azure": {"credentials": {"type": "workloadIdentity", "clientId": "c", "tenantId": "t"}}},
     "secret": {"azure": {"credentials": {"type": "secret", "secretName": "s"}}},
+    "volumes and security": {
+        component: {
+            "extraVolumes": [{"name": "certificate", "secret": {"secretName": "c"}}],
+            "extraVolumeMounts": [{"name": "certificate", "mountPath": "/etc/azure", "readOnly": True}],
+            "podSecurityContext": {"seLinuxOptions": {"type": "spc_t"}},
+            "securityContext": {"seLinuxOptions": {"type": "spc_t"}, "appArmorProfile": {"type": "Unconfined"}},
+        }
+        for component in ("operator", "agent")
+    },
     "uninstall": {"agent": {"uninstall": True}},
 }
 
