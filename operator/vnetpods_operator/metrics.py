@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -96,6 +96,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._left = Gauge(
+            "vnetpods_subnet_left",
+            "Addresses that Azure said last are left in a subnet.",
+            ["subnet"],
+            registry=self.registry,
+        )
         self.last_answer: float | None = None
         """When ARM answered last (monotonic clock)."""
 
@@ -127,6 +133,12 @@ class Metrics:
 
     def held_back(self, kind: Kind, seconds: float) -> None:
         self._budget.labels(kind.value).observe(seconds)
+
+    def headroom(self, left: Mapping[str, int]) -> None:
+        """So many addresses are left in each subnet; of others nothing is known any more."""
+        self._left.clear()
+        for subnet, number in left.items():
+            self._left.labels(subnet).set(number)
 
     def first_address(self, seconds: float) -> None:
         self._first_address.observe(seconds)

@@ -196,7 +196,10 @@ class Operator:
     async def _refresh(self, networks: azure.Networks) -> None:
         """Reads VNets again; nodes in changed ones are told."""
         pools = self._roster.pools.values()
-        changed = await networks.refresh({interface.subnet for pool in pools for interface in pool.status.interfaces})
+        subnets = {interface.subnet for pool in pools for interface in pool.status.interfaces}
+        changed = await networks.refresh(subnets)
+        left = {subnet: await networks.left(subnet) for subnet in subnets}
+        self._metrics.headroom({subnet: number for subnet, number in left.items() if number is not None})
         for name, pool in self._roster.pools.items():
             if any(interface.subnet.lower() in changed for interface in pool.status.interfaces):
                 self._queue.add(name)

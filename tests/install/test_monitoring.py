@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.install.rendering import CHART
+from tests.install.rendering import CHART, render
 from vnetpods_api import Reason
 
 REPOSITORY = Path(__file__).parents[2]
@@ -18,6 +18,8 @@ SOURCES = {
     "operator": REPOSITORY / "operator" / "vnetpods_operator" / "metrics.py",
     "agent": REPOSITORY / "agent" / "vnetpods_agent" / "metrics.py",
 }
+GAUGES = REPOSITORY / "agent" / "vnetpods_agent" / "service.py"
+"""Where most of the agent's gauges are named."""
 SUFFIX = re.compile(r"_(total|bucket|count|sum)$")
 
 
@@ -33,7 +35,9 @@ def expressions() -> dict[str, str]:
 
 def metrics() -> set[str]:
     """The names in the programs' own text; a counter's `_total` is added by the client library."""
-    return {name for path in SOURCES.values() for name in re.findall(r'"(vnetpods_[a-z_]+)"', path.read_text())}
+    named = {name for path in SOURCES.values() for name in re.findall(r'"(vnetpods_[a-z_]+)"', path.read_text())}
+    gauges = GAUGES.read_text().partition("def _gauges")[2].partition("\n    # ")[0]
+    return named | {f"vnetpods_agent_{name}" for name in re.findall(r'^ +"([a-z_]+)": \(', gauges, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("expression", expressions().values(), ids=expressions().keys())
@@ -41,6 +45,11 @@ def test_every_metric_in_it_exists(expression: str) -> None:
     named = set(re.findall(r"vnetpods_[a-z_]+", expression))
     assert named
     assert {name for name in named if name not in metrics() and SUFFIX.sub("", name) not in metrics()} == set()
+
+
+def only(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (found,) = [each for each in objects if each["kind"] == "PrometheusRule"]
+    return found
 
 
 def test_whatever_a_person_must_act_on_raises_an_alert_while_pods_can_go_on() -> None:
@@ -53,9 +62,20 @@ def test_whatever_a_person_must_act_on_raises_an_alert_while_pods_can_go_on() ->
     assert set(pattern.split("|")) == {*stalled, Reason.AZURE_UNAVAILABLE}
 
 
-def test_every_alert_says_what_it_means() -> None:
-    alerts: Any = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
-    for rule in alerts["groups"][0]["rules"]:
+def test_pods_that_wait_raise_an_alert_without_an_operator() -> None:
+    """Its own metrics go with it."""
+    agents = {"vnetpods_agent_waiting", "vnetpods_agent_operator_silent_seconds"}
+    for alert in ("VnetpodsPodsWaiting", "VnetpodsOperatorSilent"):
+        assert agents & set(re.findall(r"vnetpods_[a-z_]+", expressions()[alert]))
+
+
+def test_every_alert_says_what_it_means_and_where_to_read_what_to_do() -> None:
+    runbooks = (REPOSITORY / "docs" / "operator.md").read_text()
+    rules = only(render({"prometheusRule": {"enabled": True, "runbooks": "https://example.test/operator.md"}}))
+    for rule in rules["spec"]["groups"][0]["rules"]:
+        anchor = rule["alert"].lower()
+        assert rule["annotations"]["runbook_url"] == f"https://example.test/operator.md#{anchor}"
+        assert f"### {rule['alert']}\n" in runbooks
         assert re.fullmatch(r"Vnetpods[A-Z][A-Za-z]+", rule["alert"])
         assert rule["annotations"]["summary"].endswith(".")
         assert rule["labels"]["severity"] in {"warning", "critical"}
