@@ -2,6 +2,7 @@
 #
 #   docker buildx build --platform linux/amd64,linux/arm64 -t REGISTRY/vnetpods:TAG .
 #
+# For a release name BASE by its digest, so that what was tested is what is built again: docs/install.md has the command.
 # BASE must be Debian 13 (glibc, Python 3.13): its packages are the same in all stages, so what was built in one runs in another.
 ARG BASE=debian:trixie-slim
 # Set by the builder; a default here would override it.
