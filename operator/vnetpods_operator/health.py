@@ -5,8 +5,9 @@ answer in no time. Metrics name subscriptions and subnets and cost work at each 
 address unless the configuration says otherwise.
 
 /healthz answers 200 while the process can do its work: the event loop runs (or nothing would answer) and, when this
-operator leads, the oldest node in line does not wait for ever. /readyz says whether it leads or stands by, and when ARM
-last answered. Neither asks Azure or the API server: a liveness probe that fails because Azure is away makes it worse.
+operator leads, neither the oldest node in line nor the longest look at one takes for ever. /readyz says whether it
+leads or stands by, and when ARM last answered. Neither asks Azure or the API server: a liveness probe that fails
+because Azure is away makes it worse.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ STUCK_SECONDS = 900.0
 """A node in line for so long, and for as long as a write to a NIC may take, means that the workers are stuck: all else
 in a look has time limits far below.
 """
+WRITES = 5
+"""A look at a node may take that many writes, each begun anew since somebody else changed the NIC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class State:
     """Seconds since ARM last answered; None: not yet."""
     waiting_for_budget: int
     kube_requests: int
+    longest: float = 0.0
+    """Seconds for which the look that is under way longest has been: a node that nobody else will look at."""
 
 
 @contextlib.asynccontextmanager
@@ -54,7 +59,9 @@ async def serving(
     async def healthz(_: web.Request) -> web.Response:
         now = state()
         # a long wait for the budget is slowness, not a fault
-        stuck = now.leads and now.oldest > STUCK_SECONDS + write_seconds and now.waiting_for_budget == 0
+        in_line = now.oldest > STUCK_SECONDS + write_seconds
+        at_work = now.longest > STUCK_SECONDS + WRITES * write_seconds
+        stuck = now.leads and (in_line or at_work) and now.waiting_for_budget == 0
         return _answer(now, 503 if stuck else 200)
 
     async def readyz(_: web.Request) -> web.Response:

@@ -42,6 +42,8 @@ class Queue:
     _heap: list[tuple[Urgency, int, str]] = field(default_factory=list)
     _busy: dict[str, Urgency | None] = field(default_factory=dict)
     """Nodes at work, and how urgently they were added meanwhile."""
+    _began: dict[str, float] = field(default_factory=dict)
+    """When each of them was taken."""
     _timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _idle: deque[tuple[Urgency, asyncio.Future[None]]] = field(default_factory=deque)
@@ -98,6 +100,12 @@ class Queue:
         return 0.0 if oldest is None else self.clock() - oldest
 
     @property
+    def longest(self) -> float:
+        """Seconds for which the node that is at work longest has been."""
+        first = min(self._began.values(), default=None)
+        return 0.0 if first is None else self.clock() - first
+
+    @property
     def at_work(self) -> int:
         return len(self._busy)
 
@@ -112,6 +120,7 @@ class Queue:
             if name is not None:
                 del self._line[name]
                 self._busy[name] = None
+                self._began[name] = self.clock()
                 return name
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             waiter = (least, turn)
@@ -125,6 +134,7 @@ class Queue:
     def done(self, name: str, again: float | None) -> None:
         """The worker is done; `again`: when to look again, if not only when something happens."""
         added = self._busy.pop(name)
+        del self._began[name]
         if added is not None:
             self.add(name, added)
         elif again is not None:

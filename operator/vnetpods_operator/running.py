@@ -296,6 +296,7 @@ class Operator:
             azure_answered=None if last is None else round(time.monotonic() - last, 3),
             waiting_for_budget=self._budget.waiting,
             kube_requests=self._kube.requests if self._kube else 0,
+            longest=round(self._queue.longest, 3),
         )
 
 

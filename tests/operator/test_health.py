@@ -11,7 +11,7 @@ import pytest
 
 from vnetpods_api import NodeIPPool
 from vnetpods_operator.configuration import Config
-from vnetpods_operator.health import STUCK_SECONDS, State, serving
+from vnetpods_operator.health import STUCK_SECONDS, WRITES, State, serving
 from vnetpods_operator.metrics import Metrics
 from vnetpods_operator.roster import Roster
 
@@ -44,6 +44,17 @@ async def test_liveness(leads: bool, oldest: float, held_back: int, status: int)
         ready = await http.get("/readyz")
         assert ready.status == 200
         assert (await ready.json())["leads"] is leads
+
+
+@pytest.mark.parametrize(("longest", "status"), [(WRITES * WRITE, 200), (STUCK_SECONDS + WRITES * WRITE + 1, 503)])
+async def test_one_look_that_never_ends_is_no_health(longest: float, status: int) -> None:
+    """Its node waits in no line, and would be looked at never again; all others go on."""
+    state = State(True, 0, 0.0, None, 0, 0, longest=longest)
+    async with (
+        serving("127.0.0.1:19463", NOWHERE, nothing, lambda: state, WRITE),
+        aiohttp.ClientSession("http://127.0.0.1:19463") as http,
+    ):
+        assert (await http.get("/healthz")).status == status
 
 
 async def test_a_stuck_loop_does_not_answer() -> None:

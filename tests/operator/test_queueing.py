@@ -188,3 +188,17 @@ async def test_a_subscription_that_azure_throttles_leaves_the_workers_to_others(
         await settle()
         assert seen == ["open-1"]
         assert of.depth == 0
+
+
+async def test_the_longest_look_is_known_while_it_lasts() -> None:
+    now = [0.0]
+    of = Queue(lambda: now[0])
+    for name in ("one", "two"):
+        of.add(name)
+        assert await of.take() == name
+        now[0] += 5
+    assert of.longest == 10
+    of.done("one", None)
+    assert of.longest == 5
+    of.done("two", None)
+    assert of.longest == 0
