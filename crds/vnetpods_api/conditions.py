@@ -68,6 +68,7 @@ class Reason(StrEnum):
     MACHINE_NOT_ALLOWED = "MachineNotAllowed"  # the Node names a machine that the configuration does not allow
     REFUSED = "Refused"  # Azure refuses the change and would again: the message has its words
     AGENT_DOUBLED = "AgentDoubled"  # two agents report for the node, nothing is released until one of them is gone
+    NETWORK_UNAVAILABLE = "NetworkUnavailable"  # the Node keeps pods away though its agent serves: clear its condition
     INVALID_SIZING = "InvalidSizing"  # spec.sizing and the configuration contradict each other
     NIC_FAILED = "NicFailed"  # the NIC's provisioning state is Failed and repairing did not help
     INTERNAL_ERROR = "InternalError"  # a fault of the operator itself: its log says where

@@ -31,6 +31,8 @@ class Node:
     """False when the Node says that it isn't, or nothing is heard of its kubelet: then its agent may be away too."""
     unheard: bool = False
     """Nothing is heard of its kubelet: the API server says so after 40 s."""
+    barred: str = ""
+    """The reason of a condition NetworkUnavailable that holds: it keeps pods away, whatever Ready says."""
     boot: tuple[str, ...] = ()
     """What the kubelet says of the system it runs on; differs after each start of it."""
     since: str = ""
@@ -62,6 +64,7 @@ def node_from(body: Mapping[str, Any]) -> Node:
     """Out of the API server's JSON."""
     metadata, status = body["metadata"], body.get("status", {})
     ready = [c for c in status.get("conditions") or () if c.get("type") == "Ready"]
+    barred = [c for c in status.get("conditions") or () if c.get("type") == "NetworkUnavailable"]
     system = status.get("nodeInfo") or {}
     pods = status.get("allocatable", {}).get("pods", POD_LIMIT)
     try:
@@ -76,6 +79,7 @@ def node_from(body: Mapping[str, Any]) -> Node:
         labels=dict(metadata.get("labels") or {}),
         ready=all(c.get("status") == "True" for c in ready),
         unheard=any(c.get("status") == "Unknown" for c in ready),
+        barred=next((c.get("reason") or "no reason" for c in barred if c.get("status") == "True"), ""),
         boot=tuple(system.get(key) or "" for key in ("bootID", "machineID", "systemUUID")),
         since=max([metadata.get("creationTimestamp") or "", *(c.get("lastTransitionTime") or "" for c in ready)]),
     )

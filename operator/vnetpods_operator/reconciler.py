@@ -368,7 +368,10 @@ class Reconciler:
         raise Outdated(f"NodeIPPool {look.node.name} changes faster than it can be written")
 
     async def _write(self, pool: NodeIPPool, findings: report.Findings, record: Record) -> NodeIPPool:
-        status = report.status(pool, replace(findings, silence=self._parts.silence(pool)), datetime.now(UTC))
+        node = self._parts.roster.nodes.get(pool.metadata.name)
+        barred = report.leftover(node, pool) if node is not None else ""
+        findings = replace(findings, silence=self._parts.silence(pool), barred=barred)
+        status = report.status(pool, findings, datetime.now(UTC))
         request = renewed(record.request, status.interfaces)
         status = msgspec.structs.replace(status, release_request=request.token if request else None)
         if not report.differs(pool, status):

@@ -26,6 +26,7 @@ from vnetpods_api import (
 )
 from vnetpods_operator import situation
 from vnetpods_operator.machine import ENTRIES_PER_NIC, Nic
+from vnetpods_operator.nodes import Node
 from vnetpods_operator.roster import Problem
 from vnetpods_operator.situation import Plan
 
@@ -57,6 +58,8 @@ class Findings:
     """Addresses that vanished from the NICs without having been released, if the NICs were read."""
     silence: str = ""
     """Why the node's agent is taken to be silent."""
+    barred: str = ""
+    """Why the Node keeps pods away although its agent serves, and what to do."""
     view: str | None = None
     """What the agent asked to have confirmed before the NICs were read."""
 
@@ -137,6 +140,21 @@ def _conditions(
     return [msgspec.structs.replace(c, observed_generation=generation) for c in found]
 
 
+def leftover(node: Node, pool: NodeIPPool) -> str:
+    """What to do about a NetworkUnavailable of a former network plugin, or of a route controller that makes no routes
+    for this one. The operator may not change Nodes, and need not for anything else.
+    """
+    own = find(pool.status.conditions, ConditionType.AGENT_READY)
+    if not node.barred or own is None or own.status != _TRUE:
+        return ""
+    body = '{"status":{"conditions":[{"type":"NetworkUnavailable","status":"False","reason":"VnetpodsServes"}]}}'
+    return (
+        f"Node {node.name} says NetworkUnavailable ({node.barred}), which keeps pods away, though its agent serves: a "
+        "former network plugin left it, or the cloud provider waits for routes (--configure-cloud-routes=false). "
+        f"To clear it: kubectl patch node {node.name} --subresource=status -p '{body}'"
+    )
+
+
 def _agent_silent(findings: Findings, pool: NodeIPPool, now: datetime) -> list[Condition]:
     """AgentReady is the agent's. For one that is silent the operator speaks, and goes on to until the agent is heard: a
     condition that nobody writes any more would vanish.
@@ -160,6 +178,8 @@ def _ready(findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool
         reason, message = plan.limit, plan.detail
     elif plan is not None and plan.reason is Reason.PAUSED and total:
         reason, message = Reason.PAUSED, f"pods get what is free, no more is added; {_SENTENCES[Reason.PAUSED]}"
+    elif findings.barred:
+        reason, message = Reason.NETWORK_UNAVAILABLE, findings.barred
     else:
         reason, message = Reason.POOL_READY, "pods can be given addresses"
     free = plan.free if plan is not None else usage.free if usage is not None else total
@@ -196,4 +216,6 @@ def _stalled(findings: Findings, now: datetime) -> Condition:
         return condition(ConditionType.STALLED, _TRUE, problem.reason, problem.message, now)
     if problem is None and plan is not None and plan.limit is Reason.NIC_FAILED:
         return condition(ConditionType.STALLED, _TRUE, plan.limit, plan.detail, now)
+    if problem is None and findings.barred:
+        return condition(ConditionType.STALLED, _TRUE, Reason.NETWORK_UNAVAILABLE, findings.barred, now)
     return condition(ConditionType.STALLED, _FALSE, Reason.IDLE, "nobody needs to act", now)

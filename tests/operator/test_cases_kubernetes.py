@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shlex
 from typing import Any
 
 import pytest
@@ -57,6 +58,28 @@ async def test_c57_nothing_is_released_for_a_node_that_is_merely_not_ready(world
         assert silent.status == "True"
         pool = await world.pool(node)
     assert set(pool.status.interfaces[0].addresses) == before
+
+
+async def test_a_former_network_plugins_word_on_the_node_is_shown_with_the_command_that_clears_it(
+    world: World,
+) -> None:
+    """calico#7816: NetworkUnavailable stays behind, and with it the taint; all of our own says that it is well."""
+    node, agent = await world.worker("one")
+    left = {"type": "NetworkUnavailable", "status": "True", "reason": "CalicoIsDown", "message": "x"}
+    path, merge = f"/api/v1/nodes/{node}/status", "application/strategic-merge-patch+json"
+    async with world.operator():
+        await world.until_allocated(node, 4)
+        await agent.sync()
+        await world.kube.request("PATCH", path, body={"status": {"conditions": [left]}}, content_type=merge)
+        said = await world.until_reason(node, "NetworkUnavailable")
+        stalled = await world.condition(node, ConditionType.STALLED)
+        assert stalled is not None
+        assert (said.status, stalled.status) == ("True", "True")
+        assert "(CalicoIsDown)" in said.message
+        kubectl, *command = shlex.split(said.message.partition("To clear it: ")[2])
+        assert kubectl == "kubectl"
+        world.api.kubectl(*command)
+        await world.until_reason(node, "PoolReady")
 
 
 async def test_c59_deletes_complete_while_the_operator_is_off(world: World) -> None:
