@@ -5,10 +5,12 @@ version of Kubernetes, the newest, and the one that all other tests use.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from tests.install.rendering import render_text
 from tests.kube import binaries
@@ -122,6 +124,15 @@ def test_the_policy_is_also_tested_with(program: str) -> None:
         pytest.skip(f"not built, so left out here: python -m tests.kube build {program}")
 
 
+def test_every_field_of_the_status_is_either_the_agents_or_kept_by_the_policy() -> None:
+    """A field that comes later is nobody's to write by default."""
+    crd = yaml.safe_load(render_text({}, "--show-only=templates/crds.yaml"))
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    policy = render_text({}, "--show-only=templates/admission-policy.yaml")
+    kept = set(re.findall(r"object\.\?status\.\?(\w+) == oldObject\.\?status\.\?\1\b", policy))
+    assert schema.keys() - kept == {"usage", "agent", "released", "kept", "missing", "conditions"}
+
+
 def test_an_agent_reports_on_its_own_node(installed: ApiServer, ada: Path) -> None:
     status = {
         "usage": USAGE,
@@ -154,6 +165,7 @@ def test_an_agent_reports_on_its_own_node(installed: ApiServer, ada: Path) -> No
         pytest.param({"observedGeneration": 7}, "the rest is the operator's", id="generation"),
         pytest.param({"releaseRequest": "r"}, "the rest is the operator's", id="release request"),
         pytest.param({"confirmedView": "v"}, "the rest is the operator's", id="confirmed view"),
+        pytest.param({"lost": ["10.0.0.9"]}, "the rest is the operator's", id="lost"),
         pytest.param({"conditions": [condition("Ready", "False")]}, "the others are the operator's", id="Ready"),
         pytest.param({"conditions": [condition("Stalled")]}, "the others are the operator's", id="a new condition"),
     ],
