@@ -22,13 +22,15 @@ NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
 
 @dataclass(slots=True)
 class Resource:
-    """One resource. `body` is what a GET answers; `revision` counts changes and makes the etag."""
+    """One resource. `body` is what a GET answers; `revision` counts changes; `birth` and it make the etag."""
 
     id: ResourceId
     body: Body
     state: str = "Succeeded"
     """Its provisioningState."""
     revision: int = 0
+    birth: int = 0
+    """How many resources had this id before: an etag never comes back."""
     operation: str = ""
     memory: dict[str, Any] = field(default_factory=dict)
     """What the service knows and doesn't show (a NIC's VM, an instance's model)."""
@@ -42,7 +44,8 @@ class Resource:
     def etag(self) -> str:
         if self.id.provider.lower() == "microsoft.compute" and not self.id.kind.endswith("/networkinterfaces"):
             return f'"{self.revision}"'
-        return f'W/"{guid(self.id.key, self.revision)}"'
+        lives = (self.birth,) if self.birth else ()
+        return f'W/"{guid(self.id.key, *lives, self.revision)}"'
 
     def changed(self, state: str | None = None) -> None:
         """A new etag, and states stamped into the body and into what is listed inside it."""
@@ -71,6 +74,8 @@ class Store:
     def __init__(self) -> None:
         self._all: dict[str, Resource] = {}
         self._kinds: dict[str, dict[str, Resource]] = {}
+        self._removed: dict[str, int] = {}
+        """How often a resource of this key was removed."""
         self._groups: set[str] = set()
         """Keys of resource groups that something was ever in; a group outlives what is in it."""
 
@@ -79,6 +84,10 @@ class Store:
 
     def add(self, resource: Resource) -> None:
         self._all[resource.id.key] = resource
+        if resource.birth != (birth := self._removed.get(resource.id.key, 0)):
+            resource.birth = birth
+            if resource.revision:
+                resource.stamp()
         self._groups.add(_group(resource.id))
         self._kinds.setdefault(resource.id.kind, {})[resource.id.key] = resource
 
@@ -88,6 +97,7 @@ class Store:
 
     def remove(self, resource: Resource) -> None:
         del self._all[resource.id.key]
+        self._removed[resource.id.key] = self._removed.get(resource.id.key, 0) + 1
         del self._kinds[resource.id.kind][resource.id.key]
 
     def all(self) -> Iterator[Resource]:
