@@ -93,6 +93,8 @@ class Nic:
     tags: dict[str, str] = field(default_factory=dict)
     fenced: bool = True
     body: Any = None
+    carries: frozenset[str] = frozenset()
+    """Names in lower case of the entries that a write of this would carry; in a write's answer, those it carried."""
 
     @property
     def primary_address(self) -> str | None:
@@ -165,6 +167,7 @@ def usable_by_pods(
     naming: Naming,
     prefixes: dict[str, tuple[str, ...]],
     gone: Collection[str] = (),
+    doubted: Collection[str] = (),
     *,
     hopeful: bool = True,
 ) -> tuple[situation.Nic, ...]:
@@ -172,9 +175,10 @@ def usable_by_pods(
 
     `published`: addresses that the pool lists or pods hold, which stay whatever state Azure gives them; `prefixes`: of
     each subnet by lower-case id; `gone`: names (lower case) of entries that were removed, and that no pod gets if they
-    are there once more; `hopeful`: whether Failed entries are expected to recover, and so are on the way as
-    those are that Azure is still making. A list of entries that isn't fenced and that lacks something published is no
-    ground for sweeping: an entry without address may be the very one.
+    are there once more; `doubted`: names of those that no pod gets before a write has proven that they are there, which
+    count as on the way but for one that no write would carry; `hopeful`: whether Failed entries are expected to
+    recover, and so are on the way as those are that Azure is still making. A list of entries that isn't fenced and that
+    lacks something published is no ground for sweeping: an entry without address may be the very one.
     """
     listed = {entry.address for nic in nics for entry in nic.entries}
     lagging = not listed.issuperset(published)
@@ -183,7 +187,10 @@ def usable_by_pods(
     for nic in nics:
         back = {e.name for e in nic.entries if e.ours and e.name.lower() in gone}
         ours = [entry for entry in nic.entries if entry.ours and entry.name not in back]
-        found = [e for e in nic.entries if e.address and e.name not in back and (e.ours or naming.adopted(e))]
+        unproven = {e.name for e in ours if e.address and e.name.lower() in doubted}
+        provable = {name for name in unproven if name.lower() in nic.carries}
+        barred = back | unproven
+        found = [e for e in nic.entries if e.address and e.name not in barred and (e.ours or naming.adopted(e))]
         # Azure stamps entries Updating or Failed that go on working: what pods may have stays theirs
         good = [e for e in found if e.state == "Succeeded" or e.address in published]
         kept = [e for e in good if not naming.excluded(_address(e)) or _address(e) in published]
@@ -205,11 +212,14 @@ def usable_by_pods(
                 pending=situation.count(
                     e.address or ""
                     for e in ours
-                    if e not in good and e.name not in broken and (e.state != "Failed" or e.name in half or hopeful)
+                    if e not in good
+                    and e.name not in broken | (unproven - provable)
+                    and (e.state != "Failed" or e.name in half or hopeful)
                 ),
                 broken=broken,
                 failed=nic.state == "Failed" or any(e.state == "Failed" for e in found),
                 busy=nic.state == "Updating",
+                doubted=bool(provable),
             )
         )
     return tuple(views)

@@ -115,7 +115,8 @@ class Observer:
             prefixes[key] = await self._networks.prefixes(nic.subnet) or before.get(key, ())
         hopeful = look.record.repairs < planner.HOPELESS
         gone = self._gone(look)
-        views = usable_by_pods(look.nics, published, look.naming, prefixes, gone, hopeful=hopeful)
+        doubted = look.record.trail.doubted(look.nics, look.pool)
+        views = usable_by_pods(look.nics, published, look.naming, prefixes, gone, doubted, hopeful=hopeful)
         look.record.barred = {view.name: (look.naming.exclude, view.barred) for view in views}
         self._lost(look)
         pairs = zip(views, look.nics, strict=True)

@@ -14,7 +14,8 @@ The rules are a chain, each adding its part to at most one write per NIC, in thi
 5. cancel release what it has not acknowledged is kept when addresses are short, when a pod holds it, or when it is
                   asked for too long; excluded addresses stay asked for until their pods end.
 6. grow           to `minimum`, and when free + on the way < warm or pods wait.
-7. start release  when more than 2 x warm was free long enough, down to 2 x warm, so that the next pod changes nothing.
+7. prove          what may be of the past is written again as it was read, unless another write does that already.
+8. start release  when more than 2 x warm was free long enough, down to 2 x warm, so that the next pod changes nothing.
 
 The one law: never shrink on absence. An entry is removed only if it is ours, this process asked for it by name, the
 agent has acknowledged that very request, and no other node counts on the address. One that the agent has released is
@@ -103,7 +104,7 @@ def plan(observed: Observed, wanted: Wanted, now: float) -> Plan:
     if wanted.paused:
         draft.reason = Reason.PAUSED
     else:
-        for rule in (_settle, _repair, _restore, _finish_release, _cancel_release, _grow, _start_release):
+        for rule in (_settle, _repair, _restore, _finish_release, _cancel_release, _grow, _prove, _start_release):
             rule(draft)
     return Plan(
         changes=tuple(Change(nic, **what) for nic, what in draft.changes.items()),  # type: ignore[arg-type]
@@ -257,6 +258,12 @@ def _grow_on(draft: _Draft, nic: Nic, need: int) -> int:
     draft.slots[nic.name] -= blocks + add
     draft.change(nic.name, Reason.GROWING, add=add, blocks=blocks)
     return BLOCK * blocks + add
+
+
+def _prove(draft: _Draft) -> None:
+    for nic in draft.writable:
+        if nic.doubted and nic.name not in draft.changes:
+            draft.change(nic.name, Reason.REPAIRING, rewrite=True)
 
 
 def _start_release(draft: _Draft) -> None:

@@ -232,6 +232,7 @@ class Reconciler:
                     raise
                 return error
             reached(Point.NIC_WRITTEN)
+            look.record.trail.wrote(nic, change, written[nic.name].carries)
             self._done(look, nic, change)
         nics = tuple(written.values())
         if look.record.trail.older(nics, self._now()):
@@ -258,7 +259,6 @@ class Reconciler:
     def _done(self, look: Look, nic: Nic, change: Change) -> None:
         """A write worked."""
         assert look.plan is not None
-        look.record.trail.wrote(nic, change)
         if change.restore:
             look.record.taken = 0
         added = change.add + situation.BLOCK * change.blocks

@@ -52,6 +52,8 @@ class Nic:
     """Names of entries of ours that a failed operation left half-made."""
     failed: bool = False
     busy: bool = False
+    doubted: bool = False
+    """It has entries that may be of the past, unless a write of what was read succeeds."""
     grow_after: float = 0.0
     """The subnet was full: not to be asked before."""
     grow_most: int = 256

@@ -7,7 +7,8 @@ tell what a read can't be:
   or somebody has written an old list of entries. No pod gets its address, whatever is read.
 
 One Trail per node, in its Record; it outlives a boot of the machine. After a restart of the operator nothing is known:
-then only what the agent has retired is known not to be usable (docs/architecture.md).
+then an entry of ours that the pool does not list is doubted until a write of what was read has succeeded, which it
+does only if the read was not late (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from vnetpods_api import NodeIPPool
 from vnetpods_operator.machine import Nic
 from vnetpods_operator.situation import Change
 
@@ -35,13 +37,16 @@ class Trail:
 
     removed: dict[str, None] = field(default_factory=dict)
     """Names of entries that were released and are gone, in lower case."""
+    proven: dict[str, None] = field(default_factory=dict)
+    """Names of entries, in lower case, that a write of ours carried: Azure took it, so they were there."""
     _etags: dict[str, dict[str, None]] = field(default_factory=dict)
     """By NIC: those read, the last one last; after a write none that is known is the last."""
     _old_since: float | None = None
 
-    def wrote(self, nic: Nic, change: Change) -> None:
-        """The write of what was read as `nic` worked."""
+    def wrote(self, nic: Nic, change: Change, carried: Iterable[str] = ()) -> None:
+        """The write of what was read as `nic` worked; `carried`: names of the entries in it."""
         self.gone(change.remove)
+        _keep(self.proven, carried)
         if nic.fenced and (change.add or change.blocks or change.restore or change.remove):
             known = self._etags.setdefault(nic.id.lower(), {})
             known.pop(_NEWER, None)
@@ -49,9 +54,18 @@ class Trail:
 
     def gone(self, names: Iterable[str]) -> None:
         """Entries that were released are gone."""
-        self.removed |= dict.fromkeys(name.lower() for name in names)
-        for name in list(self.removed)[:-NAMES]:
-            del self.removed[name]
+        _keep(self.removed, (name.lower() for name in names))
+
+    def doubted(self, nics: Collection[Nic], pool: NodeIPPool) -> set[str]:
+        """Names of entries of ours, in lower case, that may be of the past: neither does the pool list them nor has
+        this process written them. A former process may have removed them, and the read be from before.
+        """
+        listed, addresses = set[str](), set[str]()
+        for interface in pool.status.interfaces:
+            listed |= {name.lower() for name in interface.ip_configurations}
+            addresses |= set() if interface.ip_configurations else {*interface.addresses}  # of an operator of before
+        ours = (e for nic in nics for e in nic.entries if e.ours and e.address and e.address not in addresses)
+        return {e.name.lower() for e in ours} - listed - self.proven.keys()
 
     def older(self, nics: Collection[Nic], now: float) -> str:
         """Which of the NICs is read as it was before something that is known; "" if none is."""
@@ -81,3 +95,12 @@ class Trail:
 
     def _known(self, nic: Nic) -> dict[str, None]:
         return self._etags.get(nic.id.lower(), {})
+
+
+def _keep(known: dict[str, None], names: Iterable[str]) -> None:
+    """Remembers the names, the last ones longest."""
+    for name in names:
+        known.pop(name, None)
+        known[name] = None
+    for name in list(known)[:-NAMES]:
+        del known[name]

@@ -1,6 +1,7 @@
 """kill -9 at every fault point that the code lists, in growth and in release; then a new operator takes over.
 
-After that: no second write for the same need, no address forgotten, none removed that a pod holds.
+After that: no second write for the same need but one that changes nothing, no address forgotten, none removed that a
+pod holds.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ async def test_c21_growth(world: World, point: Point, nth: int, slow: bool) -> N
     async with living(world, agent, "one-nic"), world.operator():
         pool = await world.until_allocated(node, 4)
     assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
-    assert accepted(world) == 1
+    # what no pool lists may have been removed by the dead process: a write of what was read proves that it wasn't
+    unlisted = point in (Point.NIC_ACCEPTED, Point.NIC_WRITTEN)
+    assert accepted(world) == 1 + unlisted
 
 
 @pytest.mark.parametrize(("point", "nth"), MOVE, ids=[f"{p.value}-{n}" for p, n in MOVE])

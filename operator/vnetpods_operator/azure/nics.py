@@ -33,7 +33,13 @@ def parse(body: dict[str, Any]) -> Nic:
         entries=tuple(entry(configuration) for configuration in configurations),
         tags=body.get("tags") or {},
         body=body,
+        carries=names(configurations),
     )
+
+
+def names(configurations: Iterable[dict[str, Any]]) -> frozenset[str]:
+    """Of the entries, in lower case."""
+    return frozenset(entry(configuration).name.lower() for configuration in configurations)
 
 
 def entry(configuration: dict[str, Any]) -> Entry:

@@ -78,7 +78,7 @@ class ScaleSetInstance:
         after = next((other for other in (await self.nics()).found if other.name == nic.name), None)
         if after is None:
             raise Gone(f"{what}: its NIC {nic.name} is gone", "NotFound")
-        return after
+        return replace(after, carries=_names(model, nic.name))
 
     @property
     def _unseen(self) -> set[str]:
@@ -137,6 +137,7 @@ def _with_model(nic: Nic, model: dict[str, Any], state: str, unseen: set[str]) -
         state=state if state == "Updating" or (state == "Failed" and beyond) else nic.state,
         entries=tuple(entries),
         body=model,
+        carries=_names(model, nic.name),
     )
 
 
@@ -181,8 +182,8 @@ def _entries(model: dict[str, Any], name: str) -> list[Entry]:
     return [entry(one) for one in properties.get("ipConfigurations") or []]
 
 
-def _names(model: dict[str, Any], name: str) -> set[str]:
-    return {one.name.lower() for one in _entries(model, name)}
+def _names(model: dict[str, Any], name: str) -> frozenset[str]:
+    return frozenset(one.name.lower() for one in _entries(model, name))
 
 
 def _configuration(model: dict[str, Any], name: str) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vnetpods_operator.azure.client import Arm, NicId
 from vnetpods_operator.azure.errors import ending, translated
-from vnetpods_operator.azure.nics import edited, parse
+from vnetpods_operator.azure.nics import edited, names, parse
 from vnetpods_operator.cloud import AzureError, Gone, Throttled
 from vnetpods_operator.faults import Point, reached
 from vnetpods_operator.machine import MachineId, Nic, Nics, UnreadableNic, fence
@@ -86,7 +86,7 @@ class VirtualMachine:
         reached(Point.NIC_ACCEPTED)
         async with ending(what, self.arm.config.operation_timeout):
             after: Any = await poller.result()
-            return parse(after)
+            return replace(parse(after), carries=names(wanted["properties"]["ipConfigurations"]))
 
     async def _nic(self, resource: str) -> Nic:
         subscription, group, name = _place(resource)
