@@ -2,15 +2,18 @@
 
     python -m tests.operator.chaos [--seed N] [--nodes 200] [--minutes 30] [--speed 10]
 
-Two operators (processes) fight for the Lease and are killed at random; the API server is restarted and frozen; 5 % of
-the requests to ARM fail in all the ways the emulator knows; somebody else writes the same NICs, and now and then takes
-one of our addresses away. Agents' pods come and go at random. The durations in the operator's configuration are shorter
-by `--speed`, so that a minute of it is a virtual one.
+Two operators (processes) fight for the Lease; they are killed, stopped past their Lease and let go on, and both dead
+for minutes; their wall clocks step. The API server is restarted, frozen, and restored from a backup. 5 % of the
+requests to ARM fail in all the ways the emulator knows, and reads of ARM lag. Somebody else writes the same NICs, and
+now and then takes one of our addresses away. Agents' pods come and go at random; agents are started again, their
+machines boot, their disks are rolled back, and what they say is at times late. The durations in the operator's
+configuration are shorter by `--speed`, so that a minute of it is a virtual one.
 
 A model looks at each NIC after each write, before the writer hears of it: never is an address removed that a pod holds
-(unless somebody else did it), and what others configured stays as it was. In the end faults stop, and everything must
-come to rest: pool = NIC, no pod waits, nothing is missing, every condition says so. The random draws follow the seed;
-what happens at the same time is up to the machine.
+(unless somebody else did it), and what others configured stays as it was. No pod gets an address that is not on its NIC
+or that another pod holds. In the end faults stop, and everything must come to rest: pool = NIC, no pod waits, nothing
+is missing, every condition says so. The random draws follow the seed; what happens at the same time is up to the
+machine.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +36,7 @@ from rich.console import Console
 
 from tests.azure.arm.ids import parse
 from tests.azure.arm.server import Emulator
+from tests.clock import SteppingClock
 from tests.install.rendering import operator_rights
 from tests.isolation import isolate
 from tests.kube import apiserver
@@ -77,6 +82,8 @@ class Model:
         self._etags: dict[str, str] = {}
         self._foreign: dict[str, dict[str, Any]] = {}
         self.robbed: dict[str, set[str]] = {nic: set() for nic in agents}
+        self.taken: set[str] = set()
+        """All that somebody else ever took from a NIC: whose it is, nobody of ours can know in time."""
         self.gone: set[str] = set()
         self.checks = 0
 
@@ -104,6 +111,15 @@ class Model:
         assert not vanished, f"{nic}: what others configured is gone: {vanished}"
         self._foreign[nic] = theirs
 
+    def given(self, nic: str, addresses: set[str]) -> None:
+        """Pods of the NIC's node have been given these."""
+        robbed = set().union(*self.robbed.values()) | self.taken
+        strange = addresses - self.ours(nic) - robbed
+        assert nic in self.gone or not strange, f"{nic}: pods were given {sorted(strange)}, which the NIC doesn't have"
+        for other, agent in self._agents.items():
+            twice = addresses & agent.held - robbed if other != nic and other not in self.gone else set()
+            assert not twice, f"{sorted(twice)} are held by pods of {nic} and of {other}"
+
     def ours(self, nic: str) -> set[str]:
         found = self._azure.build.addresses(nic)
         return {address for name, address in found.items() if name.startswith("vnetpods-")}
@@ -122,6 +138,11 @@ class Chaos:
         self.model = Model(azure, self._agents)
         self.events: Counter[str] = Counter()
         self._demand = 60
+        self._dead = asyncio.Event()
+        self._dead.set()
+        self._backups: list[Path] = []
+        self._ledgers: dict[str, set[str]] = {}
+        self._clock = SteppingClock(folder)
         self._operators: list[asyncio.subprocess.Process | None] = [None, None]
 
     async def build(self, nodes: int) -> None:
@@ -163,6 +184,7 @@ class Chaos:
             console.print("\nfaults end; everything must come to rest")
             tasks.pop(-2).cancel()
             self._azure.build.clear_faults()
+            self._azure.build.release()
             self._demand = 10
             await self._rest()
         finally:
@@ -187,16 +209,21 @@ class Chaos:
                     agent.start(wanted - len(agent.pods))
                 else:
                     agent.end(len(agent.pods) - wanted, newest=self._random.random() < 0.5)
+            before = agent.held
             with contextlib.suppress(KubeError):
                 await agent.sync()
+            self.model.given(nic, agent.held - before)
             self.model.robbed[nic] &= agent.held
 
     async def _operator(self, place: int, path: Path) -> None:
         """An operator that is started again whenever it ends."""
         arguments = ["-m", "vnetpods_operator", "--config", str(path), "--kubeconfig", str(self._kubeconfig)]
         while True:
+            await self._dead.wait()
             with (self._folder / f"operator-{place}.log").open("a") as log:
-                process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stderr=log)
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, *arguments, stderr=log, env=os.environ | self._clock.environment
+                )
             self._operators[place] = process
             code = await process.wait()
             self.events[f"operator ended with {code}"] += 1
@@ -208,44 +235,129 @@ class Chaos:
         return self._server.kubeconfig_for("vnetpods-operator", "kube-system")
 
     async def _misfortune(self) -> None:
-        """What happens to the machines around."""
-        deleted = 0
+        """What happens to the machines around, one after the other."""
+        misfortunes = {
+            self._kill: 3,
+            self._restart: 1,
+            self._freeze: 2,
+            self._rob: 6,
+            self._lose_machine: 1,
+            self._delete_pool: 4,
+            self._keep_backup: 3,
+            self._go_back: 1,
+            self._boot: 4,
+            self._roll_back: 4,
+            self._hush: 1,
+            self._stop_leader: 1,
+            self._step_clocks: 3,
+            self._lag: 4,
+            self._speak_late: 4,
+        }
         while True:
-            await asyncio.sleep(self._random.uniform(2, 8))
-            what = self._random.choices(["kill", "restart", "freeze", "rob", "machine", "pool"], [3, 1, 2, 6, 1, 4])[0]
-            self.events[what] += 1
-            if what == "kill":
-                process = self._operators[self._random.randrange(2)]
+            await asyncio.sleep(self._random.uniform(1, 4))
+            misfortune = self._random.choices(list(misfortunes), list(misfortunes.values()))[0]
+            self.events[misfortune.__name__.strip("_")] += 1
+            if (under_way := misfortune()) is not None:
+                await under_way
+
+    def _kill(self) -> None:
+        process = self._operators[self._random.randrange(2)]
+        if process is not None and process.returncode is None:
+            process.kill()
+
+    def _restart(self) -> None:
+        self._server.restart()
+
+    async def _freeze(self) -> None:
+        self._server.pause()
+        try:
+            await asyncio.sleep(self._random.uniform(0.5, 3))
+        finally:
+            self._server.resume()
+
+    def _lose_machine(self) -> None:
+        if self.events["lose_machine"] <= 2:
+            nic = self._machine()
+            self.model.gone.add(nic)
+            self._azure.build.delete("Microsoft.Compute/virtualMachines", nic.removesuffix("-nic"))
+
+    async def _delete_pool(self) -> None:
+        name = self._random.choice(sorted(self._agents)).removesuffix("-nic")
+        with contextlib.suppress(KubeError):
+            await self._api.request("DELETE", f"/apis/vnetpods.io/v1alpha1/nodeippools/{name}")
+
+    def _keep_backup(self) -> None:
+        self._backups = [*self._backups[-4:], self._server.backup()]
+
+    def _go_back(self) -> None:
+        """etcd is restored from a backup of some time ago."""
+        if self._backups:
+            self._server.restore(self._random.choice(self._backups))
+
+    def _boot(self) -> None:
+        """A machine boots: its pods are gone, its disk is not."""
+        agent = self._agents[self._machine()]
+        agent.end(len(agent.pods))
+        agent.restart(boot=True)
+
+    def _roll_back(self) -> None:
+        """A disk is as it was at the last visit, or a new one."""
+        nic = self._machine()
+        agent = self._agents[nic]
+        agent.end(len(agent.pods))
+        agent.restart(boot=True)
+        agent.retired, self._ledgers[nic] = self._ledgers.get(nic, set()), set(agent.retired)
+
+    async def _hush(self) -> None:
+        """No operator for two virtual minutes."""
+        self._dead.clear()
+        try:
+            for process in self._operators:
                 if process is not None and process.returncode is None:
                     process.kill()
-            elif what == "restart":
-                self._server.restart()
-            elif what == "freeze":
-                self._server.pause()
-                try:
-                    await asyncio.sleep(self._random.uniform(0.5, 3))
-                finally:
-                    self._server.resume()
-            elif what == "rob":
-                self._rob()
-            elif what == "machine" and deleted < 2:
-                deleted += 1
-                nic = self._random.choice(sorted(set(self._agents) - self.model.gone))
-                self.model.gone.add(nic)
-                self._azure.build.delete("Microsoft.Compute/virtualMachines", nic.removesuffix("-nic"))
-            elif what == "pool":
-                name = self._random.choice(sorted(self._agents)).removesuffix("-nic")
-                with contextlib.suppress(KubeError):
-                    await self._api.request("DELETE", f"/apis/vnetpods.io/v1alpha1/nodeippools/{name}")
+            await asyncio.sleep(12)
+        finally:
+            self._dead.set()
+
+    async def _stop_leader(self) -> None:
+        """A process is held up until its Lease is another's, and then goes on as if nothing had happened."""
+        process = self._operators[self._random.randrange(2)]
+        if process is not None and process.returncode is None:
+            process.send_signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(12)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGCONT)
+
+    def _step_clocks(self) -> None:
+        self._clock.step_to(self._random.choice([0.0, -3600.0, -90.0, 90.0, 3600.0]))
+
+    def _lag(self) -> None:
+        """Reads of a few machines answer what was, for a virtual minute or three."""
+        for nic in self._random.sample(sorted(self._agents), 5):
+            seconds, alternating = self._random.uniform(6, 18), self._random.random() < 0.5
+            self._azure.build.lag(f"*/{nic}", seconds=seconds, alternating=alternating)
+
+    async def _speak_late(self) -> None:
+        """An agent says what was true of what it heard a while ago."""
+        agent = self._agents[self._machine()]
+        agent.lagging = True
+        await asyncio.sleep(self._random.uniform(0.5, 3))
+        agent.lagging = False
+
+    def _machine(self) -> str:
+        return self._random.choice(sorted(set(self._agents) - self.model.gone))
 
     def _rob(self) -> None:
         """Somebody removes one of our entries."""
-        nic = self._random.choice(sorted(set(self._agents) - self.model.gone))
+        nic = self._machine()
         found = self._azure.build.addresses(nic)
         ours = sorted(name for name in found if name.startswith("vnetpods-"))
         if ours and self._azure.build.nic(nic)["properties"]["provisioningState"] == "Succeeded":
             name = self._random.choice(ours)
             self.model.robbed[nic].add(found[name])
+            self.model.taken.add(found[name])
             self._azure.build.remove_address(nic, name)
 
     async def _progress(self, seconds: float) -> None:
