@@ -218,6 +218,8 @@ class Reconciler:
         look.record.ticket.outdated = lambda: self._parts.roster.wants_else(look.node.name, look.pool.spec)
         for change in look.plan.changes:
             nic = written[change.nic]
+            if look.record.ticket.outdated():
+                raise GaveWay
             try:
                 written[nic.name] = await look.machine.write(nic, change)
             except cloud.Changed:

@@ -1,0 +1,33 @@
+"""A pool that is paused at the last moment."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tests.operator.benches import bench
+from tests.operator.worlds import World
+from vnetpods_operator import faults
+from vnetpods_operator.faults import Point
+
+
+@pytest.mark.apiserver
+async def test_a_pool_that_is_paused_after_its_nic_was_read_is_not_written(world: World) -> None:
+    """Though no write had to wait for the budget."""
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+
+        def pause(reached: Point) -> None:
+            if reached is Point.ANNOUNCED:  # the watch tells
+                pool = found.roster.pools[agent.node]
+                found.roster.pools[agent.node] = msgspec.structs.replace(
+                    pool, spec=msgspec.structs.replace(pool.spec, paused=True)
+                )
+
+        faults.install(pause)
+        try:
+            await found.look()
+            await found.look()
+        finally:
+            faults.install(None)
+        assert world.writes() == 0
