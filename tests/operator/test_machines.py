@@ -431,7 +431,7 @@ async def test_groups_pool_sizing_and_pause(world: World) -> None:
         await world.until_reason(small, "InvalidSizing")
         patch = '{"spec":{"paused":true,"sizing":{"minimum":12}}}'
         world.api.kubectl("patch", "nip", small, "--type=merge", "-p", patch)
-        await world.until_reason(small, "PoolReady")
+        await world.until_reason(small, "Paused")
         assert (await world.pool(small)).status.allocated == 9
         world.api.kubectl("patch", "nip", small, "--type=merge", "-p", '{"spec":{"paused":false}}')
         await world.until_allocated(small, 12)
@@ -506,5 +506,5 @@ async def test_an_operation_that_azure_forgot_does_not_mean_that_the_machine_is_
     async with world.operator():
         await world.until_reason(node, "Conflict")
         await world.until_allocated(node, 4)
-    assert world.writes() == 1
+    assert world.writes() == 2  # the second adds nothing: it proves what the first, whose end nobody knows, has brought
     assert "MachineNotFound" not in {event["reason"] for event in await world.events(node)}
