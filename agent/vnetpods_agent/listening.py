@@ -257,13 +257,13 @@ class Listener:
             parts.events.say(Event("AddressRefused", self.refusals))
         if supply.live:
             parts.reporter.heard(status)
+        if supply.live and status.interfaces:  # before what may take its time: a restart must find what pods were given
+            await self._save()
         if unknown and status.interfaces:  # without its NICs the rule set would hide pods' addresses
             await asyncio.to_thread(parts.host.wait, _HOST_STATE)
         parts.custody.serve()
         if not parts.unfit():
             self.fit.set()
-        if supply.live and status.interfaces:
-            await self._save()
         if any(map(parts.pool.mac, there)) and await asyncio.to_thread(parts.host.wait, _HOST_STATE):
             parts.custody.serve()  # what was taken from the host
 
