@@ -418,6 +418,7 @@ def configuration(azure: Emulator, speed: float) -> dict[str, Any]:
 
     return {
         "listen": "127.0.0.1:0",
+        "metricsListen": "127.0.0.1:0",
         "groups": [{"minimum": 4, "warm": 4, "batch": 8}],
         "release": {"after": virtual(300), "patience": virtual(120)},
         "audit": virtual(900),
