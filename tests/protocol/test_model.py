@@ -27,6 +27,8 @@ from tests.protocol.model import (
     explore,
 )
 
+pytestmark = pytest.mark.timeout(900)  # nothing but computing, up to 20 s of it, beside other tests on two cores
+
 STORIES = [
     *((fault,) for fault in FAULTS),
     *combinations((DELETE, OPERATOR_DIES, AGENT_DIES, NEW_DISK, BOOT), 2),
