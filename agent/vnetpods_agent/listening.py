@@ -138,7 +138,7 @@ class Listener:
         self._parts = parts
         self._status = Status()
         self.screened = Screened()
-        self._macs: frozenset[str] = frozenset()  # of the NICs in what was read last
+        self.macs: frozenset[str] = frozenset()  # of the NICs in what was read last, trusted or not
         self._pending: Supply | None = None  # read, and not trusted yet
         self._turn = asyncio.Lock()
         self._boot_id = ""
@@ -159,7 +159,7 @@ class Listener:
 
     def is_another_machines(self) -> bool:
         """Whether this machine has none of the NICs that are listed, nor had."""
-        return bool(self._macs) and self._macs <= self._parts.limits.foreign
+        return bool(self.macs) and self.macs <= self._parts.limits.foreign
 
     async def recall(self, trouble: str, boot_id: str) -> None:
         """At start: the pool as last known, unless something is wrong with the ledger. One of an earlier boot may be
@@ -216,7 +216,8 @@ class Listener:
         async with self._turn:
             for interface in supply.interfaces:
                 await self._parts.limits.learn(interface.mac)
-            self._macs = frozenset(interface.mac for interface in supply.interfaces)
+            if supply.interfaces:
+                self.macs = frozenset(interface.mac for interface in supply.interfaces)
             if supply.live and not await self._trusted(supply):
                 return
             await self._take_over(supply)

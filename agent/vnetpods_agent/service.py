@@ -185,7 +185,7 @@ class Agent:
 
     def _absent(self) -> str:
         """Why what is listed for some NICs is of no use here."""
-        listed = sorted(mac for mac in self.limits.absent if self.pool.of((mac,)))
+        listed = sorted(self.limits.absent & self.listener.macs)
         if not listed:
             return ""
         macs = ", ".join(listed)
