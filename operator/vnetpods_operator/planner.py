@@ -159,20 +159,32 @@ def _repair(draft: _Draft) -> None:
 def _restore(draft: _Draft) -> None:
     there = draft.present.union(*(nic.unusable for nic in draft.observed.nics))
     lost = [address for address in draft.observed.missing if address not in there]
-    if not lost:
-        return
     never = [address for address in lost if address not in draft.observed.lost]
-    why = f"; nothing is asked for {_some(never)}, which this pool never listed: restart those pods" if never else ""
-    draft.blocked(Reason.ADDRESS_LOST, f"pods hold {_some(lost)}, which somebody removed from the NIC{why}")
-    lost = [address for address in lost if address not in draft.observed.contested and address not in never]
+    taken = [address for address in lost if address in draft.observed.contested and address not in never]
+    left = [address for address in lost if address not in {*never, *taken}]
     room = max(0, draft.wanted.maximum - count(draft.present) - draft.way)
     for nic in draft.writable:
-        mine = tuple(address for address in lost if nic.covers(address))[: min(room, draft.slots[nic.name])]
+        mine = tuple(address for address in left if nic.covers(address))[: min(room, draft.slots[nic.name])]
         if mine:
-            lost, room = [address for address in lost if address not in mine], room - len(mine)
+            left, room = [address for address in left if address not in mine], room - len(mine)
             draft.slots[nic.name] -= len(mine)
             draft.restored += len(mine)
             draft.change(nic.name, Reason.REPAIRING, restore=mine)
+    if lost:
+        homeless = left if len(draft.writable) == len(draft.observed.nics) else []
+        draft.blocked(Reason.ADDRESS_LOST, _lost_text(lost, never, taken, homeless))
+
+
+def _lost_text(lost: list[str], never: list[str], taken: list[str], homeless: list[str]) -> str:
+    """Each address that is not asked for stays lost to its pod until a person restarts that: so the text says why."""
+    reasons = (
+        (never, "nothing is asked for {}, which this pool never listed or the configuration excludes"),
+        (taken, "Azure does not give {} back, another NIC has it by now"),
+        (homeless, "{} can't be added: not of a NIC's subnet, or no room within maximum and on the NIC"),
+    )
+    why = "".join(f"; {text.format(_some(which))}" for which, text in reasons if which)
+    cure = ": restart those pods" if why else ""
+    return f"pods hold {_some(lost)}, which somebody removed from the NIC{why}{cure}"
 
 
 def _finish_release(draft: _Draft) -> None:

@@ -87,6 +87,13 @@ class Agent:
             if address is not None:
                 self.known[address] = next(self._turns)
 
+    def replace_pods(self, addresses: Iterable[str]) -> None:
+        """The pods that hold these are restarted."""
+        restarted = [name for name, address in self.pods.items() if address in {*addresses}]
+        for name in restarted:
+            del self.pods[name]
+        self.start(len(restarted))
+
     def restart(self, *, boot: bool = False) -> None:
         """Another process; after a boot it can't trust what it knows."""
         self.instance, self._reports, self._said = secrets.token_hex(4), itertools.count(1), None

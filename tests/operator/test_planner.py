@@ -394,6 +394,32 @@ class TestRepair:
         )
         assert change(found).restore == ("10.0.9.8",)
 
+    @pytest.mark.parametrize(
+        ("nics", "more", "why"),
+        [
+            ((nic(8),), {"contested": LOST}, "another NIC has it by now"),
+            ((nic(8),), {"lost": frozenset[str]()}, "never listed"),
+            ((nic(8, slots=0),), {}, "can't be added"),
+            ((nic(250),), {}, "can't be added"),
+            ((nic(8, prefixes=("10.7.0.0/16",)),), {}, "can't be added"),
+        ],
+        ids=["taken", "unknown", "no-slot", "maximum", "other-subnet"],
+    )
+    def test_what_will_not_come_back_is_a_matter_for_a_person(
+        self, nics: tuple[Nic, ...], more: dict[str, Any], why: str
+    ) -> None:
+        known: dict[str, Any] = {"usage": usage(4, 4, known=8), "missing": ("10.0.9.9",), "lost": LOST}
+        found = made(Observed(nics=nics, **(known | more)))
+        assert found.changes == () or not change(found).restore
+        assert found.limit is Reason.ADDRESS_LOST
+        assert why in found.detail
+        assert found.detail.endswith(": restart those pods")
+
+    def test_nobody_is_sent_while_it_may_still_come_back(self) -> None:
+        known: dict[str, Any] = {"usage": usage(4, 4, known=8), "missing": ("10.0.9.9",), "lost": LOST}
+        for found in (made(Observed(nics=(nic(8),), **known)), made(Observed(nics=(nic(8, busy=True),), **known))):
+            assert "restart" not in found.detail
+
     def test_only_where_they_belong(self) -> None:
         other = nic(0, name="other", prefixes=("10.1.0.0/16",))
         found = made(Observed(nics=(nic(31), other), usage=usage(16, 16, known=31), missing=("10.1.9.9",), lost=LOST))

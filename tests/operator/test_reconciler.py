@@ -361,6 +361,15 @@ async def test_lost_addresses_that_others_have_by_now_cost_few_writes(world: Wor
             await found.round()
         assert lost[0] in world.addresses("one-nic")
         assert world.writes() - before <= 8
+        ready = await world.condition(agent.node)
+        assert ready is not None
+        assert "Azure does not give 10." in ready.message
+        assert ready.message.endswith(": restart those pods")
+        agent.replace_pods((await found.see()).status.missing)
+        for _ in range(4):
+            await found.round()
+        assert agent.waiting == 0
+        await world.until_reason(agent.node, "PoolReady")
 
 
 async def test_what_was_lost_is_asked_for_by_the_next_operator_too(world: World) -> None:
