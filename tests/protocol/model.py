@@ -11,6 +11,8 @@ The API server forgets (a backup is restored), and since a restored server may c
 out before may pass the check of its version. The disk forgets together with a boot (a snapshot is restored), for no
 process outlives the disk that it runs on. A read of ARM may show an earlier state; its writes are fenced by If-Match.
 
+Its structs are told to keep their hash and to stay out of garbage collection, which is most of what a search costs.
+
 Not covered, and known: an operator that dies, a new disk, a restored etcd and a late read of ARM, all within minutes.
 """
 
@@ -18,8 +20,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from enum import Enum
+
+import msgspec
+from msgspec.structs import replace
 
 NAMES = 2
 """Lives of the address that are tried."""
@@ -56,8 +60,7 @@ class Copy(Enum):
     EITHER = "either"
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
+class Pool(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """The NodeIPPool's status."""
 
     listed: int = 0
@@ -71,8 +74,7 @@ class Pool:
     released: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
+class Operator(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """The process's memory."""
 
     pool: Pool
@@ -88,8 +90,7 @@ class Operator:
     """Whether a write has shown that it was."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """What is on the node's disk, the last known list included."""
 
     held: bool = False
@@ -98,8 +99,7 @@ class Ledger:
     trusted: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Agent:
+class Agent(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """The process's memory beside the ledger's."""
 
     pool: Pool
@@ -108,8 +108,7 @@ class Agent:
     """As the process believes; the ledger may lag behind."""
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     nic: int = 0
     before: frozenset[int] = frozenset({0})
     """What a late read of the NIC may still find."""
