@@ -36,6 +36,8 @@ log = structlog.get_logger()
 
 LOST = 3
 """Exit code of a process that lost its Lease."""
+RELEASE_ATTEMPTS = 3
+"""How often a Lease is tried to be given back; a follower waits for its duration otherwise."""
 
 
 class _Spec(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -139,15 +141,26 @@ class Elector:
         """Gives the Lease back, after the work has ended: from now on nothing is written."""
         self._stop.set()
         self._over = True
-        if not self.leads or self._lease is None:
+        if not self.leads:
             return
         self.leads = False
-        self._lease.spec.holder_identity = ""
-        self._lease.spec.lease_duration_seconds = 1
-        try:
-            await self._write("PUT", self._lease)
-        except KubeError as error:
-            log.warning("Lease not given back", lease=self._config.name, error=str(error))
+        trouble = ""
+        for _ in range(RELEASE_ATTEMPTS):
+            try:
+                if await self._give_back():
+                    return
+            except KubeError as error:
+                trouble = str(error)
+        log.warning("Lease not given back", lease=self._config.name, error=trouble or "it changes all the time")
+
+    async def _give_back(self) -> bool:
+        """Whether it isn't ours any more. Read anew: a renewal that was cut off may have been written all the same."""
+        lease = msgspec.json.decode(await self._request("GET", f"{self._path}/{self._config.name}"), type=_Lease)
+        if lease.spec.holder_identity != self._identity:
+            return True
+        lease.spec.holder_identity = ""
+        lease.spec.lease_duration_seconds = 1
+        return await self._write("PUT", lease)
 
     async def _try(self, moment: float) -> bool:
         """One attempt to take or renew; whether it is ours now."""

@@ -91,6 +91,28 @@ async def test_the_second_follows_at_once_when_the_first_gives_it_back(api: Kube
     await second.release()
 
 
+async def test_a_renewal_that_was_cut_off_does_not_keep_the_lease(api: Kube) -> None:
+    """Its answer was never heard, so the version that the leader knows is not the last."""
+    election = made(duration=HOUR, renew=HOUR / 2)
+    first, second = Elector(api, election, "first"), Elector(api, election, "second")
+    await first.acquire()
+    await Elector(api, election, "first").acquire()  # what the API server made of the renewal
+    await first.release()
+    assert (await lease(api, election))["spec"]["holderIdentity"] == ""
+    await second.acquire()
+    await second.release()
+
+
+async def test_a_lease_that_somebody_else_took_is_not_given_back_for_them(api: Kube) -> None:
+    election = made(duration=HOUR, renew=HOUR / 2)
+    first = Elector(api, election, "first")
+    await first.acquire()
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{election.namespace}/leases/{election.name}"
+    await api.request("PATCH", path, body={"spec": {"holderIdentity": "thief"}}, content_type=kube.MERGE)
+    await first.release()
+    assert (await lease(api, election))["spec"]["holderIdentity"] == "thief"
+
+
 async def test_a_dead_leader_is_followed_after_the_duration_we_saw(api: Kube, election: Election) -> None:
     first, second = Elector(api, election, "first", lost=lambda: None), Elector(api, election, "second")
     await first.acquire()  # and never renews
