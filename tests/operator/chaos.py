@@ -7,14 +7,14 @@ for minutes; their wall clocks step. The API server is restarted, frozen, and re
 requests to ARM fail in all the ways the emulator knows, and reads of ARM lag. Somebody else writes the same NICs, and
 now and then takes one of our addresses away. Agents' pods come and go at random; agents are started again, their
 machines boot, their disks are rolled back, and what they say is at times late. The durations in the operator's
-configuration are shorter by `--speed`, so that a minute of it is a virtual one.
+configuration are shorter by `--speed`, so that a minute of it is a virtual one. On a slow machine (tests.pace) all
+takes that many times longer, waits and time limits too: else nothing but time limits would be tried.
 
 A model looks at each NIC after each write, before the writer hears of it: never is an address removed that a pod holds
 (unless somebody else did it), and what others configured stays as it was. No pod gets an address that is not on its NIC
 or that another pod holds. In the end faults stop, and everything must come to rest: pool = NIC, no pod waits, nothing
 is missing, every condition says so. A person then does what a pool's condition asks for: restart the pods whose
-addresses Azure has given away. The random draws follow the seed; what happens at the same time is up to the
-machine.
+addresses Azure has given away. The random draws follow the seed; what happens at the same time is up to the machine.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from tests import pace
 from tests.azure.arm.ids import parse
 from tests.azure.arm.server import Emulator
 from tests.clock import SteppingClock
@@ -161,7 +162,7 @@ class Chaos:
             self._agents[f"{name}-nic"] = Agent(self._api, name)
             self.model.robbed[f"{name}-nic"] = set()
         self._azure.changed = self.model.check
-        self._azure.build.set_duration(NIC, 0.5)
+        self._azure.build.set_duration(NIC, pace.stretched(0.5))
 
     async def run(self, seconds: float, settings: dict[str, Any]) -> None:
         path = self._folder / "operator.yaml"
@@ -200,7 +201,7 @@ class Chaos:
     async def _live(self, nic: str, agent: Agent) -> None:
         """One node's agent and its pods."""
         while True:
-            await asyncio.sleep(self._random.uniform(2.0, 10.0))
+            await self._pass(2, 10)
             if self._demand == 10:
                 if len(agent.pods) > 10:
                     agent.end(len(agent.pods) - 10)
@@ -215,6 +216,10 @@ class Chaos:
                 self._obey(agent, await agent.sync())
             self.model.given(nic, agent.held - before)
             self.model.robbed[nic] &= agent.held
+
+    async def _pass(self, least: float, most: float) -> None:
+        """So many seconds of a quiet machine pass."""
+        await asyncio.sleep(pace.stretched(self._random.uniform(least, most)))
 
     def _obey(self, agent: Agent, pool: NodeIPPool) -> None:
         """A person who comes when all is over, and does what the pool says that a person must do."""
@@ -262,7 +267,7 @@ class Chaos:
             self._speak_late: 4,
         }
         while True:
-            await asyncio.sleep(self._random.uniform(1, 4))
+            await self._pass(1, 4)
             misfortune = self._random.choices(list(misfortunes), list(misfortunes.values()))[0]
             self.events[misfortune.__name__.strip("_")] += 1
             if (under_way := misfortune()) is not None:
@@ -279,7 +284,7 @@ class Chaos:
     async def _freeze(self) -> None:
         self._server.pause()
         try:
-            await asyncio.sleep(self._random.uniform(0.5, 3))
+            await self._pass(0.5, 3)
         finally:
             self._server.resume()
 
@@ -323,7 +328,7 @@ class Chaos:
             for process in self._operators:
                 if process is not None and process.returncode is None:
                     process.kill()
-            await asyncio.sleep(12)
+            await self._pass(12, 12)
         finally:
             self._dead.set()
 
@@ -333,7 +338,7 @@ class Chaos:
         if process is not None and process.returncode is None:
             process.send_signal(signal.SIGSTOP)
             try:
-                await asyncio.sleep(12)
+                await self._pass(12, 12)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGCONT)
@@ -344,14 +349,14 @@ class Chaos:
     def _lag(self) -> None:
         """Reads of a few machines answer what was, for a virtual minute or three."""
         for nic in self._random.sample(sorted(self._agents), 5):
-            seconds, alternating = self._random.uniform(6, 18), self._random.random() < 0.5
+            seconds, alternating = pace.stretched(self._random.uniform(6, 18)), self._random.random() < 0.5
             self._azure.build.lag(f"*/{nic}", seconds=seconds, alternating=alternating)
 
     async def _speak_late(self) -> None:
         """An agent says what was true of what it heard a while ago."""
         agent = self._agents[self._machine()]
         agent.lagging = True
-        await asyncio.sleep(self._random.uniform(0.5, 3))
+        await self._pass(0.5, 3)
         agent.lagging = False
 
     def _machine(self) -> str:
@@ -382,7 +387,7 @@ class Chaos:
 
     async def _rest(self) -> None:
         """Waits until nothing is left to do, and says what is if that takes too long."""
-        end = time.monotonic() + 300
+        end = time.monotonic() + pace.stretched(300)
         while True:
             left = [text for nic in self._agents if (text := await self._unrest(nic)) is not None]
             if not left:
@@ -422,7 +427,10 @@ def configuration(azure: Emulator, speed: float) -> dict[str, Any]:
     """The operator's defaults on a clock that runs `speed` times as fast."""
 
     def virtual(seconds: float) -> str:
-        return f"{max(1, round(1000 * seconds / speed))}ms"
+        return f"{max(1, round(1000 * pace.stretched(seconds) / speed))}ms"
+
+    def real(seconds: float) -> str:
+        return f"{round(1000 * pace.stretched(seconds))}ms"
 
     return {
         "listen": "127.0.0.1:0",
@@ -431,11 +439,11 @@ def configuration(azure: Emulator, speed: float) -> dict[str, Any]:
         "release": {"after": virtual(300), "patience": virtual(120)},
         "audit": virtual(900),
         "relist": virtual(300),
-        "election": {"duration": "8s", "renew": "6s", "retry": "500ms"},  # real: machines that test are slow
+        "election": {"duration": real(8), "renew": real(6), "retry": "500ms"},
         "azure": {
             "endpoint": azure.url,
             "poll": "200ms",
-            "requestTimeout": "5s",
+            "requestTimeout": real(5),
             "networks": virtual(600),
             "budget": {"reads": {"perSecond": 150, "burst": 300}, "writes": {"perSecond": 20, "burst": 40}},
         },
@@ -452,7 +460,7 @@ async def chaos(server: ApiServer, folder: Path, given: argparse.Namespace) -> N
         }
         run = Chaos(server, azure, api, folder, given.seed)
         await run.build(given.nodes)
-        await run.run(60 * given.minutes / given.speed, configuration(azure, given.speed))
+        await run.run(pace.stretched(60 * given.minutes / given.speed), configuration(azure, given.speed))
         requests = Counter(request["fault"] or "none" for request in azure.build.requests(principal="operator"))
         console.print(f"[green]at rest[/]: {run.model.checks} NICs checked, {dict(run.events)}")
         console.print(f"requests to ARM by fault: {dict(requests)}")
@@ -467,7 +475,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.seed is None:
         given.seed = random.SystemRandom().randrange(1 << 32)
-    console.print(f"seed {given.seed}")
+    console.print(f"seed {given.seed}, on a machine {pace.factor()} times slower than a quiet one")
     isolate()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     with apiserver.running(folder / "kube") as server:
