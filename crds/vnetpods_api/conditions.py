@@ -71,6 +71,7 @@ class Reason(StrEnum):
     NETWORK_UNAVAILABLE = "NetworkUnavailable"  # the Node keeps pods away though its agent serves: clear its condition
     INVALID_SIZING = "InvalidSizing"  # spec.sizing and the configuration contradict each other
     NIC_FAILED = "NicFailed"  # the NIC's provisioning state is Failed and repairing did not help
+    POOL_REFUSED = "PoolRefused"  # (Event only) the API server refuses the pool's status: upgrade the CRD
     INTERNAL_ERROR = "InternalError"  # a fault of the operator itself: its log says where
 
 

@@ -8,7 +8,7 @@ more memory than all that the operator remembers. Every request has a timeout.
     ├── NotFound     404
     ├── Outdated     409: the object has changed since it was read
     ├── Denied       401, 403: RBAC lacks a rule (docs/operator.md has the list)
-    ├── Invalid      422, 400: the API server refuses the object
+    ├── Invalid      422, 400: the API server refuses the object; or its CRD, of an earlier version, lacks a field
     └── Unreachable  no answer, a timeout, 429 or 5xx
 """
 
@@ -52,7 +52,7 @@ class Denied(KubeError):
 
 
 class Invalid(KubeError):
-    """400, 422."""
+    """400, 422, and a 500 that is not the server's own fault: a field that the CRD doesn't declare."""
 
 
 class Unreachable(KubeError):
@@ -67,6 +67,10 @@ _BY_STATUS: dict[int, type[KubeError]] = {
     409: Outdated,
     422: Invalid,
 }
+
+
+_UNDECLARED = "field not declared in schema"
+"""Server-side apply's words for it, under status 500."""
 
 
 class _Answer(msgspec.Struct):
@@ -178,7 +182,8 @@ def _refusal(what: str, status: int, data: bytes) -> KubeError:
         message = msgspec.json.decode(data, type=_Answer).message
     except msgspec.MsgspecError:
         message = data[:300].decode(errors="replace")
-    return _BY_STATUS.get(status, Unreachable)(f"{what}: {status} {message}")
+    kind = Invalid if _UNDECLARED in message else _BY_STATUS.get(status, Unreachable)
+    return kind(f"{what}: {status} {message}")
 
 
 @contextlib.asynccontextmanager

@@ -28,7 +28,7 @@ from vnetpods_operator.budget import GaveWay, Urgency, never, ticket
 from vnetpods_operator.configuration import Config
 from vnetpods_operator.election import NotLeading
 from vnetpods_operator.faults import Point, reached
-from vnetpods_operator.kube import KubeError, NotFound, Outdated
+from vnetpods_operator.kube import Invalid, KubeError, Outdated
 from vnetpods_operator.machine import Machine, MachineId, Naming, Nic
 from vnetpods_operator.nodes import Node
 from vnetpods_operator.observing import Look, Networks, Observer, unconfirmed
@@ -37,12 +37,11 @@ from vnetpods_operator.retrying import given_up, problem_of, wait_after
 from vnetpods_operator.roster import Problem, Record, Roster
 from vnetpods_operator.situation import Change
 from vnetpods_operator.subnets import Subnets
+from vnetpods_operator.unfinished import cut_short
 from vnetpods_operator.wanting import identify, wanted_for
 
 ATTEMPTS = 5
 """How often a look starts over because somebody else changed the NIC or the pool meanwhile."""
-OVERTAKEN_MOST = 10.0
-"""Seconds between two looks at a pool that is never as it was read."""
 HOST_PODS_MOST = 40
 """A node is taken to have no more pods in the host's network than this, until they are counted."""
 HOST_PODS_SECONDS = 600.0
@@ -94,24 +93,18 @@ class Reconciler:
         if name not in self._parts.roster.nodes:
             return Outcome()
         record, bound = self._parts.roster.record(name), log.bind(node=name)
+        if self._now() < record.unwritable_until:
+            return Outcome(record.unwritable_until)
         ticket.set(record.ticket)
         record.ticket.outdated = never
         try:
             if name in self._parts.roster.doubted:
                 await fresh(self._parts.pools, self._parts.roster, name)
-            return await self._reconcile(name, record)
-        except NotFound:  # the pool was deleted while it was worked on
-            self._parts.roster.drop_pool(name)
-            return Outcome(self._now() + 0.1)
-        except Outdated as error:
-            record.overtaken += 1
-            wait = self._jitter(min(OVERTAKEN_MOST, 0.05 * 2.0 ** min(record.overtaken, 20)))
-            bound.debug("pool changed meanwhile", error=str(error), again_in=wait)
-            self._parts.roster.doubted.add(name)
-            return Outcome(self._now() + wait)
+            outcome = await self._reconcile(name, record)
         except (KubeError, NotLeading) as error:
-            bound.warning("the look came to no end", error=str(error))
-            return Outcome(self._now() + self._jitter(5.0))
+            again = self._now() + cut_short(self._parts.roster, name, error, self._parts.tell, self._parts.random)
+            record.unwritable_until = again if isinstance(error, Invalid) else 0.0
+            return Outcome(again)
         except Exception as error:  # noqa: BLE001 - the edge of a look: other nodes must not suffer
             bound.exception("a look at the node failed")
             try:
@@ -119,6 +112,8 @@ class Reconciler:
             except Exception as another:  # noqa: BLE001 - what is broken may break this, too
                 bound.warning("the failure is not said on the node", error=repr(another))
             return Outcome(self._now() + self._jitter(30.0))
+        record.refusals = 0
+        return outcome
 
     async def _reconcile(self, name: str, record: Record) -> Outcome:
         node, config = self._parts.roster.nodes.get(name), self._parts.config()

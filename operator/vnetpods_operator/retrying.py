@@ -44,6 +44,18 @@ def problem_of(error: Exception) -> Problem:
     return Problem(reason, message, stalled)
 
 
+def unwritable(pool: str, refusal: str, failures: int) -> tuple[Problem, float]:
+    """What is said of a pool that the API server refuses to have written, after this many times in a row, and the
+    seconds until it is tried again. Azure is left alone meanwhile: nobody would hear what it gives.
+    """
+    text = (
+        f"the API server refuses what the operator writes to NodeIPPool {pool}, so its agent hears nothing new: "
+        f"{refusal[:600]}. If the CRD is of an earlier version than the operator, upgrade the CRD: kubectl apply "
+        "--server-side --force-conflicts -f crds/nodeippool.yaml; it is tried again within 5 minutes"
+    )
+    return Problem(Reason.POOL_REFUSED, text, stalled=True), min(240.0, 5.0 * 2.0 ** min(failures - 1, 20))
+
+
 def given_up(asked: Sequence[str], refusal: str, before: int) -> Sequence[str]:
     """Lost addresses that are not asked for again soon: the one that Azure names in its refusal, and of those after it
     so many that they double each time (`before`: refusals in a row before this one). It names one at a time, and each

@@ -48,6 +48,10 @@ class Record:
     """Azure is left in peace until then."""
     doubles: Doubles = field(default_factory=Doubles)
     failures: int = 0
+    refusals: int = 0
+    """How many looks in a row ended because the API server refused what was to be written to the pool."""
+    unwritable_until: float = 0.0
+    """Nothing is looked at until then: it could not be said."""
     overtaken: int = 0
     """How many looks in a row ended because the pool had changed."""
     problem: Problem | None = None
