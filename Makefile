@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
+# tests start hundreds of interpreters: each would compile our modules anew
+unexport PYTHONDONTWRITEBYTECODE
 
 # What a fresh Debian machine lacks. python3-venv only where the interpreter is Debian's own.
 DEBIAN := runc nftables iptables conntrack busybox-static iproute2 procps gcc libc6-dev containernetworking-plugins \
@@ -94,8 +96,9 @@ chaos: venv programs ## 200 nodes, failing Azure calls, fighting operators; prin
 	@$(V)/python -m tests.operator.chaos
 
 .PHONY: fuzz
-fuzz: venv ## Random bytes against shim, codec and server; prints its seed (SEED=n)
+fuzz: venv ## Random bytes against shim, codec and server, prints its seed (SEED=n); random writes of NICs
 	@$(V)/python -m tests.agent.fuzz $(if $(SEED),--seed $(SEED))
+	$(V)/python -m tests.azure.test_nic_machine
 
 .PHONY: image
 image: venv ## The container image, without Docker and without a registry: build/image.tar
