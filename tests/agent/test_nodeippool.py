@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from vnetpods_agent.trust import Trust
 from vnetpods_api import Usage
 
 pytestmark = pytest.mark.apiserver
-ROOT = Path(__file__).resolve().parents[2]
+POOLS = "/apis/vnetpods.io/v1alpha1/nodeippools"
 INTERFACE = {
     "name": "nic",
     "mac": "00:0d:3a:1b:c7:21",
@@ -44,25 +43,24 @@ class Pool:
     def __init__(self, server: ApiServer) -> None:
         self.server = server
         self.name = f"worker-{uuid4().hex[:8]}"
+        self.path = f"{POOLS}/{self.name}"
+        self.head = {"apiVersion": "vnetpods.io/v1alpha1", "kind": "NodeIPPool", "metadata": {"name": self.name}}
 
     def create(self) -> None:
-        pool = {"apiVersion": "vnetpods.io/v1alpha1", "kind": "NodeIPPool", "metadata": {"name": self.name}, "spec": {}}
-        self.server.apply(json.dumps(pool))
+        self.server.write(self.path, self.head | {"spec": {}})
 
     def status(self, **status: Any) -> None:
-        body = {"apiVersion": "vnetpods.io/v1alpha1", "kind": "NodeIPPool", "metadata": {"name": self.name}}
-        options = ("--server-side", "--field-manager=vnetpods-operator", "--subresource=status", "--force-conflicts")
-        self.server.kubectl("apply", *options, "-f", "-", stdin=json.dumps(body | {"status": status}))
+        self.server.write(f"{self.path}/status", self.head | {"status": status}, "vnetpods-operator")
 
     def addresses(self, *addresses: str, releasing: tuple[str, ...] = ()) -> None:
         self.status(interfaces=[INTERFACE | {"addresses": list(addresses), "releasing": list(releasing)}])
 
     def seen(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.server.get("nodeippool", self.name).get("status", {})
+        found: dict[str, Any] = self.server.request("GET", self.path).get("status", {})
         return found
 
     def delete(self) -> None:
-        self.server.kubectl("delete", "nodeippool", self.name)
+        self.server.request("DELETE", self.path)
 
 
 def report(usage: Usage, **more: Any) -> Report:
@@ -71,9 +69,8 @@ def report(usage: Usage, **more: Any) -> Report:
 
 
 @pytest.fixture
-def pool(apiserver: ApiServer) -> Pool:
-    apiserver.apply((ROOT / "crds/nodeippool.yaml").read_text())
-    return Pool(apiserver)
+def pool(nodeippools: ApiServer) -> Pool:
+    return Pool(nodeippools)
 
 
 @contextlib.asynccontextmanager
@@ -219,7 +216,7 @@ async def test_an_event_about_a_pod_and_one_about_the_node(pool: Pool) -> None:
         events.say(Event("LedgerRebuilt", "n" * 3000))
 
     def posted() -> list[dict[str, Any]]:
-        found = pool.server.get("events.v1.events.k8s.io", "--all-namespaces")["items"]
+        found = pool.server.request("GET", "/apis/events.k8s.io/v1/events")["items"]
         return [event for event in found if event["regarding"]["name"].startswith(pool.name)]
 
     await asyncio.to_thread(pool.server.wait, "two events", lambda: len(posted()) == 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import time
 from collections.abc import AsyncIterator
@@ -16,13 +15,13 @@ from uuid import uuid4
 import pytest
 
 from tests.agent.machine import NIC_MAC, Machine, machine, until
+from tests.agent.test_nodeippool import POOLS
 from tests.kube.apiserver import ApiServer
 from vnetpods_agent.attachment import Pod
 from vnetpods_agent.config import Operator
 from vnetpods_agent.kubeapi import KubeApi, from_kubeconfig
 from vnetpods_agent.operatorwatch import OperatorWatch, Pulse
 
-ROOT = Path(__file__).resolve().parents[2]
 WEB = Pod("default", "web-0", "uid-0")
 
 
@@ -89,6 +88,10 @@ class Cluster:
     renewals: int = 0
 
     @property
+    def path(self) -> str:
+        return f"{POOLS}/{self.node}"
+
+    @property
     def operator(self) -> Operator:
         return Operator(namespace="default", lease=self.node, patience=1.0)
 
@@ -98,12 +101,12 @@ class Cluster:
         spec = {"holderIdentity": "operator-1", "renewTime": stamp, "leaseDurationSeconds": 1}
         metadata = {"name": self.node, "namespace": "default"}
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
-        self.server.apply(json.dumps(body))
+        self.server.write(f"/apis/coordination.k8s.io/v1/namespaces/default/leases/{self.node}", body)
 
     def pool(self, *addresses: str) -> None:
         """It has told that it is adding addresses."""
         metadata = {"apiVersion": "vnetpods.io/v1alpha1", "kind": "NodeIPPool", "metadata": {"name": self.node}}
-        self.server.apply(json.dumps(metadata | {"spec": {}}))
+        self.server.write(self.path, metadata | {"spec": {}})
         nic = {"name": "nic", "mac": NIC_MAC, "subnet": "/s/pods", "prefixes": ["10.240.0.0/16"]}
         nic |= {"primaryAddress": "10.240.0.4", "addresses": list(addresses)}
         stamp = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
@@ -113,8 +116,7 @@ class Cluster:
             {"type": "Stalled", "status": "False", "reason": "Idle", "message": "nobody needs to act"},
         ]
         status = {"interfaces": [nic], "conditions": [each | stamp for each in said]}
-        options = ("--server-side", "--field-manager=vnetpods-operator", "--subresource=status", "--force-conflicts")
-        self.server.kubectl("apply", *options, "-f", "-", stdin=json.dumps(metadata | {"status": status}))
+        self.server.write(f"{self.path}/status", metadata | {"status": status}, "vnetpods-operator")
 
     def shown(self) -> dict[str, str]:
         """`kubectl get nodeippools -o wide`: column → value."""
@@ -123,19 +125,18 @@ class Cluster:
         return {heads[start:end].strip(): values[start:end].strip() for start, end in places}
 
     def agent_ready(self) -> dict[str, Any]:
-        conditions = self.server.get("nodeippool", self.node)["status"].get("conditions", [])
+        conditions = self.server.request("GET", self.path)["status"].get("conditions", [])
         return next((c for c in conditions if c["type"] == "AgentReady"), {})
 
     def events(self, pod: str) -> dict[str, str]:
         """Reason → note of a pod's Events."""
-        items = self.server.get("events.events.k8s.io", "-n", "default")["items"]
+        items = self.server.request("GET", "/apis/events.k8s.io/v1/namespaces/default/events")["items"]
         return {e["reason"]: e["note"] for e in items if e["regarding"].get("name") == pod}
 
 
 @pytest.fixture
-def cluster(apiserver: ApiServer) -> Cluster:
-    apiserver.apply((ROOT / "crds/nodeippool.yaml").read_text())
-    return Cluster(apiserver)
+def cluster(nodeippools: ApiServer) -> Cluster:
+    return Cluster(nodeippools)
 
 
 @contextlib.asynccontextmanager
@@ -236,8 +237,8 @@ async def test_a_dead_operator_is_named_wherever_people_look(cluster: Cluster, t
         assert said.count("the operator does not run") == 2, "a later ADD is told at once"
         assert f"default/{cluster.node} is not renewed since" in said
         assert "being added" not in said
-        await node.kill()
-        await asyncio.gather(waiting, second)
+        for add in (waiting, second):
+            add.cancel()
 
 
 @pytest.mark.apiserver
@@ -256,5 +257,4 @@ async def test_what_the_pool_said_before_the_api_server_went_away_is_marked_as_o
         assert "ApiUnreachable" in told["message"] or "/apis/vnetpods.io" in told["message"]
         assert "heard last: Growing: addresses are being added" in told["message"]
         assert "operator does not run" not in told["message"], "nobody can know"
-        await node.kill()
-        await waiting
+        waiting.cancel()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.agent.machine import NIC_MAC, Machine, machine, named, supply, until
-from tests.agent.test_nodeippool import ROOT, Pool
+from tests.agent.test_nodeippool import Pool
 from tests.agent.test_process import fetch
 from tests.kube.apiserver import ApiServer
 from vnetpods_api import NodeIPPool, from_object
@@ -34,7 +34,7 @@ class Operator:
         self.pool.create()
 
     def seen(self) -> NodeIPPool:
-        return from_object(self.pool.server.get("nodeippool", self.pool.name))
+        return from_object(self.pool.server.request("GET", self.pool.path))
 
     @property
     def view(self) -> str | None:
@@ -66,9 +66,8 @@ async def node_of(operator: Operator, folder: Path, **settings: Any) -> AsyncIte
 
 
 @pytest.fixture
-def operator(apiserver: ApiServer) -> Operator:
-    apiserver.apply((ROOT / "crds/nodeippool.yaml").read_text())
-    made = Operator(apiserver)
+def operator(nodeippools: ApiServer) -> Operator:
+    made = Operator(nodeippools)
     made.create()
     return made
 
@@ -158,8 +157,9 @@ async def test_etcd_restored_from_a_backup(operator: Operator, tmp_path: Path) -
         await operator.lists(FIVE, SIX, SEVEN, releasing=[FIVE], request="r1")
         await until(lambda: operator.seen().status.released == (FIVE,))
         await operator.lists(SIX, SEVEN)  # FIVE has left the NIC
-        for _ in range(20):  # versions that the restored API server has yet to reach
-            await asyncio.to_thread(server.kubectl, "annotate", "nip", operator.pool.name, "--overwrite", f"n={_}")
+        for number in range(20):  # versions that the restored API server has yet to reach
+            spec = {"spec": {"sizing": {"maximum": 100 + number}}}
+            await asyncio.to_thread(server.write, operator.pool.path, operator.pool.head | spec)
         await until(lambda: operator.seen().status.released == ())
         overtaken = reports(node, "overtaken")
 

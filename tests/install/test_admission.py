@@ -105,9 +105,10 @@ def kubectl_as(server: ApiServer, kubeconfig: Path, *arguments: str, stdin: str 
 
 
 def apply_as(server: ApiServer, kubeconfig: Path, body: dict[str, Any], manager: str = "vnetpods-agent") -> str:
-    part = ["--subresource=status"] if "status" in body else []
-    flags = ["--server-side", "--force-conflicts", f"--field-manager={manager}", "--validate=false", *part]
-    return kubectl_as(server, kubeconfig, "apply", *flags, "-f", "-", stdin=json.dumps(body))
+    part = "/status" if "status" in body else ""
+    token = json.loads(kubeconfig.read_text())["users"][0]["user"].get("token")
+    path = f"/apis/vnetpods.io/v1alpha1/nodeippools/{body['metadata']['name']}{part}"
+    return json.dumps(server.write(path, body, manager, token=token))
 
 
 def can_i(server: ApiServer, kubeconfig: Path, *what: str) -> str:

@@ -1,12 +1,16 @@
 """How tests, demo and benchmarks speak to a cluster of ours: kubectl, and kubeconfigs for ServiceAccounts.
 
-Shared by the bare API server and the whole cluster. Everything is a synchronous subprocess of our own kubectl (the
-one on PATH may be of any version); in an event loop use `asyncio.to_thread`.
+Shared by the bare API server and the whole cluster. Everything is synchronous, most of it a subprocess of our own
+kubectl (the one on PATH may be of any version); in an event loop use `asyncio.to_thread`. A kubectl costs as much
+processor time as dozens of requests, so what is asked again and again goes through `request` and `write`.
 """
 
 from __future__ import annotations
 
+import functools
+import http.client
 import json
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass
@@ -23,7 +27,7 @@ POLL_SECONDS = 0.1
 
 
 class KubeError(Exception):
-    """kubectl, or something waited for, failed; carries what was asked and what was answered."""
+    """kubectl, a request, or something waited for, failed; carries what was asked and what was answered."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,40 @@ class Api:
         if crds:
             self.kubectl("wait", "--for=condition=Established", f"--timeout={pace.stretched(30):.0f}s", *crds)
         return out
+
+    def request(self, method: str, path: str, body: Any = None, *, token: str | None = None) -> Any:
+        """Asks the API server itself, as the administrator or as whom the token names; the answer, decoded."""
+        host = self.url.removeprefix("https://")
+        context = self._anonymous if token else self._administrator
+        connection = http.client.HTTPSConnection(host, timeout=pace.stretched(60), context=context)
+        kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+        headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {token}"} if token else {})
+        try:
+            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            answer = connection.getresponse()
+            said = answer.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            raise KubeError(f"{method} {path}: {error!r}") from error
+        finally:
+            connection.close()
+        if answer.status >= http.HTTPStatus.BAD_REQUEST:
+            raise KubeError(f"{method} {path}: {said}")
+        return json.loads(said)
+
+    def write(self, path: str, body: Any, manager: str = "kubectl", *, token: str | None = None) -> Any:
+        """Server-side apply of the object (or subresource) at this path, which wins conflicts."""
+        return self.request("PATCH", f"{path}?fieldManager={manager}&force=true", body, token=token)
+
+    @functools.cached_property
+    def _anonymous(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.authority))
+
+    @functools.cached_property
+    def _administrator(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.authority))
+        pki = self.authority.parent
+        context.load_cert_chain(pki / "admin.crt", pki / "admin.key")
+        return context
 
     def token(
         self,
