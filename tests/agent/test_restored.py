@@ -104,7 +104,7 @@ async def test_the_wait_is_bounded(operator: Operator, tmp_path: Path) -> None:
         await operator.lists(FIVE, confirms=False)
         await node.start()
         assert await node.add("c1", node.sandbox()) == FIVE
-        assert [e["reason"] for e in node.events("event")] == ["ListUnconfirmed"]
+        assert await told(node) == ["ListUnconfirmed"]
 
 
 async def test_without_the_api_server_what_the_disk_has_is_used_after_that_wait(
@@ -117,7 +117,12 @@ async def test_without_the_api_server_what_the_disk_has_is_used_after_that_wait(
         node.reboot()
         await node.start()
         assert await node.add("c1", node.sandbox()) == FIVE
-        assert [e["reason"] for e in node.events("event")] == ["ListUnconfirmed"]
+        assert await told(node) == ["ListUnconfirmed"]
+
+
+async def told(node: Machine) -> list[str]:
+    """Reasons of Events; the agent gives an address first and tells then."""
+    return [event["reason"] for event in await until(lambda: node.events("event"))]
 
 
 async def test_an_agent_that_is_merely_restarted_asks_for_nothing(operator: Operator, tmp_path: Path) -> None:
