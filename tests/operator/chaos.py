@@ -84,6 +84,7 @@ class Model:
         self._etags: dict[str, str] = {}
         self._foreign: dict[str, dict[str, Any]] = {}
         self.robbed: dict[str, set[str]] = {nic: set() for nic in agents}
+        """What somebody else took, until it is there once more: a pod may be given it before the operator has read."""
         self.taken: set[str] = set()
         """All that somebody else ever took from a NIC: whose it is, nobody of ours can know in time."""
         self.gone: set[str] = set()
@@ -215,7 +216,6 @@ class Chaos:
             with contextlib.suppress(KubeError):
                 self._obey(agent, await agent.sync())
             self.model.given(nic, agent.held - before)
-            self.model.robbed[nic] &= agent.held
 
     async def _pass(self, least: float, most: float) -> None:
         """So many seconds of a quiet machine pass."""
