@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import yaml
@@ -37,6 +37,19 @@ class Duration(float):
         if not parts or "".join(number + unit for number, unit in parts) != text:
             raise ValueError(f"Expected a duration such as `30s`, `10m` or `1h30m`, got `{text}`")
         return cls(sum(float(number) * cls._UNITS[unit] for number, unit in parts))
+
+
+class Interval(Duration):
+    """What is done again and again, or waited for: never without a pause."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Interval:
+        found = cls(Duration.parse(text))
+        if found <= 0:
+            raise ValueError(f"Expected more than nothing, such as `30s`, `10m` or `1h30m`, got `{text}`")
+        return found
 
 
 class AddressRange(str):
@@ -82,11 +95,17 @@ CIDR = Annotated[str, msgspec.Meta(pattern=_CIDR)]
 Place = Annotated[str, msgspec.Meta(pattern=r"^[^:]*:[0-9]+$")]
 
 
+Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+_CHOICES: dict[str, tuple[str, ...]] = {"operator": get_args(Operator), "logLevel": get_args(LogLevel)}
+"""By key; a refusal names them."""
+
+
 class Expression(_Section, frozen=True):
     """One requirement on labels, as in a Kubernetes LabelSelector."""
 
     key: str
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    operator: Operator
     values: tuple[str, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
@@ -207,15 +226,6 @@ class Budget(_Section, frozen=True):
     writes: Allowance = Allowance(per_second=2, burst=40)
 
 
-def _positive(section: msgspec.Struct, *names: str) -> None:
-    """Raises ValueError for what would be done without a pause."""
-    for name in names:
-        if getattr(section, name) <= 0:
-            raise ValueError(
-                f"Expected `{section.__struct_encode_fields__[section.__struct_fields__.index(name)]}` > 0"
-            )
-
-
 class Azure(_Section, frozen=True):
     """Where ARM is and how it is used. Credentials: azure-identity's default chain."""
 
@@ -223,18 +233,15 @@ class Azure(_Section, frozen=True):
     scope: str = "https://management.azure.com/.default"
     """Credential scope; both differ in sovereign clouds."""
     budget: Budget = Budget()
-    poll: Duration = Duration(1)
+    poll: Interval = Interval(1)
     """How often a long-running operation is asked about when ARM does not say."""
-    request_timeout: Duration = Duration(60)
-    operation_timeout: Duration = Duration(900)
-    networks: Duration = Duration(600)
+    request_timeout: Interval = Interval(60)
+    operation_timeout: Interval = Interval(900)
+    networks: Interval = Interval(600)
     """How often VNets are read again for direct CIDRs."""
     network_api_version: str | None = None
     compute_api_version: str | None = None
     """Other than the SDK's own, for clouds that lag behind."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "poll", "request_timeout", "operation_timeout", "networks")
 
 
 class Election(_Section, frozen=True):
@@ -245,12 +252,12 @@ class Election(_Section, frozen=True):
     duration: Duration = Duration(15)
     renew: Duration = Duration(10)
     """A leader that could not renew for this long ends its process."""
-    retry: Duration = Duration(2)
+    retry: Interval = Interval(2)
 
     def __post_init__(self) -> None:
-        _positive(self, "retry")
         if not self.retry < self.renew < self.duration:
-            raise ValueError("Expected `retry` < `renew` < `duration`")
+            got = f"{self.retry:g}s, {self.renew:g}s and {self.duration:g}s"
+            raise ValueError(f"Expected `retry` < `renew` < `duration`, got {got}")
 
 
 class Agents(_Section, frozen=True):
@@ -258,11 +265,8 @@ class Agents(_Section, frozen=True):
 
     namespace: str = ""
     selector: Selector = Selector()
-    patience: Duration = Duration(60)
+    patience: Interval = Interval(60)
     """How long an agent may be unwell and write nothing before it is taken to be silent."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "patience")
 
 
 class Config(_Section, frozen=True):
@@ -272,7 +276,7 @@ class Config(_Section, frozen=True):
     """Address and port of /healthz and /readyz, which the kubelet asks."""
     metrics_listen: Annotated[str, msgspec.Meta(pattern=r"^([^:]*:[0-9]+)?$")] = "127.0.0.1:9462"
     """Address and port of /metrics; empty: nowhere. May be the same as `listen`."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: LogLevel = "info"
     nodes: Selector = Selector()
     """Which Nodes are served at all; those labelled vnetpods.io/managed=false never are."""
     groups: tuple[Group, ...] = (Group(),)
@@ -291,15 +295,12 @@ class Config(_Section, frozen=True):
     agents: Agents = Agents()
     azure: Azure = Azure()
     election: Election = Election()
-    audit: Duration = Duration(1800)
+    audit: Interval = Interval(1800)
     """Every NIC is read at least this often."""
-    relist: Duration = Duration(600)
+    relist: Interval = Interval(600)
     """Every Node and NodeIPPool is listed this often, to find what the watch missed."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 128
     """Nodes that are worked on at the same time."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "audit", "relist")
 
     def group_of(self, labels: Mapping[str, str]) -> Group:
         return next((group for group in self.groups if group.nodes.matches(labels)), Group())
@@ -333,10 +334,10 @@ def parse(raw: Any, source: str) -> Config:
 
 
 def _decode(type_: type, value: Any) -> Any:
-    if type_ is Duration:
+    if issubclass(type_, Duration):
         if not isinstance(value, str):
-            raise ValueError("Expected a duration such as `30s`, `10m` or `1h30m`")
-        return Duration.parse(value)
+            raise ValueError(f"Expected a duration such as `30s`, `10m` or `1h30m`, got `{value}`")  # noqa: TRY004
+        return type_.parse(value)
     if type_ is AddressRange:
         return AddressRange.parse(str(value))
     raise NotImplementedError(type_)
@@ -352,6 +353,9 @@ def _explain(error: msgspec.ValidationError, raw: Any, source: str) -> str:
     assert found is not None
     what = found["what"].replace(f"`str` matching regex {_CIDR!r}", "a CIDR such as `10.0.0.0/8`")
     where = (found["where"] or "$").removeprefix("$").lstrip(".")
+    choices = _CHOICES.get(where.rpartition(".")[2], ())
+    if choices:
+        what = f"Expected one of {', '.join(f'`{choice}`' for choice in choices)}"
     unknown = _UNKNOWN.search(what)
     if unknown:
         key = f"{where}.{unknown['key']}".lstrip(".")

@@ -15,9 +15,9 @@ import pytest
 
 from tests import pace
 from tests.kube.apiserver import ApiServer
-from tests.operator.worlds import NIC_READ, World
+from tests.operator.worlds import NIC_READ, NIC_WRITE, World
 from vnetpods_operator import kube
-from vnetpods_operator.configuration import Duration, Election
+from vnetpods_operator.configuration import Duration, Election, Interval
 from vnetpods_operator.election import Elector, NotLeading
 from vnetpods_operator.kube import Kube
 from vnetpods_operator.running import Operator
@@ -40,7 +40,7 @@ def election() -> Election:
 def made(duration: float, renew: float) -> Election:
     """Either may be an hour: what happens nevertheless doesn't happen because that time is over."""
     return Election(
-        name=f"lease-{secrets.token_hex(4)}", duration=Duration(duration), renew=Duration(renew), retry=Duration(0.1)
+        name=f"lease-{secrets.token_hex(4)}", duration=Duration(duration), renew=Duration(renew), retry=Interval(0.1)
     )
 
 
@@ -187,10 +187,10 @@ async def test_a_stuck_event_loop_does_not_keep_a_lost_leader_alive(
 import asyncio, sys, time
 from pathlib import Path
 from vnetpods_operator import kube
-from vnetpods_operator.configuration import Duration, Election
+from vnetpods_operator.configuration import Duration, Election, Interval
 from vnetpods_operator.election import Elector, NotLeading
 async def main():
-    election = Election(name={election.name!r}, duration=Duration(2.0), renew=Duration(1.0), retry=Duration(0.1))
+    election = Election(name={election.name!r}, duration=Duration(2.0), renew=Duration(1.0), retry=Interval(0.1))
     async with kube.opened(Path({str(apiserver.admin_kubeconfig)!r})) as api:
         await Elector(api, election, "stuck").acquire()
         time.sleep(3600)
@@ -257,3 +257,28 @@ async def test_an_operator_that_was_paused_leaves_nic_and_pool_alone(world: Worl
 
 async def asked(world: World) -> bool:
     return bool(world.azure.build.requests(NIC_READ))
+
+
+async def test_the_lease_is_given_back_only_when_the_work_has_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another operator begins at once: what this one still did then, two would do."""
+    at_work: list[list[str]] = []
+    release = Elector.release
+
+    async def watched(elector: Elector) -> None:
+        names = (getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks() if not task.done())
+        at_work.append([name for name in names if name.startswith(("work", "Elector.keep", "Operator._"))])
+        await release(elector)
+
+    monkeypatch.setattr(Elector, "release", watched)
+    world.azure.build.set_duration("Microsoft.Network/networkInterfaces", 3600)
+    await world.worker("one")
+    async with world.operator():
+
+        async def writing() -> bool:
+            return bool(world.azure.build.requests(NIC_WRITE))
+
+        await world.until("a NIC to be written", writing)
+        assert any(getattr(t.get_coro(), "__qualname__", "").startswith("work.") for t in asyncio.all_tasks())
+    assert at_work == [[]]
