@@ -151,6 +151,8 @@ def test_what_is_left_is_told_for_all_principals_too(cloud: Emulator) -> None:
         ("Microsoft.Network/networkSecurityGroups", "securityRules",
          {"priority": 100, "direction": "Inbound", "access": "Allow", "protocol": "*", "sourceAddressPrefix": "*",
           "sourcePortRange": "*", "destinationAddressPrefix": "*", "destinationPortRange": "80"}),
+        ("Microsoft.Network/loadBalancers", "inboundNatRules",
+         {"protocol": "Tcp", "frontendPort": 2222, "backendPort": 22}),
         ("Microsoft.Network/routeTables", "routes", {"addressPrefix": "10.9.0.0/16", "nextHopType": "None"}),
     ],
 )  # fmt: skip
