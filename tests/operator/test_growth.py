@@ -245,6 +245,8 @@ LOOK = Step("the operator looks", Life.look)
 END = Step("all pods end", lambda life: life.pods(-100))
 MINUTE = Step("a minute passes", lambda life: life.wait(60))
 REFUSAL = Step("ARM: 503 to a write", partial(Life.fail, what="503 to a write"))
+LOSS = Step("API server: PATCH is lost", partial(Life.lose, what="PATCH"))
+BEGIN = (LOOK, LOOK, SPEAK)
 USUAL = [LOOK, LOOK, LOOK, LOOK, PODS, PODS, RACE, RACE, SPEAK, SPEAK, HEAR]
 SELDOM = [
     Step("5 pods end", lambda life: life.pods(-5)),
@@ -268,9 +270,12 @@ TROUBLE = st.sampled_from([RACE, *SELDOM])
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@example(steps=[LOOK, LOOK, SPEAK, PODS, HEAR, REFUSAL, LOOK, END, HEAR, MINUTE], need=[], trouble=[RACE], maximum=250)
+@example(begun=True, steps=[PODS, HEAR, REFUSAL, LOOK, END, HEAR, MINUTE], need=[], trouble=[RACE], maximum=250)
+@example(begun=True, steps=[], need=[PODS, HEAR], trouble=[REFUSAL], maximum=250)
+@example(begun=True, steps=[], need=[PODS, HEAR], trouble=[LOSS], maximum=250)
 @given(
-    steps=st.lists(DRAWN, max_size=16),
+    begun=st.sampled_from([True, True, True, False]),
+    steps=st.lists(DRAWN, max_size=12),
     need=st.sampled_from([[PODS, HEAR], [PODS, HEAR], []]),
     trouble=st.lists(TROUBLE, min_size=1, max_size=2),
     maximum=st.sampled_from([250, 20]),
@@ -279,6 +284,8 @@ def test_pods_that_wait_are_followed_by_a_request_or_a_reason(
     apiserver: ApiServer,
     operator_kubeconfig: Path,
     tmp_path: Path,
+    *,
+    begun: bool,
     steps: list[Step],
     need: list[Step],
     trouble: list[Step],
@@ -296,7 +303,7 @@ def test_pods_that_wait_are_followed_by_a_request_or_a_reason(
                 assert isinstance(clock, Clock)
                 life = Life(world, found, agent, kube, clock)
                 # what happens last is what nothing comes after that could make good for it
-                for step in (*steps, *need, *trouble, LOOK):
+                for step in (*(BEGIN if begun else ()), *steps, *need, *trouble, LOOK):
                     await step.act(life)
                 await life.come_to_rest()
                 await life.judge()
