@@ -70,7 +70,9 @@ class Reason(StrEnum):
     AGENT_DOUBLED = "AgentDoubled"  # two agents report for the node, nothing is released until one of them is gone
     NETWORK_UNAVAILABLE = "NetworkUnavailable"  # the Node keeps pods away though its agent serves: clear its condition
     INVALID_SIZING = "InvalidSizing"  # spec.sizing and the configuration contradict each other
+    NIC_UNREADABLE = "NicUnreadable"  # a NIC of the machine can't be read, pods get the others' addresses
     NIC_FAILED = "NicFailed"  # the NIC's provisioning state is Failed and repairing did not help
+    NODE_MISSING = "NodeMissing"  # there is no Node of the pool's name: delete the pool
     POOL_REFUSED = "PoolRefused"  # (Event only) the API server refuses the pool's status: upgrade the CRD
     INTERNAL_ERROR = "InternalError"  # a fault of the operator itself: its log says where
 

@@ -82,6 +82,8 @@ def pool_seen(roster: Roster, queue: Queue, event: Any) -> None:
         ticket = roster.record(name).ticket
         ticket.urgency = min(ticket.urgency, urgency)
         queue.add(name, urgency)
+    elif event["type"] == "ADDED":
+        queue.add(name)  # to be told that it has no Node; if that was deleted a moment ago, the pool goes, too
 
 
 def settings() -> kopf.OperatorSettings:

@@ -21,8 +21,9 @@ from vnetpods_operator.asking import acknowledged
 from vnetpods_operator.choosing import chosen
 from vnetpods_operator.cloud import Busy
 from vnetpods_operator.configuration import Interfaces
-from vnetpods_operator.machine import Machine, Naming, Nic, UnreadableNic, usable_by_pods
+from vnetpods_operator.machine import Machine, Naming, Nic, usable_by_pods
 from vnetpods_operator.nodes import Node
+from vnetpods_operator.report import PREFIXES_MOST
 from vnetpods_operator.roster import Problem, Record, Roster
 from vnetpods_operator.situation import Observed, Plan, Wanted
 from vnetpods_operator.subnets import Subnets
@@ -61,8 +62,6 @@ class Look:
     naming: Naming
     problem: Problem | None = None
     nics: tuple[Nic, ...] = ()
-    unreadable: tuple[UnreadableNic, ...] = ()
-    """NICs of the machine that are not needed and can't be read."""
     view: str | None = None
     """What the agent asked to have confirmed before `nics` were read."""
     views: tuple[situation.Nic, ...] = ()
@@ -94,10 +93,11 @@ class Observer:
     async def _read(self, look: Look, rule: Interfaces) -> tuple[Nic, ...]:
         nics = await look.machine.nics()
         listed = {interface.name.lower() for interface in look.pool.status.interfaces}
-        look.unreadable = nics.unreadable
         for one in nics.unreadable:
             log.warning("NIC left out, it can't be read", node=look.node.name, nic=one.id, error=str(one.error))
-        return chosen(nics, rule, listed)
+        needed = chosen(nics, rule, listed)
+        look.record.unreadable = "; ".join(f"NIC {one.name} is left out: {one.error}" for one in nics.unreadable)
+        return needed
 
     def from_pool(self, look: Look) -> None:
         """Plans by what the pool says: enough to see whether Azure has to be asked."""
@@ -113,6 +113,9 @@ class Observer:
         for nic in look.nics:
             key = nic.subnet.lower()
             prefixes[key] = await self._networks.prefixes(nic.subnet) or before.get(key, ())
+            if len(prefixes[key]) > PREFIXES_MOST:
+                many = {"has": len(prefixes[key]), "listed": PREFIXES_MOST}
+                log.warning("a subnet has more prefixes than a pool can list", node=look.node.name, subnet=key, **many)
         hopeful = look.record.repairs < planner.HOPELESS
         gone = self._gone(look)
         doubted = look.record.trail.doubted(look.nics, look.pool)

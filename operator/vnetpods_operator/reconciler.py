@@ -12,31 +12,27 @@ is known yet: pods that come and go within the warm addresses cost no request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from random import Random
 
 import msgspec
 import structlog
 
-from vnetpods_api import NodeIPPool, Reason
+from vnetpods_api import ConditionType, NodeIPPool, Reason, find
 from vnetpods_operator import cloud, report, situation
 from vnetpods_operator.adopting import adopted, fresh
 from vnetpods_operator.asking import renewed
 from vnetpods_operator.budget import GaveWay, Urgency, never, ticket
-from vnetpods_operator.configuration import Config
 from vnetpods_operator.election import NotLeading
 from vnetpods_operator.faults import Point, reached
 from vnetpods_operator.kube import Invalid, KubeError, Outdated
-from vnetpods_operator.machine import Machine, MachineId, Naming, Nic
+from vnetpods_operator.machine import Naming, Nic
 from vnetpods_operator.nodes import Node
-from vnetpods_operator.observing import Look, Networks, Observer, unconfirmed
-from vnetpods_operator.pools import Pools
+from vnetpods_operator.observing import Look, Observer, unconfirmed
+from vnetpods_operator.parts import Outcome, Parts
 from vnetpods_operator.retrying import given_up, problem_of, wait_after
-from vnetpods_operator.roster import Problem, Record, Roster
+from vnetpods_operator.roster import Problem, Record
 from vnetpods_operator.situation import Change
-from vnetpods_operator.subnets import Subnets
 from vnetpods_operator.unfinished import cut_short
 from vnetpods_operator.wanting import identify, wanted_for
 
@@ -53,34 +49,6 @@ _URGENCY = {Reason.GROWING: Urgency.WARM, Reason.REPAIRING: Urgency.WARM, Reason
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """When to look again (event loop's time), if not only when something happens."""
-
-    again: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the reconciler works with."""
-
-    config: Callable[[], Config]
-    roster: Roster
-    pools: Pools
-    host_pods: Callable[[str], Awaitable[int]]
-    """Counts a node's pods in the host's network."""
-    subnets: Subnets
-    machine: Callable[[MachineId], Machine]
-    networks: Networks
-    random: Random
-    tell: Callable[[Node, Problem], None]
-    """Tells people about a problem of a node."""
-    wake: Callable[[str], None]
-    """Addresses of this subnet have become free."""
-    silence: Callable[[NodeIPPool], str] = lambda _: ""
-    """Why the agent of the pool's node is taken to be silent; empty when it isn't."""
-
-
 class Reconciler:
     """Looks after all nodes, one call per node at a time."""
 
@@ -90,8 +58,6 @@ class Reconciler:
 
     async def reconcile(self, name: str) -> Outcome:
         """One look; see the module's text."""
-        if name not in self._parts.roster.nodes:
-            return Outcome()
         record, bound = self._parts.roster.record(name), log.bind(node=name)
         if self._now() < record.unwritable_until:
             return Outcome(record.unwritable_until)
@@ -117,6 +83,8 @@ class Reconciler:
 
     async def _reconcile(self, name: str, record: Record) -> Outcome:
         node, config = self._parts.roster.nodes.get(name), self._parts.config()
+        if node is None:
+            await self._orphaned(name, record)
         if node is None or not node.served(config.nodes):
             return Outcome()
         trusted = self._parts.roster.trusted_places
@@ -146,6 +114,14 @@ class Reconciler:
             return await self._act(look)
         except (cloud.AzureError, GaveWay) as error:
             return await self._failed(look, error)
+
+    async def _orphaned(self, name: str, record: Record) -> None:
+        """A pool without Node: somebody made it by hand, or nobody collects garbage."""
+        pool = self._parts.roster.pools.get(name)
+        if pool is not None:
+            text = f"there is no Node {name}, so nobody looks after this pool: delete it, or name it as a Node is named"
+            problem = Problem(Reason.NODE_MISSING, text, stalled=True)
+            await self._write(pool, report.Findings(problem=problem), record)
 
     def _sharers(self, node: Node) -> set[str]:
         """Other Nodes that name the same machine: which of them is real, only a person can say."""
@@ -367,7 +343,8 @@ class Reconciler:
     async def _write(self, pool: NodeIPPool, findings: report.Findings, record: Record) -> NodeIPPool:
         node = self._parts.roster.nodes.get(pool.metadata.name)
         barred = report.leftover(node, pool) if node is not None else ""
-        findings = replace(findings, silence=self._parts.silence(pool), barred=barred)
+        silence, unreadable = self._parts.silence(pool), self._unreadable(node, pool, record)
+        findings = replace(findings, silence=silence, barred=barred, unreadable=unreadable)
         status = report.status(pool, findings, datetime.now(UTC))
         request = renewed(record.request, status.interfaces)
         status = msgspec.structs.replace(status, release_request=request.token if request else None)
@@ -379,6 +356,16 @@ class Reconciler:
         record.request = request
         self._parts.roster.hold_pool(written, known)
         return written
+
+    def _unreadable(self, node: Node | None, pool: NodeIPPool, record: Record) -> str:
+        """Which NICs can't be read, said on the Node when it is news; what the pool says until they were looked at."""
+        said = find(pool.status.conditions, ConditionType.READY)
+        before = said.message if said is not None and said.reason == Reason.NIC_UNREADABLE else ""
+        if record.unreadable is None:
+            return before
+        if node is not None and record.unreadable and record.unreadable != before:
+            self._parts.tell(node, Problem(Reason.NIC_UNREADABLE, record.unreadable))
+        return record.unreadable
 
     def _rank(self, look: Look) -> None:
         """How urgent the requests of this look are."""

@@ -6,9 +6,10 @@ Stalled only when a person must act. Messages carry nothing that changes with ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
@@ -32,6 +33,8 @@ from vnetpods_operator.situation import Plan
 
 OURS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
 _LOST_MOST = 2048
+PREFIXES_MOST = 128
+"""Prefixes of a subnet that the CRD has room for."""
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 _UNDER_WAY = (Reason.GROWING, Reason.RELEASING, Reason.REPAIRING)
 _SENTENCES = {
@@ -60,6 +63,8 @@ class Findings:
     """Why the node's agent is taken to be silent."""
     barred: str = ""
     """Why the Node keeps pods away although its agent serves, and what to do."""
+    unreadable: str = ""
+    """Which of the machine's NICs can't be read, and why."""
     view: str | None = None
     """What the agent asked to have confirmed before the NICs were read."""
 
@@ -112,13 +117,22 @@ def _interface(nic: Nic, view: situation.Nic, releasing: frozenset[str]) -> Inte
         name=nic.name,
         mac=nic.mac,
         subnet=nic.subnet,
-        prefixes=view.prefixes,
+        prefixes=_listed(view.prefixes, (nic.primary_address, *view.addresses)),
         primary_address=nic.primary_address,
         capacity=min(4096, situation.count(view.addresses) + view.pending + view.slots),
         addresses=view.addresses[:ENTRIES_PER_NIC],
         ip_configurations=tuple(view.names[address] for address in view.addresses[:ENTRIES_PER_NIC]),
         releasing=tuple(address for address in view.addresses if address in releasing),
     )
+
+
+def _listed(prefixes: tuple[str, ...], addresses: Iterable[str | None]) -> tuple[str, ...]:
+    """As many of a subnet's prefixes as a pool can list; first those that the NIC has addresses of."""
+    if len(prefixes) <= PREFIXES_MOST:
+        return prefixes
+    have = [IPv4Address(address.partition("/")[0]) for address in addresses if address]
+    used = {prefix for prefix in prefixes if any(address in IPv4Network(prefix) for address in have)}
+    return tuple(sorted(prefixes, key=lambda prefix: prefix not in used)[:PREFIXES_MOST])
 
 
 def _released(interface: Interface, releasing: frozenset[str], *, begins: bool) -> Interface:
@@ -180,19 +194,31 @@ def _ready(findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool
         reason, message = Reason.PAUSED, f"pods get what is free, no more is added; {_SENTENCES[Reason.PAUSED]}"
     elif findings.barred:
         reason, message = Reason.NETWORK_UNAVAILABLE, findings.barred
+    elif findings.unreadable:
+        reason, message = Reason.NIC_UNREADABLE, findings.unreadable
     else:
-        reason, message = Reason.POOL_READY, "pods can be given addresses"
+        reason, message = Reason.POOL_READY, _ready_text(pool)
     free = plan.free if plan is not None else usage.free if usage is not None else total
     if total and (free > 0 or not (usage and usage.waiting)):
         return condition(ConditionType.READY, _TRUE, reason, message, now)
     if plan is None and problem is None:
         return condition(ConditionType.READY, _UNKNOWN, Reason.PENDING, "the NIC has not been read yet", now)
-    if reason is Reason.POOL_READY:
+    if reason in (Reason.POOL_READY, Reason.NIC_UNREADABLE):
         reason = plan.reason if plan and plan.reason in (Reason.GROWING, Reason.PAUSED) else Reason.PENDING
         message = "no address is free" if total else "there is no address yet"
         if reason is Reason.PAUSED:
             message = f"{message}, and {_SENTENCES[reason]}"
     return condition(ConditionType.READY, _FALSE, reason, message, now)
+
+
+def _ready_text(pool: NodeIPPool) -> str:
+    """An agent that was never there can't be said to give addresses to pods."""
+    if pool.status.usage is None and pool.status.agent is None:
+        return (
+            "addresses are there, and pods can be given them once the node's agent reports, which none has yet: is its "
+            f"Pod on Node {pool.metadata.name}, and Ready?"
+        )
+    return "pods can be given addresses"
 
 
 def _reconciling(findings: Findings, now: datetime) -> Condition:

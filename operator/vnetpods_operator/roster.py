@@ -67,6 +67,8 @@ class Record:
     """Lost addresses that Azure would not give back, and when to ask again."""
     repairs: int = 0
     repair_after: float = 0.0
+    unreadable: str | None = None
+    """Which NICs can't be read, and why; None: not looked at yet."""
     full_until: float = 0.0
     """The machine takes no further ipConfiguration."""
     barred: dict[str, tuple[object, int]] = field(default_factory=dict)

@@ -31,9 +31,10 @@ from vnetpods_operator.election import Elector, exit_now
 from vnetpods_operator.events import Recorder
 from vnetpods_operator.kube import Kube, KubeError
 from vnetpods_operator.metrics import Metrics
+from vnetpods_operator.parts import Parts
 from vnetpods_operator.pools import Pools
 from vnetpods_operator.queueing import Queue, work
-from vnetpods_operator.reconciler import Parts, Reconciler
+from vnetpods_operator.reconciler import Reconciler
 from vnetpods_operator.roster import Problem, Roster
 from vnetpods_operator.silence import Judge
 from vnetpods_operator.subnets import Subnets

@@ -71,6 +71,7 @@ async def first_nodes(kube: Kube, roster: Roster, queue: Queue) -> None:
     )
     for name in roster.nodes:
         queue.add(name, roster.urgency(name))
+    _orphans(roster, queue)
 
 
 async def _each(failure: str, listed: Callable[[], AsyncIterator[T]], hold: Callable[[T], object]) -> None:
@@ -105,6 +106,13 @@ async def compare(kube: Kube, roster: Roster, queue: Queue) -> None:
         if name in roster.nodes:
             log.info("NodeIPPool vanished unseen", node=name)
             queue.add(name)
+    _orphans(roster, queue)
+
+
+def _orphans(roster: Roster, queue: Queue) -> None:
+    """Pools without Node are told so."""
+    for name in roster.pools.keys() - roster.nodes.keys():
+        queue.add(name)
 
 
 async def host_pods(kube: Kube, node: str) -> int:

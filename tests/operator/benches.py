@@ -17,7 +17,8 @@ from vnetpods_operator.budget import Budget, Kind
 from vnetpods_operator.configuration import Config
 from vnetpods_operator.machine import Machine, MachineId, Nic, Nics
 from vnetpods_operator.nodes import Node, node_from
-from vnetpods_operator.reconciler import Outcome, Parts, Reconciler
+from vnetpods_operator.parts import Outcome, Parts
+from vnetpods_operator.reconciler import Reconciler
 from vnetpods_operator.roster import Problem, Roster
 from vnetpods_operator.situation import Change
 from vnetpods_operator.subnets import Subnets

@@ -295,10 +295,16 @@ async def test_a_nic_that_is_not_chosen_and_cannot_be_read_hinders_nobody(
     node = await world.node("two", two_nics)
     async with world.operator():
         pool = await world.until_allocated(node, 4)
-        ready = await world.condition(node)
+        ready = await world.until_reason(node, "NicUnreadable")
+
+        async def told() -> list[str]:
+            return [e["note"] for e in await world.events(node) if e["reason"] == "NicUnreadable"]
+
+        notes = await world.until("an Event about it", told)
     assert [i.name for i in pool.status.interfaces] == ["main-nic"]
-    assert ready is not None
     assert ready.status == "True"
+    assert "NIC extra-nic is left out: " in ready.message
+    assert notes == [ready.message]
 
 
 @pytest.mark.parametrize(("fault", "reason"), [(403, "Forbidden"), (404, "MachineNotFound")])

@@ -453,3 +453,76 @@ async def test_pods_that_come_after_a_write_of_unknown_end_are_followed_by_anoth
             await found.round()
         assert agent.waiting == 0
         assert agent.held <= world.addresses("one-nic")
+
+
+async def test_a_nic_that_could_not_be_read_stays_told_after_a_restart(world: World) -> None:
+    """Until the NICs are read again, which may be half an hour later."""
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await full(found, agent)
+        record = found.roster.record(agent.node)
+        record.unreadable = "NIC extra is left out: no"
+        await found.look()
+        assert found.told == [Reason.NIC_UNREADABLE]
+        await found.see()
+        found.forget()
+        for _ in range(3):
+            await found.round()
+        assert (await world.until_reason(agent.node, "NicUnreadable")).message == "NIC extra is left out: no"
+        assert found.told == [Reason.NIC_UNREADABLE]
+        found.roster.record(agent.node).audit_at = 0.0
+        await found.round()
+        await world.until_reason(agent.node, "PoolReady")
+
+
+async def test_sizes_that_contradict_each_other_are_logged(world: World) -> None:
+    _, agent = await world.worker("one")
+    async with bench(world, agent) as found:
+        await found.round()
+        body = {"spec": {"sizing": {"minimum": 300}}}
+        await world.kube.request("PATCH", f"{PATH}/{agent.node}", body=body, content_type=MERGE)
+        await found.see()
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(3):
+                await found.round()
+        (line,) = [line for line in logs if line.get("reason") == Reason.INVALID_SIZING]
+        assert (line["log_level"], line["node"]) == ("warning", agent.node)
+        assert "`minimum` <= `maximum`, got 300 and 250" in line["text"]
+        assert found.told == [Reason.INVALID_SIZING]
+
+
+async def test_a_pool_without_a_node_says_so(world: World) -> None:
+    async with world.operator():
+        nobodys = f"{world.name}-nobody"
+        world.api.apply(
+            f"{{apiVersion: vnetpods.io/v1alpha1, kind: NodeIPPool, metadata: {{name: {nobodys}}}, spec: {{}}}}"
+        )
+        ready = await world.until_reason(nobodys, "NodeMissing")
+        assert ready.status == "False"
+        assert f"there is no Node {nobodys}" in ready.message
+        node = await world.node("nobody", world.machine("nobody"))
+        assert node == nobodys
+        await world.until_reason(nobodys, "PoolReady")
+
+
+async def test_a_pool_that_was_without_a_node_before_the_operator_came_says_so(world: World) -> None:
+    nobodys = f"{world.name}-nobody"
+    world.nodes.append(nobodys)
+    world.api.apply(
+        f"{{apiVersion: vnetpods.io/v1alpha1, kind: NodeIPPool, metadata: {{name: {nobodys}}}, spec: {{}}}}"
+    )
+    async with world.operator():
+        await world.until_reason(nobodys, "NodeMissing")
+
+
+async def test_a_subnet_of_more_prefixes_than_a_pool_can_list_is_cut_and_logged(world: World) -> None:
+    many = [f"10.241.{number}.0/28" for number in range(130)]
+    world.azure.build.create_subnet("net", "many", many[0], addressPrefixes=many)
+    _, agent = await world.worker("one", "net/many")
+    async with bench(world, agent) as found:
+        with structlog.testing.capture_logs() as logs:
+            await found.round()
+        pool = await found.see()
+        assert (len(pool.status.interfaces[0].prefixes), pool.status.allocated) == (128, 4)
+        (line,) = {line["event"]: line for line in logs if "prefixes" in line["event"]}.values()
+        assert (line["has"], line["listed"]) == (130, 128)

@@ -118,6 +118,31 @@ def test_conditions(found: Findings, ready: Any, reconciling: Any, stalled: Any)
     assert all(c.observed_generation == 3 and c.message for c in status.conditions)
 
 
+def test_ready_does_not_promise_what_no_agent_has_said() -> None:
+    silent, heard = (report.status(pool(usage=usage), findings(8), NOW) for usage in (None, Usage(free=8)))
+    assert "once the node's agent reports, which none has yet" in silent.conditions[0].message
+    assert heard.conditions[0].message == "pods can be given addresses"
+    assert conditions(silent)["Ready"] == conditions(heard)["Ready"] == ("True", "PoolReady")
+
+
+def test_a_nic_that_cannot_be_read_is_told_unless_something_worse_is() -> None:
+    left_out = "NIC extra is left out: 403"
+    status = report.status(pool(usage=Usage(free=8)), replace(findings(8), unreadable=left_out), NOW)
+    assert conditions(status)["Ready"] == ("True", "NicUnreadable")
+    assert status.conditions[0].message == left_out
+    waiting = replace(findings(4, Usage(assigned=4, waiting=1)), unreadable=left_out)
+    assert conditions(report.status(pool(usage=Usage(waiting=1)), waiting, NOW))["Ready"] == ("False", "Growing")
+
+
+def test_prefixes_are_bounded_and_those_in_use_come_first() -> None:
+    many = (*(f"10.{number}.0.0/24" for number in range(1, 201)), "10.0.0.0/24")
+    (interface,) = report.status(pool(), findings(8, prefixes=many), NOW).interfaces
+    assert len(interface.prefixes) == 128
+    assert interface.prefixes[0] == "10.0.0.0/24"
+    (few,) = report.status(pool(), findings(8, prefixes=many[:128]), NOW).interfaces
+    assert few.prefixes == many[:128]
+
+
 def test_totals_and_interfaces() -> None:
     status = report.status(pool(), findings(8, Usage(free=8)), NOW)
     assert (status.capacity, status.allocated, status.subnet, status.observed_generation) == (255, 8, "pods", 3)
@@ -127,7 +152,7 @@ def test_totals_and_interfaces() -> None:
 
 def test_nothing_new_is_not_written() -> None:
     found = findings(8, Usage(free=8))
-    first = report.status(pool(), found, NOW)
+    first = report.status(pool(usage=Usage(free=8)), found, NOW)
     agents = Condition(
         type="AgentReady", status="True", reason="AgentServing", message="", last_transition_time="2026-01-01T00:00:00Z"
     )
