@@ -209,10 +209,51 @@ def test_each_kind_of_credentials(credentials: dict[str, str], expected: dict[st
 
 
 @pytest.mark.parametrize(
+    ("key", "variable"),
+    [("clientSecretKey", "AZURE_CLIENT_SECRET_PATH"), ("certificateKey", "AZURE_CLIENT_CERTIFICATE_PATH")],
+)
+def test_a_secret_is_mounted_where_a_rotation_shall_be_seen(key: str, variable: str) -> None:
+    credentials = {"type": "secret", "secretName": "azure", key: "mine"}
+    pod = pod_of(render({"azure": {"credentials": credentials}}), "Deployment", "vnetpods-operator")
+    (container,) = pod["containers"]
+    entries = {each["name"]: each for each in container["env"]}
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "azure-token"]
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "azure-token"]
+    assert volume["secret"] == {"secretName": "azure", "items": [{"key": "mine", "path": "mine"}]}
+    assert entries[variable]["value"] == f"{mount['mountPath']}/mine"
+    for name in ("AZURE_TENANT_ID", "AZURE_CLIENT_ID"):
+        assert entries[name]["valueFrom"] == {"secretKeyRef": {"name": "azure", "key": name}}
+    assert "envFrom" not in container, "what is mounted is no environment variable"
+
+
+def test_a_proxy_is_not_asked_for_the_api_server() -> None:
+    values = {"operator": {"httpsProxy": "http://proxy:3128", "noProxy": ".example.com"}, "k8sServiceHost": "10.0.0.1"}
+    found = pod_of(render(values), "Deployment", "vnetpods-operator")["containers"][0]["env"]
+    names = [each["name"] for each in found]
+    assert {each["name"]: each.get("value") for each in found}.items() >= {
+        ("HTTPS_PROXY", "http://proxy:3128"),
+        ("NO_PROXY", "$(KUBERNETES_SERVICE_HOST),.example.com"),
+    }
+    assert names.index("KUBERNETES_SERVICE_HOST") < names.index("NO_PROXY"), "only what stands before is inserted"
+    assert "HTTPS_PROXY" not in environment(pod_of(render(), "Deployment", "vnetpods-operator"))
+
+
+@pytest.mark.parametrize(
     ("values", "complaint"),
     [
         pytest.param({"azure": {"credentials": {"type": "workloadIdentity"}}}, "tenantId is needed", id="no tenant"),
         pytest.param({"azure": {"credentials": {"type": "secret"}}}, "secretName is needed", id="no secret"),
+        pytest.param({"azure": {"credentials": {"certificateKey": "a"}}}, "need type: secret", id="key of no secret"),
+        pytest.param(
+            {
+                "azure": {
+                    "credentials": {"type": "secret", "secretName": "s", "certificateKey": "a", "clientSecretKey": "b"}
+                }
+            },
+            "exclude each other",
+            id="two keys",
+        ),
+        pytest.param({"operator": {"noProxy": "a"}}, "needs operator.httpsProxy", id="exception of no rule"),
         pytest.param(
             {"azure": {"credentials": {"type": "magic"}}}, "azure/credentials/type|azure.credentials.type", id="kind"
         ),
