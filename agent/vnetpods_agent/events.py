@@ -52,7 +52,7 @@ class Events:
         if key in self._said:
             return
         self._said[key] = now
-        log.warning("event", reason=event.reason, message=event.message, pod=_named(event.pod))
+        log.warning("event reported", reason=event.reason, message=event.message, pod=_named(event.pod))
         if self._api is not None and not self._queue.full():
             self._queue.put_nowait(event)
 

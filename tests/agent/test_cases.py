@@ -169,7 +169,7 @@ async def test_acn_763_state_that_cannot_be_read(tmp_path: Path, damage: Callabl
         damage(node.state / "ledger.db")
         await node.start()
         assert truths.read(node).ledger == {f"{name}/eth0": address for name, address in held.items()}
-        rebuilt = [event for event in node.events("event") if event["reason"] == "LedgerRebuilt"]
+        rebuilt = [event for event in node.events("event reported") if event["reason"] == "LedgerRebuilt"]
         assert len(rebuilt) == 1
         checked = await node.call("CHECK", "c4", "/run/netns/p-c4", args=POD + "1", conf={"prevResult": named.json})
         assert checked.exit_code == 0, checked
@@ -194,7 +194,7 @@ async def test_acn_763_a_disk_that_is_full(tmp_path: Path) -> None:
             assert (await node.call("STATUS", "")).code == 50
             await node.delete("c1", "/run/netns/p-c1")
             assert node.routes() == {held["c2"]}
-            assert [event["reason"] for event in node.events("event")] == ["LedgerUnavailable"]
+            assert [event["reason"] for event in node.events("event reported")] == ["LedgerUnavailable"]
             ballast.unlink()
             await until(lambda: truths.read(node).ledger == {"c2/eth0": held["c2"]})
             assert (await node.call("STATUS", "")).exit_code == 0
@@ -249,7 +249,7 @@ async def test_acn_763_a_disk_that_is_read_only_forgets_nothing(tmp_path: Path) 
             assert node.report().released == tuple(ADDRESSES[2:4])
             promised = [(unit, named(unit)) for unit in ADDRESSES[2:4]]
             await until(lambda: all_rows(node.state / "ledger.db") == [*before[:2], promised])
-            assert [event["reason"] for event in node.events("event")] == ["LedgerUnavailable"]
+            assert [event["reason"] for event in node.events("event reported")] == ["LedgerUnavailable"]
 
 
 def all_rows(ledger: Path) -> list[list[Any]]:
@@ -364,7 +364,7 @@ async def test_an_address_that_vanishes_under_a_pod_is_reported_and_kept(tmp_pat
         await until(lambda: node.report().missing == ("10.240.0.5",))
         assert node.addresses_of(netns) == ["10.240.0.5"]
         assert node.routes() == {"10.240.0.5"}
-        assert [event["reason"] for event in node.events("event")] == ["AddressMissing"]
+        assert [event["reason"] for event in node.events("event reported")] == ["AddressMissing"]
         node.pool(["10.240.0.5", "10.240.0.6"])
         await until(lambda: node.report().missing == ())
 
@@ -383,7 +383,7 @@ async def test_cilium_13415_an_address_that_the_host_keeps_is_left_out(tmp_path:
         cloud_init(node, "add")
         node.pool(["10.240.0.5", "10.240.0.6"])
         await node.start()
-        await until(lambda: [event for event in node.events("event") if event["reason"] == "AddressOnHost"])
+        await until(lambda: [event for event in node.events("event reported") if event["reason"] == "AddressOnHost"])
         await asyncio.sleep(0.5)
         assert await node.add("c1", node.sandbox()) == "10.240.0.6"
         waiting = asyncio.create_task(node.add("c2", node.sandbox()))

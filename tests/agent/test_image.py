@@ -29,8 +29,8 @@ async def test_a_machine_from_an_image_keeps_its_own_address(tmp_path: Path) -> 
         before = node.shown()
         (tmp_path / "pool.yaml").unlink()  # the source isn't there: the agent has its memory alone
         await node.start()
-        await until(lambda: NIC_MISSING in {event["reason"] for event in node.events("event")})
-        assert ADDRESS_TAKEN not in {event["reason"] for event in node.events("event")}
+        await until(lambda: NIC_MISSING in {event["reason"] for event in node.events("event reported")})
+        assert ADDRESS_TAKEN not in {event["reason"] for event in node.events("event reported")}
         assert node.shown() == before
         status = await node.call("STATUS", "")
         assert (status.code, "the pool is another machine's" in str(status.json)) == (50, True)

@@ -252,7 +252,7 @@ async def test_what_the_pool_said_before_the_api_server_went_away_is_marked_as_o
         node.disconnect()
         await until(lambda: node.events("NodeIPPool can't be watched"), within=60)
         waiting = asyncio.create_task(node.call("ADD", "c2", node.sandbox(), args=pod_args(cluster.node)))
-        waits = lambda: [e for e in node.events("event") if e["reason"] == "WaitingForAddress"]  # noqa: E731
+        waits = lambda: [e for e in node.events("event reported") if e["reason"] == "WaitingForAddress"]  # noqa: E731
         (told,) = await until(waits, within=40)
         assert "ApiUnreachable" in told["message"] or "/apis/vnetpods.io" in told["message"]
         assert "heard last: Growing: addresses are being added" in told["message"]

@@ -101,7 +101,7 @@ async def test_a_state_folder_that_is_wiped_is_written_anew(tmp_path: Path) -> N
             shutil.rmtree(file) if file.is_dir() else file.unlink()
         await until(lambda: (node.state / "ledger.db").exists() and (node.state / "pool.json").exists())
         await until(lambda: truths.ledger(node.state / "ledger.db") == {"c1/eth0": held["c1"]})
-        assert [event["reason"] for event in node.events("event")] == ["LedgerRebuilt"]
+        assert [event["reason"] for event in node.events("event reported")] == ["LedgerRebuilt"]
         await node.kill()
         await node.start()
         await until(lambda: node.report().usage == Usage(assigned=1, cooling=1))

@@ -61,7 +61,7 @@ async def two_pods(node: Machine) -> None:
 
 
 def said(node: Machine) -> list[str]:
-    return [event["message"] for event in node.events("event") if "running pods" in event["message"]]
+    return [event["message"] for event in node.events("event reported") if "running pods" in event["message"]]
 
 
 async def test_with_a_whole_ledger_pods_are_served(tmp_path: Path, kernel: Kernel) -> None:

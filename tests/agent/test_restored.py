@@ -90,7 +90,7 @@ async def test_after_a_boot_pods_wait_for_the_operator_and_are_told_why(operator
         await node.start()
         waiting = asyncio.create_task(node.add("c1", node.sandbox(), args="K8S_POD_NAMESPACE=d;K8S_POD_NAME=p"))
         await operator.asked(view)
-        (event,) = await until(lambda: [e for e in node.events("event") if e["reason"] == "WaitingForAddress"])
+        (event,) = await until(lambda: [e for e in node.events("event reported") if e["reason"] == "WaitingForAddress"])
         assert "the operator has not confirmed yet what the NIC holds (the machine has booted)" in event["message"]
         status = await node.call("STATUS", "")
         assert (status.code, "not confirmed" in status.json["details"], waiting.done()) == (50, True, False)
@@ -122,7 +122,7 @@ async def test_without_the_api_server_what_the_disk_has_is_used_after_that_wait(
 
 async def told(node: Machine) -> list[str]:
     """Reasons of Events; the agent gives an address first and tells then."""
-    return [event["reason"] for event in await until(lambda: node.events("event"))]
+    return [event["reason"] for event in await until(lambda: node.events("event reported"))]
 
 
 async def test_an_agent_that_is_merely_restarted_asks_for_nothing(operator: Operator, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ async def test_a_disk_that_is_rolled_back(operator: Operator, tmp_path: Path) ->
         node.reboot()
         await node.start()
         adds = [asyncio.create_task(node.call("ADD", name, node.sandbox())) for name in ("c1", "c2")]
-        await until(lambda: [e for e in node.events("event") if e["reason"] == "WaitingForAddress"] or node.pods)
+        await until(lambda: [e for e in node.events("event reported") if e["reason"] == "WaitingForAddress"] or node.pods)
         status = await node.call("STATUS", "")
         assert (status.code, "the machine has booted" in status.json["details"]) == (50, True)
         await node.reach(operator.pool.server)

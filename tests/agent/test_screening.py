@@ -81,7 +81,7 @@ class Listing:
         temporary.replace(self.node.folder / "pool.yaml")
 
     def events(self) -> list[str]:
-        return [event["message"] for event in self.node.events("event") if event["reason"] == "AddressRefused"]
+        return [event["message"] for event in self.node.events("event reported") if event["reason"] == "AddressRefused"]
 
 
 async def test_no_pod_gets_one_and_an_event_names_them(tmp_path: Path) -> None:
