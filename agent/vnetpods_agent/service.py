@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from vnetpods_agent import installer, metrics, tenure
+from vnetpods_agent import installer, metrics
 from vnetpods_agent.attachment import Address, Pod
 from vnetpods_agent.config import Config
 from vnetpods_agent.custody import Custody, Surroundings, Wanted
@@ -47,9 +48,10 @@ from vnetpods_agent.server import Server
 from vnetpods_agent.source import AddressSource
 from vnetpods_agent.spool import Spool
 from vnetpods_agent.sweeper import LEAKED, Sweep, Sweeper
+from vnetpods_agent.tenure import Tenure
 from vnetpods_agent.trust import Trust
 from vnetpods_agent.verbs import Lasting, Verbs
-from vnetpods_agent.watchdog import Watchdog
+from vnetpods_agent.watchdog import EXIT_CODE, Watchdog
 from vnetpods_api.version import VERSION
 
 _SWITCH_INTERVAL = 0.0005
@@ -143,6 +145,7 @@ class Agent:
         )
         self.reporter.observe = lambda outcome: self.metrics.reports.labels(outcome).inc()
         self._boot_id = surroundings.boot_id
+        self.tenure = Tenure(paths.socket.parent, paths.state)
         self._starting = True
         self._lacking = ""  # what was wrong with the ledger at the start
         self._unmet = "the interfaces of running pods have not been looked at yet"  # empty once they were
@@ -245,7 +248,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, ended.set)
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        if not await tenure.begin(self.config.paths.state, ended):
+        if not await self.tenure.begin(ended):
             await self.source.close()
             return
         began = time.monotonic()
@@ -378,6 +381,9 @@ class Agent:
         """What nobody tells us of: addresses that the host no longer holds, a ledger that can be read after all."""
         while True:
             await asyncio.sleep(_TICK)
+            if why := self.tenure.keep():
+                log.critical("this agent is not alone, the process ends", why=why)
+                os._exit(EXIT_CODE)  # at once, as by kill -9: whatever it still did, it would do beside the other
             self.server.ensure()
             self.ledger.submit(self.ledger.look)
             self.limited(), self.unreachable()  # how long it lasts is seen by asking often, and others may ask rarely

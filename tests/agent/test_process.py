@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ async def test_a_second_agent_waits_until_the_first_is_gone(tmp_path: Path) -> N
         reporting = node.report().agent
         assert reporting
         await node.start(serving=False)
-        await until(lambda: node.events("another agent runs with this state folder; waiting for it to end"))
+        await until(lambda: node.events("another agent runs with this folder; waiting for it to end"))
         node.pool(["10.240.0.5", "10.240.0.6", "10.240.0.7"], releasing=["10.240.0.6"])
         await until(lambda: node.report().released == ("10.240.0.6",))
         assert await node.add("c2", node.sandbox()) == "10.240.0.7"
@@ -80,13 +81,53 @@ async def test_a_second_agent_that_waits_can_be_ended(tmp_path: Path) -> None:
         first = node.process
         assert first
         await node.start(serving=False)
-        await until(lambda: node.events("another agent runs with this state folder; waiting for it to end"))
+        await until(lambda: node.events("another agent runs with this folder; waiting for it to end"))
         await node.stop()
         assert node.process
         assert node.process.returncode == 0
         assert await node.add("c1", node.sandbox()) == "10.240.0.5"
         first.kill()
         await first.wait()
+
+
+async def test_a_second_agent_waits_also_when_the_state_folder_is_made_anew(tmp_path: Path) -> None:
+    """The lock on the old one is of no use then: the newcomer served beside the first."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5", "10.240.0.6"])
+        await node.start()
+        first = node.process
+        assert first
+        held = await node.add("c1", node.sandbox())
+        node.state.rename(tmp_path / "former")  # at once: the files in it go on being written
+        node.state.mkdir(0o700)
+        await node.start(serving=False)
+        await until(lambda: node.events("another agent runs with this folder; waiting for it to end"))
+        await until(lambda: truths.ledger(node.state / "ledger.db") == {"c1/eth0": held})
+        await until(lambda: node.events("the folder was replaced while in use"))
+        assert await node.add("c2", node.sandbox()) != held
+        assert (len(node.events("serving")), first.returncode) == (1, None)
+        first.kill()
+        await first.wait()
+        await until(lambda: len(node.events("serving")) == 2)
+        assert truths.read(node).agreed
+
+
+async def test_an_agent_whose_folders_another_has_ends(tmp_path: Path) -> None:
+    """Both were replaced, and the newcomer was quicker."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5", "10.240.0.6"])
+        await node.start()
+        first = node.process
+        assert first
+        first.send_signal(signal.SIGSTOP)
+        for folder in (node.socket.parent, node.state):
+            folder.rename(folder.with_name(f"{folder.name}-former"))
+        await node.start()
+        first.send_signal(signal.SIGCONT)
+        assert await first.wait() == 70
+        (said,) = node.events("this agent is not alone, the process ends")
+        assert "another agent has the new one" in said["why"]
+        assert await node.add("c1", node.sandbox()) == "10.240.0.5"
 
 
 async def test_a_state_folder_that_is_wiped_is_written_anew(tmp_path: Path) -> None:
