@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import msgspec.inspect as types
 import yaml
 
 from vnetpods_agent.config import Config as AgentConfig
+from vnetpods_agent.settings import Duration as AgentDuration
 from vnetpods_operator.configuration import AddressRange, Duration
 from vnetpods_operator.configuration import Config as OperatorConfig
 
@@ -93,7 +95,7 @@ def schema_of(type_: types.Type) -> dict[str, Any]:  # noqa: C901, PLR0911 - one
         case types.StructType(fields=fields):
             return _closed({field.encode_name: schema_of(field.type) for field in fields})
         case types.CustomType(cls=cls):
-            return CUSTOM[cls]
+            return _duration(cls) if issubclass(cls, AgentDuration) else CUSTOM[_known(cls)]
         case types.StrType(pattern=pattern, max_length=longest):
             return _without_none({"type": "string", "pattern": pattern, "maxLength": longest})
         case types.BoolType():
@@ -113,6 +115,15 @@ def schema_of(type_: types.Type) -> dict[str, Any]:  # noqa: C901, PLR0911 - one
         case types.VarTupleType(item_type=item, max_length=longest):
             return _without_none({"type": "array", "items": schema_of(item), "maxItems": longest})
     raise NotImplementedError(f"{type_}: helm/generate.py doesn't know how this is written in YAML")
+
+
+def _known(cls: type) -> type:
+    return next(base for base in cls.__mro__ if base in CUSTOM)
+
+
+def _duration(cls: type[AgentDuration]) -> dict[str, Any]:
+    most = None if math.isinf(cls.MOST) else cls.MOST
+    return {"anyOf": [CUSTOM[Duration], _without_none({"type": "number", "minimum": cls.LEAST, "maximum": most})]}
 
 
 def _without_none(schema: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,37 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+from vnetpods_agent.settings import Duration, explain
+
+
+class Seconds(Duration):
+    """Up to a day."""
+
+    __slots__ = ()
+    MOST = 86400
+
+
+class Period(Duration):
+    """Of what is done again and again, or waited for: not without a pause."""
+
+    __slots__ = ()
+    LEAST, MOST = 0.1, 3600
+
+
+class SweepPeriod(Period):
+    __slots__ = ()
+    MOST = 86400
+
+
+class Patience(Period):
+    """Of the watchdog."""
+
+    __slots__ = ()
+    LEAST = 1
 
 
 class ConfigError(Exception):
@@ -36,7 +62,7 @@ class Source(_Section, kw_only=True, frozen=True):
 
     kubernetes: Kubernetes = Kubernetes()
     file: Path | None = None
-    confirmation: Seconds = 60.0
+    confirmation: Seconds = Seconds(60)
 
 
 class Paths(_Section, kw_only=True, frozen=True):
@@ -79,7 +105,7 @@ class Operator(_Section, kw_only=True, frozen=True):
 
     namespace: str = "kube-system"
     lease: str = ""
-    patience: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 60.0
+    patience: Period = Period(60)
 
 
 class Config(_Section, kw_only=True, frozen=True):
@@ -92,15 +118,15 @@ class Config(_Section, kw_only=True, frozen=True):
     paths: Paths = Paths()
     http: Http = Http()
     operator: Operator = Operator()
-    cooldown: Seconds = 30.0
-    sweep_interval: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
-    report_interval: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
-    stop_grace: Seconds = 20.0
-    stuck_after: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
+    cooldown: Seconds = Seconds(30)
+    sweep_interval: SweepPeriod = SweepPeriod(30)
+    report_interval: Period = Period(10)
+    stop_grace: Seconds = Seconds(20)
+    stuck_after: Patience = Patience(60)
     chained: tuple[str, ...] = ()
     imds: bool = False
     take_from_host: bool = True
-    log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 def load(path: Path, environment: dict[str, str] | None = None) -> Config:
@@ -110,13 +136,13 @@ def load(path: Path, environment: dict[str, str] | None = None) -> Config:
     try:
         document = yaml.safe_load(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is no YAML: {error}") from error
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
     try:
-        config = msgspec.convert({} if document is None else document, Config, dec_hook=_path)
+        config = msgspec.convert({} if document is None else document, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_explained(error, document)}") from error
+        raise ConfigError(explain(error, document, str(path), Config, "docs/agent.md")) from error
     if not config.node:
         name = (os.environ if environment is None else environment).get("NODE_NAME", "")
         config = msgspec.structs.replace(config, node=name)
@@ -125,19 +151,9 @@ def load(path: Path, environment: dict[str, str] | None = None) -> Config:
     return config
 
 
-def _path(type_: type, value: Any) -> Any:
+def _decode(type_: type, value: Any) -> Any:
+    if issubclass(type_, Duration):
+        return type_.read(value)
     if type_ is Path and isinstance(value, str) and value.startswith("/"):
         return Path(value)
     raise ValueError("Expected an absolute path")
-
-
-def _explained(error: msgspec.ValidationError, document: Any) -> str:
-    """`key: value: what was expected`, from msgspec's "what was expected - at `$.key`"."""
-    expected, _, place = str(error).partition(" - at `$.")
-    key = place.rstrip("`")
-    value = document
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if not key:
-        return expected
-    return f"{key}: {value!r}: {expected}"

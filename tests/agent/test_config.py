@@ -27,12 +27,14 @@ def test_the_file_goes_before_the_environment(tmp_path: Path) -> None:
 def test_keys(tmp_path: Path) -> None:
     text = """
     cooldown: 5
+    source: {file: /tmp/pool.yaml, confirmation: 1m30s}
+    sweepInterval: 500ms
     paths: {state: /tmp/s, cniBin: /tmp/b}
-    source: {file: /tmp/pool.yaml}
     chained: [portmap]
     """
     config = load(written(tmp_path, text), {})
     assert (config.cooldown, config.chained) == (5.0, ("portmap",))
+    assert (config.source.confirmation, config.sweep_interval) == (90.0, 0.5)
     assert (config.paths.ledger, config.paths.cni_bin) == (Path("/tmp/s/ledger.db"), Path("/tmp/b"))
     assert config.source.file == Path("/tmp/pool.yaml")
 
@@ -40,17 +42,22 @@ def test_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        pytest.param("cooldwon: 5", "unknown field `cooldwon`", id="unknown-key"),
-        pytest.param("paths: {sate: /x}", "unknown field `sate`", id="unknown-key-below"),
-        pytest.param("cooldown: soon", "cooldown: 'soon': Expected `float`, got `str`", id="type"),
-        pytest.param("cooldown: -1", "cooldown: -1: Expected `float` >= 0", id="bound"),
+        pytest.param("cooldwon: 5", "cooldwon: unknown key; docs/agent.md lists the known ones", id="unknown-key"),
+        pytest.param("paths: {sate: /x}", "paths.sate: unknown key", id="unknown-key-below"),
+        pytest.param("cooldown: soon", "cooldown: 'soon': Expected a duration such as `30s`", id="type"),
+        pytest.param("cooldown: -1", "cooldown: -1: Expected a duration of at least 0 s", id="bound"),
+        pytest.param("cooldown: 2d", "cooldown: '2d': Expected a duration of at most 86400 s", id="bound-of-text"),
+        pytest.param("cooldown: true", "cooldown: True: Expected a duration", id="no-number"),
+        pytest.param("sweepInterval: 10ms", "sweepInterval: '10ms': Expected a duration of at least 0.1 s", id="pause"),
         pytest.param("http: {port: 70000}", "http.port: 70000: Expected `int` <= 65535", id="bound-below"),
         pytest.param("paths: {state: here}", "paths.state: 'here': Expected an absolute path", id="path"),
-        pytest.param("logLevel: loud", "logLevel: 'loud': Expected `str` matching regex", id="choice"),
+        pytest.param(
+            "logLevel: loud", "logLevel: 'loud': Expected one of `debug`, `error`, `info`, `warning`", id="choice"
+        ),
         pytest.param("chained: portmap", "chained: 'portmap': Expected `array`", id="list"),
-        pytest.param("chained: [portmap, 3]", "chained[1]", id="list-item"),
-        pytest.param("- a", "Expected `object`", id="no-mapping"),
-        pytest.param("a: [", "is no YAML", id="no-yaml"),
+        pytest.param("chained: [portmap, 3]", "chained[1]: 3: Expected `str`", id="list-item"),
+        pytest.param("- a", "the file: ['a']: Expected `object`", id="no-mapping"),
+        pytest.param("a: [", "is not YAML", id="no-yaml"),
         pytest.param("{}", "node: is missing, and so is the environment variable NODE_NAME", id="no-node"),
     ],
 )
@@ -73,7 +80,7 @@ def refusal(path: Path) -> str:
 def test_the_program_says_so_and_ends(tmp_path: Path) -> None:
     path = written(tmp_path, "cooldown: soon\nnode: a")
     assert refusal(path).startswith(f"vnetpods-agent: {path}: cooldown: 'soon'")
-    assert "can't be read" in refusal(tmp_path / "none.yaml")
+    assert "cannot be read" in refusal(tmp_path / "none.yaml")
 
 
 def test_without_access_it_ends_too(tmp_path: Path) -> None:

@@ -202,7 +202,9 @@ async def test_a_disk_that_is_rolled_back(operator: Operator, tmp_path: Path) ->
         node.reboot()
         await node.start()
         adds = [asyncio.create_task(node.call("ADD", name, node.sandbox())) for name in ("c1", "c2")]
-        await until(lambda: [e for e in node.events("event reported") if e["reason"] == "WaitingForAddress"] or node.pods)
+        await until(
+            lambda: [e for e in node.events("event reported") if e["reason"] == "WaitingForAddress"] or node.pods
+        )
         status = await node.call("STATUS", "")
         assert (status.code, "the machine has booted" in status.json["details"]) == (50, True)
         await node.reach(operator.pool.server)

@@ -49,7 +49,9 @@ async def test_what_is_listed_for_another_machines_nic_is_no_pods(tmp_path: Path
         while NIC_MAC not in str((status := await node.call("STATUS", "")).json):  # the pool is heard a moment later
             assert status.code == 50
         pod = asyncio.create_task(node.add("c1", node.sandbox(), args="K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-1"))
-        event = await until(lambda: next((e for e in node.events("event reported") if e["reason"] == "WaitingForAddress"), None))
+        event = await until(
+            lambda: next((e for e in node.events("event reported") if e["reason"] == "WaitingForAddress"), None)
+        )
         assert f"the pool is another machine's: none here has the MAC {NIC_MAC}" in event["message"]
         assert node.report().usage is None  # a copy of another machine's disk has nothing to say
         subprocess.run(f"ip -n {node.name} link set eth0 address {NIC_MAC}".split(), check=True)  # noqa: ASYNC221
