@@ -89,6 +89,7 @@ class Machine:
     pods: list[str] = field(default_factory=list)
     port: int = 0
     door: asyncio.Server | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the agent, besides ours
 
     # the machine
 
@@ -203,7 +204,7 @@ class Machine:
     async def start(self, fault: str = "", serving: bool = True, path: str = "") -> None:
         """Starts the agent and waits until it listens. With `fault` it kills itself there; `path`: its PATH."""
         seen = len(self.events("serving"))
-        environment = {**os.environ, "VNETPODS_FAULT": fault, "NODE_NAME": "worker-1"} | (
+        environment = {**os.environ, **self.environment, "VNETPODS_FAULT": fault, "NODE_NAME": "worker-1"} | (
             {"PATH": path} if path else {}
         )
         with self.log.open("ab") as log:

@@ -52,12 +52,17 @@ class ApiServer(Api):
 
     def restore(self, backup: Path) -> None:
         """Goes back to what was then: objects, and the versions that the next writes will have."""
+        self.begin_restore(backup)
+        await_ready(self.url, self.authority, [self.server])
+
+    def begin_restore(self, backup: Path) -> None:
+        """Returns before it is ready."""
         self.server.kill()
         self.etcd.kill()
         shutil.rmtree(self.folder / "etcd")
         shutil.copytree(backup, self.folder / "etcd")
         self.etcd.start()
-        self.start()
+        self.server.start()
 
     def stop(self) -> None:
         """Kills the API server: connections are reset, new ones refused. etcd stays."""

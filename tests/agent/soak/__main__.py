@@ -1,10 +1,11 @@
 """Hours of a bad day in minutes: `python -m tests.agent.soak [--calls 10000] [--callers 50] [--seed N]`.
 
 The agent as a process with its real data plane and a NodeIPPool on a real API server; fifty callers start the real
-shim. Meanwhile the agent is killed (at random, or at one of its fault points) or replaced, shims are killed, the API
-server is away for a third of the time, and the operator grows the pool, takes addresses back and changes its mind.
-`model` judges every answer. At the end ledger, kernel, NodeIPPool and model must say the same, with pods and again
-without any.
+shim. Meanwhile the agent is killed (at random, or at one of its fault points), replaced or doubled, shims are killed,
+the machine boots, its state folder goes back to an earlier copy (with a boot and without), its wall clock steps, the
+API server is away for a third of the time and etcd is restored from a backup, and the operator grows the pool, takes
+addresses back, changes its mind and is dead for a while. `model` judges every answer. At the end ledger, kernel,
+NodeIPPool and model must say the same, with pods and again without any.
 
 The seed decides what is done; when it meets what is the scheduler's choice, so a finding may need several runs.
 """
@@ -15,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import random
-import signal
 import subprocess
 import tempfile
 import time
@@ -25,19 +25,19 @@ from pathlib import Path
 
 from tests.agent import truths
 from tests.agent.machine import Machine, until
-from tests.agent.shim import ROOT, program
+from tests.agent.shim import ROOT
+from tests.agent.soak.misfortunes import NodeLife, ServerLife, step_clock
 from tests.agent.soak.model import Model, Violation
 from tests.agent.soak.operator import AdminApi, Operator
 from tests.agent.soak.runtime import Caller, Load, namespaces_gone
+from tests.clock import SteppingClock
 from tests.isolation import isolate
 from tests.kube import apiserver
-from vnetpods_agent import faults
 from vnetpods_agent.kubeapi import from_kubeconfig
 
 NODE = "worker-1"
 COOLDOWN = 1.0
 SETTLED = 60.0
-SHIM = ("ADD_DEADLINE_MS=20000", "DEL_DEADLINE_MS=10000")
 
 
 @dataclass
@@ -47,75 +47,37 @@ class Soak:
     operator: Operator
     load: Load
     chance: random.Random
+    node_life: NodeLife
+    server_life: ServerLife
+    clock: SteppingClock
     began: float = field(default_factory=time.monotonic)
-    ends: Counter[str] = field(default_factory=Counter)
-    away: float = 0.0
+    done: Counter[str] = field(default_factory=Counter)
 
     async def run(self, callers: int) -> None:
         """Raises Violation, or AssertionError when the truths don't come to agree."""
         self.operator.grow(80)
         await self.operator.step()
-        players = [self._keep_agent(), self._keep_server(), self.operator.run(), self._audit(), self._say()]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(player) for player in players]
+            endless = [self.operator.run(), self._audit(), self._say(), step_clock(self.clock, self.chance, self.done)]
+            tasks = [group.create_task(player) for player in endless]
+            lives = [group.create_task(life.run()) for life in (self.node_life, self.server_life)]
             async with asyncio.TaskGroup() as work:
                 for number in range(callers):
                     work.create_task(Caller(self.load, number).run())
+            self.node_life.over = self.server_life.over = True
+            await asyncio.gather(*lives)
             for task in tasks:
                 task.cancel()
         await self._settle()
 
-    # the players
-
-    async def _keep_agent(self) -> None:
-        """Lives that end early: by SIGKILL, by SIGTERM, or at a fault point in its nth visit."""
-        while True:
-            how = self.chance.choice(("kill", "kill", "stop", "fault", "fault"))
-            point = f"{self.chance.choice(faults.POINTS)}:{self.chance.randrange(1, 60)}" if how == "fault" else ""
-            await self.node.start(fault=point, serving=False)
-            assert self.node.process
-            try:
-                async with asyncio.timeout(self.chance.uniform(2, 15)):
-                    code = await self.node.process.wait()
-            except TimeoutError:
-                await (self.node.stop() if how == "stop" else self.node.kill())
-                code = self.node.process.returncode or 0
-            # SIGTERM ends a process that hasn't got as far as to listen to it
-            expected = {0, -signal.SIGTERM} if how == "stop" else {-signal.SIGKILL}
-            if code not in expected:
-                raise Violation(f"the agent ended with {code} instead of {expected}")
-            self.ends[point.partition(":")[0] or how] += 1
-            await asyncio.sleep(self.chance.choice((0, 0, 0.3, 2.0, 7.0)))
-
-    async def _keep_server(self) -> None:
-        """A third of the time gone or frozen."""
-        while True:
-            share = self.away / (time.monotonic() - self.began)
-            await asyncio.sleep(self.chance.uniform(2, 8) * (2 if share > 1 / 3 else 1))
-            began = time.monotonic()
-            if self.chance.random() < 0.5:
-                self.server.pause()
-                try:
-                    await asyncio.sleep(self.chance.uniform(2, 6))
-                finally:
-                    self.server.resume()
-            else:
-                self.server.stop()
-                try:
-                    await asyncio.sleep(self.chance.uniform(1, 3))
-                finally:
-                    # the process belongs to this thread, which the kernel ties its life to
-                    self.server.server.start()
-                await asyncio.to_thread(self._ready)
-            self.away += time.monotonic() - began
-
-    def _ready(self) -> None:
-        apiserver.await_ready(self.server.url, self.server.authority, [self.server.server])
+    # meanwhile
 
     async def _audit(self) -> None:
         """Whatever is under way, the ledger names addresses of the NIC, each once, and so do the living host ends."""
         while True:
             await asyncio.sleep(1.0)
+            if not self.load.up.is_set():
+                continue
             on_nic = self.load.model.addresses()
             for name, held in self._held().items():
                 if strange := set(held.values()) - on_nic - {truths.NAMELESS}:
@@ -125,7 +87,8 @@ class Soak:
 
     def _held(self) -> dict[str, truths.Holders]:
         path = self.node.state / "ledger.db"
-        return {"ledger": truths.ledger(path) if path.exists() else {}, "kernel": truths.kernel(self.node.name)}
+        kernel = {"kernel": truths.kernel(self.node.name)}
+        return kernel if self.node_life.forgetful or not path.exists() else kernel | {"ledger": truths.ledger(path)}
 
     async def _say(self) -> None:
         while True:
@@ -137,7 +100,8 @@ class Soak:
         made = sum(self.load.outcomes.values())
         print(
             f"{elapsed:5.0f} s  {made} calls, {len(self.load.model.holders)} pods, "
-            f"{sum(self.ends.values())} lives of the agent, API server away {self.away / elapsed:.0%}  {what}",
+            f"{sum(self.node_life.done.values())} misfortunes of the node, API server away "
+            f"{self.server_life.away / elapsed:.0%}  {what}",
             flush=True,
         )
 
@@ -146,9 +110,6 @@ class Soak:
     async def _settle(self) -> None:
         """Everybody is healthy again: the truths must come to agree, with the pods that are left and then without."""
         self.operator.calm = True
-        self.server.resume()
-        self.server.server.start()
-        await asyncio.to_thread(self._ready)
         if self.node.process and self.node.process.returncode is None:
             await self.node.kill()
         await self.node.start(serving=False)
@@ -201,19 +162,23 @@ async def soak(seed: int, calls: int, callers: int, folder: Path, server: apiser
     chance = random.Random(seed)
     settings = {
         "node": NODE,
-        "source": {"kubernetes": {"kubeconfig": str(folder / "kubeconfig")}},
+        "source": {"kubernetes": {"kubeconfig": str(server.admin_kubeconfig)}},
         "cooldown": COOLDOWN,
         "sweepInterval": 1.0,
         "reportInterval": 0.5,
         "stopGrace": 3.0,
     }
-    node = Machine(folder, settings, shim=program(*SHIM))
+    node = Machine(folder, settings)
     node.build()
-    node.connect(server)
+    await node.reach(server)
+    clock = SteppingClock(folder)
+    node.environment = clock.environment
     model = Model(COOLDOWN)
     api = AdminApi(from_kubeconfig(server.admin_kubeconfig))
     load = Load(node, model, chance, calls)
-    run = Soak(node, server, Operator(api, NODE, model, chance), load, chance)
+    load.up.set()
+    lives = NodeLife(node, server, load, chance), ServerLife(server, chance)
+    run = Soak(node, server, Operator(api, NODE, model, chance), load, chance, *lives, clock)
     try:
         await run.run(callers)
     finally:
@@ -223,7 +188,7 @@ async def soak(seed: int, calls: int, callers: int, folder: Path, server: apiser
         node.close()
         for title, counts in (
             ("calls", load.outcomes),
-            ("agent's lives by end", run.ends),
+            ("misfortunes", run.done + run.node_life.done + run.server_life.done),
             ("pool", run.operator.done),
         ):
             print(f"{title}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}", flush=True)

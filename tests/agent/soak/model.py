@@ -8,7 +8,7 @@ here; what the agent makes of it is seen at the end, when ledger, kernel and poo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vnetpods_agent.attachment import Address, expand
@@ -24,7 +24,7 @@ class Violation(AssertionError):  # noqa: N818 - what it is called in a report
 @dataclass
 class Model:
     cooldown: float
-    nic: dict[str, None] = field(default_factory=dict)  # units in the order in which they came
+    nic: dict[str, str] = field(default_factory=dict)  # unit -> its ipConfiguration, in the order in which they came
     holders: dict[str, str] = field(default_factory=dict)  # container -> address
     rests: dict[str, float] = field(default_factory=dict)  # address -> when it was given back at the earliest
 
@@ -46,9 +46,18 @@ class Model:
         if address := self.holders.pop(container, None):
             self.rests[address] = now
 
-    def granted(self, units: Iterable[str]) -> None:
+    def power_lost(self, now: float) -> None:
+        """No pod outlives a boot."""
+        for container in list(self.holders):
+            self.leaving(container, now)
+
+    def rolled_back(self) -> None:
+        """The node has forgotten who left of late, and nobody else knows."""
+        self.rests.clear()
+
+    def granted(self, units: Mapping[str, str]) -> None:
         """These are about to be on the NIC."""
-        self.nic |= dict.fromkeys(units)
+        self.nic |= units
 
     def removed(self, units: Iterable[str]) -> None:
         """The node has released these, and they are about to leave the NIC."""

@@ -2,19 +2,22 @@
 
 A failed ADD is followed by DEL, and the next attempt has a new sandbox; a DEL is repeated until it succeeds. Now and
 then a shim is killed, a sandbox dies without DEL, a DEL comes late (when the pod's next sandbox is there already),
-comes without a namespace, or comes twice.
+comes without a namespace, or comes twice. When the power is lost, whatever runs ends where it is, and every caller
+begins anew on the next boot.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import subprocess
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.agent.machine import Machine
+from tests.agent.machine import Machine, until
 from tests.agent.shim import Outcome
 from tests.agent.soak.model import Model, Violation
 
@@ -23,6 +26,10 @@ KILLED = 0.02
 LOOKED_AT = 0.05
 EXPECTED = {0, 11}
 """Codes that an ADD may end with: nothing else is wrong with it than that it must be tried again."""
+
+
+class PowerLost(Exception):  # noqa: N818 - its name is the finding
+    """What was under way is so no more."""
 
 
 @dataclass
@@ -35,17 +42,61 @@ class Load:
     calls_left: int
     outcomes: Counter[str] = field(default_factory=Counter)
     live: dict[str, str] = field(default_factory=dict)  # container -> namespace, of pods that stay to the end
+    up: asyncio.Event = field(default_factory=asyncio.Event)  # the machine is
+    busy: int = 0  # callers in the middle of something
+    _calls: set[asyncio.Task[Outcome]] = field(default_factory=set)
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
     async def call(self, verb: str, container: str, netns: str, args: str) -> Outcome:
+        self._check()
         self.calls_left -= 1
         killed_after = self.chance.uniform(0, 0.02) if self.chance.random() < KILLED else None
-        outcome = await self.node.call(verb, container, netns, args=args, killed_after=killed_after)
+        calling = self.node.call(verb, container, netns, args=args, killed_after=killed_after)
+        task = asyncio.create_task(calling)
+        self._calls.add(task)
+        try:
+            outcome = await task
+        except asyncio.CancelledError:
+            self._check()
+            raise
+        finally:
+            self._calls.discard(task)
+        self._check()
         how = "killed" if outcome.exit_code < 0 else str(outcome.code)
         self.outcomes[f"{verb} {how}"] += 1
         return outcome
+
+    async def begin_sandbox(self, name: str) -> str:
+        self._check()
+        return await asyncio.to_thread(self.node.sandbox, name)
+
+    async def end_sandbox(self, netns: str) -> None:
+        self._check()
+        await asyncio.to_thread(self.node.end_sandbox, netns)
+
+    def _check(self) -> None:
+        if not self.up.is_set():
+            raise PowerLost
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
+
+    async def boot(self, meanwhile: Callable[[], None]) -> None:
+        """The machine loses its power, and comes up again."""
+        self.up.clear()
+        for task in self._calls:
+            task.cancel()
+        await until(lambda: not self.busy)
+        self.model.power_lost(self.now())
+        self.live.clear()
+        await asyncio.to_thread(meanwhile)
 
 
 @dataclass
@@ -55,6 +106,16 @@ class Caller:
     turn: int = 0
 
     async def run(self) -> None:
+        stays = self.number % 2  # every other one leaves a pod
+        while self.load.calls_left > 0 or stays:
+            await self.load.up.wait()
+            with self.load.working(), contextlib.suppress(PowerLost):
+                if self.load.calls_left > 0:
+                    await self._work()
+                elif await self._stay():
+                    return
+
+    async def _work(self) -> None:
         chance = self.load.chance
         late: list[tuple[str, str]] = []
         while self.load.calls_left > 0:
@@ -62,8 +123,7 @@ class Caller:
             if not container:
                 continue
             for old, its_netns in late:
-                await self._delete(old, its_netns)
-                await asyncio.to_thread(self.load.node.end_sandbox, its_netns)
+                await self._end("del", old, its_netns)
             late = []
             await asyncio.sleep(chance.choice((0, 0, 0.01, 0.3, 1.0)))
             ending = chance.choices(list(ENDINGS), list(ENDINGS.values()))[0]
@@ -73,18 +133,19 @@ class Caller:
                 await self._end(ending, container, netns)
         for old, its_netns in late:
             await self._end("del", old, its_netns)
-        while self.number % 2:  # every other one leaves a pod
-            container, netns = await self._pod()
-            if container:
-                self.load.live[container] = netns
-                return
+
+    async def _stay(self) -> bool:
+        container, netns = await self._pod()
+        if container:
+            self.load.live[container] = netns
+        return bool(container)
 
     async def _pod(self) -> tuple[str, str]:
         """A pod that works, or ("", "") after a failure that was cleaned up."""
         load = self.load
         self.turn += 1
         container = f"c{self.number}-{self.turn}"
-        netns = await asyncio.to_thread(load.node.sandbox, f"p{self.number}-{self.turn}")
+        netns = await load.begin_sandbox(f"p{self.number}-{self.turn}")
         outcome = await load.call("ADD", container, netns, self._args())
         if outcome.exit_code == 0:
             address = str(outcome.json["ips"][0]["address"]).removesuffix("/32")
@@ -95,7 +156,7 @@ class Caller:
         if outcome.exit_code > 0 and outcome.code not in EXPECTED:
             raise Violation(f"ADD of {container}: {outcome}")
         await self._delete(container, netns)
-        await asyncio.to_thread(load.node.end_sandbox, netns)
+        await load.end_sandbox(netns)
         await asyncio.sleep(load.chance.uniform(0.05, 0.5))
         return "", ""
 
@@ -103,14 +164,14 @@ class Caller:
         load = self.load
         if ending in ("no del", "no namespace"):
             load.model.leaving(container, load.now())
-            await asyncio.to_thread(load.node.end_sandbox, netns)
+            await load.end_sandbox(netns)
             if ending == "no namespace":
                 await self._delete(container, "")
             return
         await self._delete(container, netns)
         if ending == "twice":
             await self._delete(container, netns)
-        await asyncio.to_thread(load.node.end_sandbox, netns)
+        await load.end_sandbox(netns)
 
     async def _delete(self, container: str, netns: str) -> None:
         """Until it succeeds, which it does at once unless its shim is killed: an agent that is away is no reason."""
