@@ -54,7 +54,15 @@ IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_PERMANENT = 0x80
-FRA_PRIORITY, FRA_FWMARK, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 6, 10, 14, 15, 16, 21
+FRA_SRC, FRA_PRIORITY, FRA_FWMARK, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = (
+    2,
+    6,
+    10,
+    14,
+    15,
+    16,
+    21,
+)
 FR_ACT_TO_TBL, RTN_UNICAST = 1, 1
 RT_TABLE_MAIN, RTNH_F_ONLINK, RTPROT_KERNEL = 254, 4, 2
 IFA_F_SECONDARY = 0x1
@@ -262,7 +270,7 @@ def neighbour_delete(address: str, index: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rule:
-    """`ip rule add priority P fwmark MARK/MASK lookup TABLE [suppress_prefixlength N] protocol 118`."""
+    """`ip rule add priority P [from SOURCE] fwmark MARK/MASK lookup TABLE [suppress_prefixlength N] protocol 118`."""
 
     priority: int
     mark: int
@@ -270,6 +278,7 @@ class Rule:
     table: int
     suppress_prefix: int = -1
     protocol: int = PROTOCOL
+    source: str = ""  # only set, never read
 
 
 def rule_add(rule: Rule) -> bytes:
@@ -284,7 +293,8 @@ def rule_delete(rule: Rule) -> bytes:
 
 def _rule(rule: Rule) -> bytes:
     table = rule.table if rule.table < 256 else 0
-    payload = FIB_RULE_HDR.pack(socket.AF_INET, 0, 0, 0, table, FR_ACT_TO_TBL, 0)
+    payload = FIB_RULE_HDR.pack(socket.AF_INET, 0, 32 if rule.source else 0, 0, table, FR_ACT_TO_TBL, 0)
+    payload += attribute(FRA_SRC, socket.inet_aton(rule.source)) if rule.source else b""
     payload += _number(FRA_PRIORITY, rule.priority) + _number(FRA_TABLE, rule.table)
     payload += _number(FRA_FWMARK, rule.mark) + _number(FRA_FWMASK, rule.mask)
     payload += attribute(FRA_PROTOCOL, bytes([rule.protocol]))

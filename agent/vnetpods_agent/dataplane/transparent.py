@@ -36,6 +36,10 @@ _NO_ROUTE = frozenset({errno.ESRCH, errno.ENODEV})
 _NO_NEIGHBOUR = frozenset({errno.ENOENT, errno.ENODEV})
 _THERE = frozenset({errno.EEXIST})
 _NO_LINK = frozenset({errno.ENODEV})
+_FIRST = "eth0"
+"""The interface that the kubelet's pods have; further ones come by a meta plugin (Multus)."""
+_FURTHER = 11800
+"""The priority, in the pod, of rules for further interfaces."""
 _TAKEN = {errno.EEXIST, errno.EBUSY}
 
 
@@ -93,6 +97,19 @@ def pod_steps(attachment: Attachment, index: int) -> list[Step]:
         Step(f"add the route to {GATEWAY} of", subject, rt.route_append(rt.Route(GATEWAY, 32, index)), _THERE),
         # ip route add default via 169.254.1.1 dev eth0
         Step("add the default route of", subject, rt.route_add_first(rt.Route(rt.ANY, 0, index, GATEWAY)), _THERE),
+        *([] if name == _FIRST else _further_steps(attachment, index)),
+    ]
+
+
+def _further_steps(attachment: Attachment, index: int) -> list[Step]:
+    """What is sent under a further interface's address leaves by it: by the other one the host takes it for forged."""
+    address, subject = attachment.address, str(attachment.key)
+    rule = rt.Rule(_FURTHER, 0, 0, index, source=address)
+    return [
+        # ip route replace default via 169.254.1.1 dev net1 onlink table INDEX
+        Step("add the own route of", subject, rt.route_add(rt.Route(rt.ANY, 0, index, GATEWAY, index, onlink=True))),
+        # ip rule add priority 11800 from 10.0.0.5 lookup INDEX
+        Step("add the rule of", subject, rt.rule_add(rule), _THERE),
     ]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,8 +33,9 @@ from tests.agent.dataplane.world import (
     eventually,
     run,
     run_in,
+    works,
 )
-from vnetpods_agent.attachment import Limits
+from vnetpods_agent.attachment import Address, Limits
 from vnetpods_agent.dataplane import DataPlaneError, HostState, Nic
 from vnetpods_agent.dataplane.hoststate import FAILED, REFUSED, HostReconciler
 from vnetpods_agent.dataplane.kernel import uplink_limits
@@ -75,6 +78,23 @@ def test_a_pod_cannot_send_from_another_address(world: World, plane: Transparent
     for address, server in ((PEER, world.outside), (other.address, other.namespace)):
         assert caller_seen(pod.namespace, server, address, source=forged) is None
     assert (packets(world.outside, "nic0"), packets(other.namespace, "eth0")) == before
+
+
+def test_a_further_interface_of_a_pod_answers_and_calls_under_its_own_address(
+    world: World, plane: Transparent, pod: PodHandle
+) -> None:
+    """As by Multus: the default route is the first one's, and what came that way was taken for forged."""
+    doors, key = world.open_doors(pod.namespace), replace(pod.attachment.key, ifname="net1")
+    further = replace(pod.attachment, key=key, address=Address("10.240.0.6"))
+    plane.attach(further, doors)
+    plane.attach(further, doors)  # again, as after a crash
+    for address in (pod.address, further.address):
+        assert caller_seen(world.outside, pod.namespace, address) is not None
+        assert caller_seen(pod.namespace, world.outside, PEER, source=address) == address
+    assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
+    assert plane.check(further, doors) == []
+    plane.detach(further)
+    assert caller_seen(world.outside, pod.namespace, pod.address) is not None
 
 
 def packets(namespace: str, interface: str) -> str:
@@ -365,3 +385,37 @@ def test_a_forward_policy_of_drop_is_opened_for_pods_only(
 def test_iptables_that_nobody_uses_is_not_touched(pod: PodHandle) -> None:
     assert run("cat /proc/net/ip_tables_names", check=False) == ""
     assert "filter" not in run("nft list tables")
+
+
+def test_after_lost_news_everything_is_looked_at(
+    world: World, plane: Transparent, forwarding: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says only that its buffer was too small; what it couldn't say is found all the same."""
+    monkeypatch.setattr("vnetpods_agent.dataplane.events._ROOM", 1)  # the least that the kernel gives
+    reconciler = HostReconciler(lambda *_: None)  # in no hurry: without news a look comes once a minute
+    reconciler.start()
+    try:
+        reconciler.declare(STATE)
+        assert reconciler.wait(15)
+        pod = world.pod("10.240.0.5")
+        plane.attach(pod.attachment, pod.doors)
+        eventually(lambda: works(world, pod))
+        routed = lambda: pod.address in run(f"ip route show dev {pod.host_ifname}")  # noqa: E731
+        run(f"ip route del {pod.address} dev {pod.host_ifname}")
+        eventually(routed)  # and with it all news of before are done with
+        # addresses, whose news concern other areas; in their midst the pod loses its route
+        adding = [f"addr add 198.18.{n // 250}.{n % 250 + 1}/32 dev lo" for n in range(400)]
+        commands = [*adding[:200], f"route del {pod.address} dev {pod.host_ifname}", *adding[200:]]
+        before = lost(reconciler)
+        subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
+        eventually(lambda: lost(reconciler) > before)
+        eventually(routed)
+    finally:
+        reconciler.close()
+
+
+def lost(reconciler: HostReconciler) -> int:
+    """How many messages the kernel has dropped for want of room."""
+    inode = str(os.fstat(reconciler._news._route.fileno()).st_ino)
+    rows = [line.split() for line in Path("/proc/thread-self/net/netlink").read_text().splitlines()]
+    return next(int(row[8]) for row in rows if row[9] == inode)
