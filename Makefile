@@ -88,7 +88,7 @@ bench-operator: venv programs ## The operator with 5,000 nodes; build/bench-oper
 	$(V)/python -m tests.bench.operator
 
 .PHONY: soak
-soak: venv programs ## 10,000 ADD and DEL with random kills of shim and agent; prints its seed (SEED=n)
+soak: venv programs ## 10,000 ADD and DEL on a node with every misfortune that we know; prints its seed (SEED=n)
 	@$(V)/python -m tests.agent.soak $(if $(SEED),--seed $(SEED))
 
 .PHONY: chaos

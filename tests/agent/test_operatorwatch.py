@@ -15,10 +15,11 @@ from uuid import uuid4
 import pytest
 
 from tests.agent.machine import NIC_MAC, Machine, machine, until
+from tests.agent.shim import QUICK, program
 from tests.agent.test_nodeippool import POOLS
 from tests.kube.apiserver import ApiServer
 from vnetpods_agent.attachment import Pod
-from vnetpods_agent.config import Operator
+from vnetpods_agent.config import Operator, Period
 from vnetpods_agent.kubeapi import KubeApi, from_kubeconfig
 from vnetpods_agent.operatorwatch import OperatorWatch, Pulse
 
@@ -93,7 +94,7 @@ class Cluster:
 
     @property
     def operator(self) -> Operator:
-        return Operator(namespace="default", lease=self.node, patience=1.0)
+        return Operator(namespace="default", lease=self.node, patience=Period(1))
 
     def renew(self) -> None:
         self.renewals += 1
@@ -237,6 +238,10 @@ async def test_a_dead_operator_is_named_wherever_people_look(cluster: Cluster, t
         assert said.count("the operator does not run") == 2, "a later ADD is told at once"
         assert f"default/{cluster.node} is not renewed since" in said
         assert "being added" not in said
+        node.shim = program(*QUICK)  # which waits for an answer and gets it, as a kubelet does that has given up
+        failed = await node.call("ADD", "c4", node.sandbox(), args=pod_args(late))
+        assert (failed.code, failed.stderr) == (11, "")
+        assert "the operator does not run, and nobody adds addresses: its Lease" in failed.json["details"]
         for add in (waiting, second):
             add.cancel()
 

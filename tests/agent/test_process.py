@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 from tests.agent import truths
 from tests.agent.machine import Machine, machine, until
 from tests.agent.test_cases import add_many
+from vnetpods_agent.wire import RequestFrame, Verb, encode_environment, encode_request
 from vnetpods_api import Usage
 
 
@@ -147,6 +150,43 @@ async def test_a_state_folder_that_is_wiped_is_written_anew(tmp_path: Path) -> N
         await node.start()
         await until(lambda: node.report().usage == Usage(assigned=1, cooling=1))
         assert node.report().released == ("10.240.0.6",)
+
+
+async def test_a_full_spool_is_replayed_beside_live_calls(tmp_path: Path) -> None:
+    """Most are of sandboxes that never had an address: a node that was full while its agent was away."""
+    async with machine(tmp_path) as node:
+        node.pool(["10.240.0.5", "10.240.0.6"])
+        await node.start()
+        await node.add("gone", node.sandbox("p-gone"))
+        await node.kill()
+        spooled(node, [*(f"never-{number}" for number in range(FULL)), "gone"])
+        await node.start()
+        busy = memory(node)
+        status, address = await asyncio.gather(node.call("STATUS", ""), node.add("c1", node.sandbox()))
+        assert (status.exit_code, address) == (0, "10.240.0.6")
+        await until(lambda: not list((node.state / "spool").iterdir()), within=60)
+        assert truths.ledger(node.state / "ledger.db") == {"c1/eth0": address}
+        assert memory(node) - busy < 16 << 20
+
+
+FULL = 2000
+
+
+def spooled(node: Machine, containers: list[str]) -> None:
+    """What a shim has left there."""
+    (node.state / "spool").mkdir(exist_ok=True)
+    for number, container in enumerate(containers, start=1):
+        variables = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0"}
+        call = RequestFrame(Verb.DEL, 15_000, encode_environment(variables), b"{}", replayed=True)
+        name = f"{time.time_ns()}-{number}.req"
+        (node.state / "spool" / name).write_bytes(encode_request(call))
+
+
+def memory(node: Machine) -> int:
+    """The most that the agent had, in bytes."""
+    assert node.process
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{node.process.pid}/status").read_text())
+    return int(peak) * 1024
 
 
 async def test_health_and_metrics(tmp_path: Path) -> None:

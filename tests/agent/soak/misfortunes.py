@@ -87,6 +87,8 @@ class NodeLife:
 
     async def _befall(self, what: str) -> None:
         copy = self.node.folder / "copy"
+        if not self.node.state.exists():  # killed before it had made it
+            return
         if what == "copy of the state":
             shutil.rmtree(copy, ignore_errors=True)
             await asyncio.to_thread(shutil.copytree, self.node.state, copy, ignore=shutil.ignore_patterns(".*"))
@@ -132,8 +134,9 @@ class ServerLife:
 
     async def run(self) -> None:
         while not self.over:
-            share = self.away / (time.monotonic() - self.began)
-            await asyncio.sleep(self.chance.uniform(2, 8) * (2 if share > 1 / 3 else 1))
+            await asyncio.sleep(self.chance.uniform(2, 8))
+            if self.away > (time.monotonic() - self.began) / 3:
+                continue
             began = time.monotonic()
             what = self.chance.choice(("frozen", "away", "backup", "restored"))
             if what == "frozen":
