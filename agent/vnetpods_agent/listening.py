@@ -34,6 +34,7 @@ from vnetpods_agent.records import Retire, Withdraw
 from vnetpods_agent.reporting import Reporter
 from vnetpods_agent.saving import save
 from vnetpods_agent.screening import Screened, screen
+from vnetpods_agent.seal import Seal
 from vnetpods_agent.source import AddressSource, Supply
 from vnetpods_agent.trust import Trust
 from vnetpods_api import Status
@@ -143,6 +144,7 @@ class Listener:
         self._turn = asyncio.Lock()
         self._boot_id = ""
         self._saved: Saved | None = None
+        self._seal = Seal(config.paths.socket.with_name("pool.seal"))
 
     @property
     def cause(self) -> str:
@@ -162,23 +164,24 @@ class Listener:
         return bool(self.macs) and self.macs <= self._parts.limits.foreign
 
     async def recall(self, trouble: str, boot_id: str) -> None:
-        """At start: the pool as last known, unless something is wrong with the ledger. One of an earlier boot may be
-        out of date, and has to wait as the source's own has.
+        """At start: the pool as last known, unless something is wrong with the ledger. One of an earlier boot, or of a
+        state folder that was put back as it once was, may be out of date, and has to wait as the source's own has.
         """
         self._boot_id = boot_id
         self._declare()  # what must hold without any NIC, too: no pod comes before
         trust, custody = self._parts.trust, self._parts.custody
-        status = None if trouble else _read(self._config.paths.pool)
+        content, status = (b"", None) if trouble else _read(self._config.paths.pool)
         if status is None:
             trust.why = "the ledger was lost" if trouble not in ("", "new") else trust.why
             return
         self._saved = status
         # a former version doesn't say; but no pod outlives a boot
         here = status.boot_id == boot_id or (not status.boot_id and bool(custody.attachments))
-        if here:
+        fits = self._seal.fits(content)
+        if here and fits:
             trust.resume(status.agent)
         elif not trust.always:
-            trust.why = "the machine has booted"
+            trust.why = "the state folder was put back as it once was" if here else "the machine has booted"
             self._pending = Supply(status, live=False)
             return
         try:
@@ -316,8 +319,10 @@ class Listener:
         )
         if self._saved is not None and _but_for_the_number(kept) == _but_for_the_number(self._saved):
             return
+        content = msgspec.json.encode(kept)
         try:
-            await asyncio.to_thread(save, self._config.paths.pool, msgspec.json.encode(kept))
+            with self._seal.renewed(content):
+                await asyncio.to_thread(save, self._config.paths.pool, content)
             self._saved = kept
         except OSError as error:
             log.warning("pool can't be saved", file=str(self._config.paths.pool), error=str(error))
@@ -328,11 +333,12 @@ def _but_for_the_number(saved: Saved) -> Saved:
     return msgspec.structs.replace(saved, agent=saved.agent and msgspec.structs.replace(saved.agent, report=0))
 
 
-def _read(file: Path) -> Saved | None:
+def _read(file: Path) -> tuple[bytes, Saved | None]:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Saved)
+        content = file.read_bytes()
+        return content, msgspec.json.decode(content, type=Saved)
     except FileNotFoundError:
-        return None
+        pass
     except (OSError, msgspec.DecodeError) as error:
         log.warning("last known pool can't be read", file=str(file), error=str(error))
-        return None
+    return b"", None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.agent import truths
 from tests.agent.machine import NIC_MAC, Machine, machine, named, supply, until
 from tests.agent.test_nodeippool import Pool
 from tests.agent.test_process import fetch
 from tests.kube.apiserver import ApiServer
+from tests.pace import stretched
 from vnetpods_api import NodeIPPool, from_object
 from vnetpods_api.nodeippool import to_object
 
@@ -217,6 +220,35 @@ async def test_a_disk_that_is_rolled_back(operator: Operator, tmp_path: Path) ->
         assert {outcome.json["ips"][0]["address"] for outcome in outcomes} == {f"{SIX}/32", f"{SEVEN}/32"}
 
 
+async def test_a_state_folder_that_is_put_back_without_a_boot(operator: Operator, tmp_path: Path) -> None:
+    """Its list is of this boot, and of before a release; the API server is away at first."""
+    async with node_of(operator, tmp_path) as node:
+        view = await serving(operator, node, FIVE, SIX)
+        await until(lambda: view.encode() in (node.state / "pool.json").read_bytes())
+        await node.stop()
+        shutil.copytree(node.state, tmp_path / "snapshot")
+        await node.start()
+        await operator.lists(FIVE, SIX, releasing=[FIVE], request="r1")
+        await until(lambda: operator.seen().status.released == (FIVE,))
+        await operator.lists(SIX)
+        await until(lambda: FIVE.encode() not in (node.state / "pool.json").read_bytes())
+        held = await node.add("c1", node.sandbox())
+        await node.kill()
+        shutil.rmtree(node.state)
+        shutil.copytree(tmp_path / "snapshot", node.state)
+        assert node.door
+        node.door.close()
+        await node.start()
+        adding = asyncio.create_task(node.add("c2", node.sandbox()))
+        await until(lambda: "the state folder was put back as it once was" in readiness(node))
+        assert (held, adding.done()) == (SIX, False)
+        await node.reach(operator.pool.server)
+        await operator.asked(view)
+        await operator.lists(SIX, SEVEN)
+        assert await adding == SEVEN
+        await until(lambda: truths.read(node).agreed)
+
+
 async def test_an_image_of_the_disk_that_boots_as_another_machine(operator: Operator, tmp_path: Path) -> None:
     """State inside the image, and the pool under its name: neither handed out nor reported."""
     for folder in (tmp_path / "a", tmp_path / "b"):
@@ -264,3 +296,37 @@ async def test_a_promise_outlives_a_lost_ledger(operator: Operator, tmp_path: Pa
         assert await node.add("c1", node.sandbox()) == SIX
         assert operator.seen().status.released == (FIVE,)
         assert named(FIVE) in operator.seen().status.interfaces[0].ip_configurations
+
+
+@pytest.mark.parametrize(
+    "point", ["pool.saving", "release.withdrawn", "release.reported", "add.durable", "del.detached"]
+)
+async def test_killed_where_an_operator_confirms(operator: Operator, tmp_path: Path, point: str) -> None:
+    """As `test_crash`, with a view and reports that somebody remembers: what was promised stays so, whoever asks."""
+    async with node_of(operator, tmp_path) as node:
+        view = await serving(operator, node, FIVE, SIX)
+        await until(lambda: view.encode() in (node.state / "pool.json").read_bytes())
+        held = await node.add("c1", node.sandbox("p-c1"))
+        await node.stop()
+        await node.start(fault=point, serving=False)
+        calls = [asyncio.create_task(node.delete("c1", "/run/netns/p-c1"))]
+        await asyncio.gather(*calls) if point != "del.detached" else None
+        asked = {"releasing": [held], "request": "r1"}
+        await operator.lists(FIVE, SIX, SEVEN, **asked)
+        calls.append(asyncio.create_task(node.add("c2", node.sandbox("p-c2"))))
+        assert node.process
+        assert await node.process.wait() == -signal.SIGKILL
+        await node.start()
+
+        async def confirmed() -> bool:
+            await operator.lists(FIVE, SIX, SEVEN, **asked)
+            status = operator.seen().status
+            return status.released == (held,) and bool(status.agent) and status.agent.release_request == "r1"
+
+        async with asyncio.timeout(stretched(30)):
+            while not await confirmed():  # noqa: ASYNC110 - it is what we do that is waited for
+                await asyncio.sleep(0.1)
+        others = {FIVE, SIX, SEVEN} - {held}
+        await asyncio.gather(*calls)
+        assert {*truths.read(node).ledger.values(), await node.add("c3", node.sandbox())} == others
+        await until(lambda: truths.read(node).agreed)

@@ -67,8 +67,12 @@ class NodeLife:
         self.done[f"agent ended by {point.partition(':')[0] or how}"] += 1
 
     async def _double(self, first: asyncio.subprocess.Process) -> None:
-        """Either may end first."""
+        """Either may end first; now and then somebody has taken the state folder away from under the first."""
         await asyncio.sleep(self.chance.uniform(0, 3))
+        if self.node.state.exists() and self.chance.random() < 0.3:
+            self.load.model.rolled_back()
+            self.node.state.rename(self.node.folder / f"taken-{self.done['state taken away']}")
+            self.done["state taken away"] += 1
         await self.node.start(serving=False)
         assert self.node.process
         both = [first, self.node.process]
