@@ -309,19 +309,18 @@ async def test_killed_where_an_operator_confirms(operator: Operator, tmp_path: P
         held = await node.add("c1", node.sandbox("p-c1"))
         await node.stop()
         await node.start(fault=point, serving=False)
-        calls = [asyncio.create_task(node.delete("c1", "/run/netns/p-c1"))]
+        calls: list[asyncio.Task[Any]] = [asyncio.create_task(node.delete("c1", "/run/netns/p-c1"))]
         await asyncio.gather(*calls) if point != "del.detached" else None
-        asked = {"releasing": [held], "request": "r1"}
-        await operator.lists(FIVE, SIX, SEVEN, **asked)
+        await operator.lists(FIVE, SIX, SEVEN, releasing=[held], request="r1")
         calls.append(asyncio.create_task(node.add("c2", node.sandbox("p-c2"))))
         assert node.process
         assert await node.process.wait() == -signal.SIGKILL
         await node.start()
 
         async def confirmed() -> bool:
-            await operator.lists(FIVE, SIX, SEVEN, **asked)
+            await operator.lists(FIVE, SIX, SEVEN, releasing=[held], request="r1")
             status = operator.seen().status
-            return status.released == (held,) and bool(status.agent) and status.agent.release_request == "r1"
+            return status.released == (held,) and status.agent is not None and status.agent.release_request == "r1"
 
         async with asyncio.timeout(stretched(30)):
             while not await confirmed():  # noqa: ASYNC110 - it is what we do that is waited for

@@ -1,4 +1,4 @@
-"""Hours of a bad day in minutes: `python -m tests.agent.soak [--calls 10000] [--callers 50] [--seed N]`.
+"""Hours of a bad day in minutes: `python -m tests.agent.soak [--calls 10000] [--minutes 8] [--seed N]`.
 
 The agent as a process with its real data plane and a NodeIPPool on a real API server; fifty callers start the real
 shim. Meanwhile the agent is killed (at random, or at one of its fault points), replaced or doubled, shims are killed,
@@ -53,12 +53,13 @@ class Soak:
     began: float = field(default_factory=time.monotonic)
     done: Counter[str] = field(default_factory=Counter)
 
-    async def run(self, callers: int) -> None:
+    async def run(self, callers: int, minutes: float) -> None:
         """Raises Violation, or AssertionError when the truths don't come to agree."""
         self.operator.grow(80)
         await self.operator.step()
         async with asyncio.TaskGroup() as group:
             endless = [self.operator.run(), self._audit(), self._say(), step_clock(self.clock, self.chance, self.done)]
+            endless.append(self._end(minutes))
             tasks = [group.create_task(player) for player in endless]
             lives = [group.create_task(life.run()) for life in (self.node_life, self.server_life)]
             async with asyncio.TaskGroup() as work:
@@ -71,6 +72,11 @@ class Soak:
         await self._settle()
 
     # meanwhile
+
+    async def _end(self, minutes: float) -> None:
+        """On a slow machine: fewer calls, and not half a day."""
+        await asyncio.sleep(minutes * 60)
+        self.load.calls_left = 0
 
     async def _audit(self) -> None:
         """Whatever is under way, the ledger names addresses of the NIC, each once, and so do the living host ends."""
@@ -158,7 +164,7 @@ class Soak:
             await asyncio.sleep(0.3)
 
 
-async def soak(seed: int, calls: int, callers: int, folder: Path, server: apiserver.ApiServer) -> None:
+async def soak(seed: int, calls: int, callers: int, minutes: float, folder: Path, server: apiserver.ApiServer) -> None:
     chance = random.Random(seed)
     settings = {
         "node": NODE,
@@ -180,7 +186,7 @@ async def soak(seed: int, calls: int, callers: int, folder: Path, server: apiser
     lives = NodeLife(node, server, load, chance), ServerLife(server, chance)
     run = Soak(node, server, Operator(api, NODE, model, chance), load, chance, *lives, clock)
     try:
-        await run.run(callers)
+        await run.run(callers, minutes)
     finally:
         if node.process and node.process.returncode is None:
             await node.kill()
@@ -198,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--callers", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which no call is begun, whatever is left")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     options = parser.parse_args()
     isolate()
@@ -208,7 +215,7 @@ def main() -> None:
         (folder / "kube").mkdir()
         server = stack.enter_context(apiserver.running(folder / "kube"))
         server.apply((ROOT / "crds" / "nodeippool.yaml").read_text())
-        asyncio.run(soak(options.seed, options.calls, options.callers, folder, server))
+        asyncio.run(soak(options.seed, options.calls, options.callers, options.minutes, folder, server))
     subprocess.run(["rm", "-r", str(folder)], check=True)
 
 
