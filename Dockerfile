@@ -36,6 +36,7 @@ RUN python3 -m venv /build \
  && /build/bin/pip --python /opt/vnetpods/bin/python install --quiet --no-deps --require-hashes -r runtime.lock
 COPY README.md LICENSE ./
 COPY crds crds
+COPY kit kit
 COPY operator operator
 COPY agent/vnetpods_agent agent/vnetpods_agent
 RUN /build/bin/hatchling build --target wheel --directory /wheel >/dev/null \

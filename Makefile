@@ -56,7 +56,7 @@ lint: venv ## Formatter, linter, types, who may import whom
 	$(V)/ruff format --check .
 	$(V)/ruff check .
 	$(call say,mypy)
-	$(V)/mypy operator/vnetpods_operator agent/vnetpods_agent crds/vnetpods_api tests
+	$(V)/mypy operator/vnetpods_operator agent/vnetpods_agent kit/vnetpods_kit crds/vnetpods_api tests
 	$(call say,import-linter)
 	$(V)/lint-imports
 

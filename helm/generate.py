@@ -23,9 +23,9 @@ import msgspec.inspect as types
 import yaml
 
 from vnetpods_agent.config import Config as AgentConfig
-from vnetpods_agent.settings import Duration as AgentDuration
-from vnetpods_operator.configuration import AddressRange, Duration
-from vnetpods_operator.configuration import Config as OperatorConfig
+from vnetpods_kit.config import Duration as AgentDuration
+from vnetpods_operator.config import AddressRange, Duration
+from vnetpods_operator.config import Config as OperatorConfig
 
 CHART = Path(__file__).parent / "vnetpods"
 CRD = Path(__file__).parent.parent / "crds" / "nodeippool.yaml"

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnetpods_agent import logs
 from vnetpods_agent.config import Config, ConfigError, load
 from vnetpods_api.version import VERSION
+from vnetpods_kit import logs
 
 _USAGE_ERROR = 2
 
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(config: Config) -> int:
-    from vnetpods_agent.kubeapi import AccessError  # noqa: PLC0415 - only where it is needed
-    from vnetpods_agent.service import Agent  # noqa: PLC0415 - only where it is needed
+    from vnetpods_agent.app import Agent  # noqa: PLC0415 - only where it is needed
+    from vnetpods_agent.kube import AccessError  # noqa: PLC0415 - only where it is needed
 
     async def live() -> None:
         await Agent(config).run()
@@ -67,7 +67,7 @@ def _install(config: Config) -> int:
 
 
 def _uninstall(config: Config) -> int:
-    from vnetpods_agent.service import uninstall  # noqa: PLC0415 - only where it is needed
+    from vnetpods_agent.app import uninstall  # noqa: PLC0415 - only where it is needed
 
     for remark in uninstall(config):
         print(remark)  # noqa: T201 - for whoever started it

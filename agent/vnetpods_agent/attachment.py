@@ -153,7 +153,7 @@ def mac(end: str, key: AttachmentKey) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class SandboxHandles:
     """Descriptors that the shim opened for one call: the pod's network namespace and a NETLINK_ROUTE socket inside it.
 
     Whoever received the call closes both when it ends; an open namespace descriptor keeps a dead pod's namespace alive.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from vnetpods_agent.settings import Duration, explain
+from vnetpods_kit.config import Duration, explain
 
 
 class Seconds(Duration):

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from vnetpods_agent.attachment import Pod
-from vnetpods_agent.kubeapi import KubeApi, KubeError
+from vnetpods_agent.kube import KubeApi, KubeError
 
 QUIET = 600.0
 _QUEUE = 256

@@ -21,9 +21,10 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from vnetpods_agent.sweeper import Sweep
+from vnetpods_agent.ipam.sweeper import Sweep
 from vnetpods_api import Usage
 from vnetpods_api.version import VERSION
+from vnetpods_kit import http
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 5, 15, 60, 120)
 
@@ -122,13 +123,5 @@ async def serve(metrics: Metrics, health: Health, address: str, port: int) -> tu
     async def ready(_: web.Request) -> web.Response:
         return answer(health.unready())
 
-    application = web.Application()
-    application.add_routes([web.get("/metrics", show), web.get("/healthz", alive), web.get("/readyz", ready)])
-    runner = web.AppRunner(application, access_log=None, handle_signals=False)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, address, port).start()
-    except OSError:
-        await runner.cleanup()
-        raise
-    return runner, runner.addresses[0][1]
+    routes = [web.get("/metrics", show), web.get("/healthz", alive), web.get("/readyz", ready)]
+    return await http.serve(address, port, routes)

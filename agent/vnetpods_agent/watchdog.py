@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from vnetpods_agent.lane import Lane
+from vnetpods_agent.ipam.worker import WorkerThread
 
 EXIT_CODE = 70  # EX_SOFTWARE
 
@@ -25,7 +25,7 @@ log = structlog.get_logger(component="watchdog")
 
 
 class Watchdog(threading.Thread):
-    def __init__(self, lanes: Sequence[Lane], limit: float, threads: Sequence[threading.Thread] = ()) -> None:
+    def __init__(self, lanes: Sequence[WorkerThread], limit: float, threads: Sequence[threading.Thread] = ()) -> None:
         """`threads`: which count from their start until `close`."""
         super().__init__(name="watchdog", daemon=True)
         self._loop = asyncio.get_running_loop()

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from vnetpods_api.version import VERSION
-from vnetpods_operator import configuration
+from vnetpods_kit import logs
+from vnetpods_operator import config as configuration
+
+QUIET = ("azure", "kopf", "aiohttp.access", "msal")
+"""Libraries that say at length what the operator says itself."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if given.check:
         return 0
-    set_up_logs(config.log_level)
+    logs.configure(config.log_level, QUIET)
     structlog.get_logger().info("starting", version=VERSION)
     return asyncio.run(_run(given.config, given.kubeconfig, config))
 
 
 async def _run(path: Path, kubeconfig: Path | None, config: configuration.Config) -> int:
-    from vnetpods_operator.running import Operator  # noqa: PLC0415 - kopf and the SDK; --check does without
+    from vnetpods_operator.app import Operator  # noqa: PLC0415 - kopf and the SDK; --check does without
 
     try:
         await Operator(path, kubeconfig, config).run()
@@ -52,35 +54,6 @@ async def _run(path: Path, kubeconfig: Path | None, config: configuration.Config
         structlog.get_logger().exception("the operator failed")
         return 1
     return 0
-
-
-def set_up_logs(level: str) -> None:
-    """JSON lines on stderr, from us and from libraries."""
-    chain: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[*chain, structlog.processors.JSONRenderer(sort_keys=False)],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    formatter = structlog.stdlib.ProcessorFormatter(
-        processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.JSONRenderer(sort_keys=False),
-        ],
-        foreign_pre_chain=[*chain[:3], structlog.stdlib.add_logger_name],
-    )
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    # kopf says at length that each event was handled; what the operator does it says itself
-    for noisy in ("azure", "kopf", "aiohttp.access", "msal"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

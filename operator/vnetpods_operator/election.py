@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from vnetpods_operator.configuration import Election
+from vnetpods_operator.config import Election
 from vnetpods_operator.kube import Kube, KubeError, NotFound, Outdated
 
 log = structlog.get_logger()

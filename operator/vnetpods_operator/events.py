@@ -16,8 +16,8 @@ import structlog
 
 from vnetpods_api.names import GROUP
 from vnetpods_operator.kube import MERGE, Kube, KubeError, NotFound
-from vnetpods_operator.nodes import Node
-from vnetpods_operator.roster import Problem
+from vnetpods_operator.planning.model import Problem
+from vnetpods_operator.planning.node import Node
 
 QUIET_SECONDS = 300.0
 """The same matter is written again after this at the earliest."""
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class _Matter:
+class _EventSeries:
     node: Node
     problem: Problem
     name: str = ""
@@ -49,7 +49,7 @@ class Recorder:
     kube: Kube
     instance: str
     quiet: float = QUIET_SECONDS
-    _matters: dict[tuple[str, str], _Matter] = field(default_factory=dict)
+    _matters: dict[tuple[str, str], _EventSeries] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self, node: Node, problem: Problem) -> None:
@@ -59,7 +59,7 @@ class Recorder:
         if matter is None:
             if len(self._matters) >= MOST:
                 del self._matters[next(iter(self._matters))]
-            matter = self._matters[key] = _Matter(node, problem)
+            matter = self._matters[key] = _EventSeries(node, problem)
         matter.problem = problem
         matter.count += 1
         self._news.set()
@@ -80,7 +80,7 @@ class Recorder:
                 except KubeError as error:
                     log.warning("Event not written", node=matter.node.name, error=str(error))
 
-    async def _put(self, matter: _Matter) -> None:
+    async def _put(self, matter: _EventSeries) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         path = f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events"
         note = matter.problem.message.encode()[:NOTE_BYTES].decode(errors="ignore")

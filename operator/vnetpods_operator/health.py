@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
+from vnetpods_kit import http
+
 STUCK_SECONDS = 900.0
 """A node in line for so long, and for as long as a write to a NIC may take, means that the workers are stuck: all else
 in a look has time limits far below.
@@ -73,18 +75,10 @@ async def serving(
         places[metrics_listen].append(web.get("/metrics", metrics))
     async with contextlib.AsyncExitStack() as stack:
         for place, routes in places.items():
-            await _serve(stack, place, routes)
+            host, _, port = place.rpartition(":")
+            runner, _ = await http.serve(host, int(port), routes)
+            stack.push_async_callback(runner.cleanup)
         yield
-
-
-async def _serve(stack: contextlib.AsyncExitStack, place: str, routes: list[web.RouteDef]) -> None:
-    app = web.Application()
-    app.add_routes(routes)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    host, _, port = place.rpartition(":")
-    await web.TCPSite(runner, host or None, int(port)).start()
 
 
 def _answer(state: State, status: int) -> web.Response:

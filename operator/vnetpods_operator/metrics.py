@@ -1,8 +1,8 @@
 """The operator's metrics, by Prometheus conventions (base units, `_total`, `_seconds`).
 
-Totals over nodes are computed when they are scraped, from what the roster remembers, so the series of a node that is
+Totals over nodes are computed when they are scraped, from what the cluster remembers, so the series of a node that is
 gone disappear by themselves; only what happens over time is counted where it happens. At 5,000 nodes that takes 54 ms:
-it is done in a thread, over a copy of the roster's dictionaries (pools are never changed in place), once for all who
+it is done in a thread, over a copy of the cluster's dictionaries (pools are never changed in place), once for all who
 ask within a moment.
 """
 
@@ -21,10 +21,10 @@ from prometheus_client.registry import Collector
 
 from vnetpods_api import ConditionType, NodeIPPool, find
 from vnetpods_api.version import VERSION
-from vnetpods_operator import situation
-from vnetpods_operator.budget import Kind
+from vnetpods_operator.azure.budget import Kind
 from vnetpods_operator.health import State
-from vnetpods_operator.roster import Roster
+from vnetpods_operator.planning import model
+from vnetpods_operator.state.cluster import ClusterState
 
 FRESH_SECONDS = 2.0
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
@@ -33,7 +33,7 @@ _SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 class Metrics:
     """All metrics of one operator, in a registry of its own."""
 
-    def __init__(self, roster: Roster, state: Callable[[], State]) -> None:
+    def __init__(self, cluster: ClusterState, state: Callable[[], State]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -45,7 +45,7 @@ class Metrics:
             registry=self.registry,
         )
         self._configuration_valid.set(1)
-        self._pools = _Pools(roster, state)
+        self._pools = _Pools(cluster, state)
         self.registry.register(self._pools)
         self._rendering: asyncio.Task[bytes] | None = None
         self._rendered_at = -math.inf
@@ -151,18 +151,18 @@ class Metrics:
 
 
 class _Pools(Collector):
-    """Computed from the roster at each scrape."""
+    """Computed from the cluster at each scrape."""
 
-    def __init__(self, roster: Roster, state: Callable[[], State]) -> None:
-        self._roster = roster
+    def __init__(self, cluster: ClusterState, state: Callable[[], State]) -> None:
+        self._cluster = cluster
         self._state = state
         self._seen: list[NodeIPPool] = []
         self._now: State | None = None
 
     def snap(self) -> None:
         """Remembers what is, on the event loop; `collect` may run in a thread."""
-        nodes = self._roster.nodes
-        self._seen = [pool for name, pool in self._roster.pools.items() if name in nodes]
+        nodes = self._cluster.nodes
+        self._seen = [pool for name, pool in self._cluster.pools.items() if name in nodes]
         self._now = self._state()
 
     def collect(self) -> Iterable[Metric]:
@@ -181,9 +181,9 @@ class _Pools(Collector):
         for pool in self._seen:
             usage = pool.status.usage
             subnet = pool.status.interfaces[0].subnet if pool.status.interfaces else ""
-            allocated = sum(situation.count(interface.addresses) for interface in pool.status.interfaces)
+            allocated = sum(model.count(interface.addresses) for interface in pool.status.interfaces)
             by_subnet[subnet, "allocated"] += allocated
-            by_subnet[subnet, "releasing"] += sum(situation.count(i.releasing) for i in pool.status.interfaces)
+            by_subnet[subnet, "releasing"] += sum(model.count(i.releasing) for i in pool.status.interfaces)
             if usage is not None:
                 by_subnet[subnet, "assigned"] += usage.assigned
                 by_subnet[subnet, "cooling"] += usage.cooling

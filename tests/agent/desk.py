@@ -1,4 +1,4 @@
-"""Custody at a desk: a real pool and a real ledger, a kernel and a clock that do as they are told."""
+"""Attachments at a desk: a real pool and a real ledger, a kernel and a clock that do as they are told."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from tests.agent.planes import DictPlane
-from vnetpods_agent.attachment import Attachment, AttachmentKey, Doors, Limits, Moment, Pod
-from vnetpods_agent.custody import Custody, Surroundings, Wanted
-from vnetpods_agent.lane import Lane
-from vnetpods_agent.ledger import Ledger
-from vnetpods_agent.pool import Pool
-from vnetpods_agent.records import Content
+from vnetpods_agent.attachment import Attachment, AttachmentKey, Limits, Moment, Pod, SandboxHandles
+from vnetpods_agent.ipam.attachments import Attachments, AttachRequest, Surroundings
+from vnetpods_agent.ipam.ledger.schema import Content
+from vnetpods_agent.ipam.ledger.store import Ledger
+from vnetpods_agent.ipam.pool import Pool
+from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_api import Interface
 
 COOLDOWN = 30.0
-DOORS = Doors(-1, -1)
+DOORS = SandboxHandles(-1, -1)
 MAC = "00:0d:3a:1b:c7:21"
 
 
-def wanted(name: str, pod: str = "web-0") -> Wanted:
-    return Wanted(AttachmentKey("vnetpods", name, "eth0"), f"/run/netns/{name}", Pod("default", pod, f"uid-{pod}"))
+def wanted(name: str, pod: str = "web-0") -> AttachRequest:
+    return AttachRequest(
+        AttachmentKey("vnetpods", name, "eth0"), f"/run/netns/{name}", Pod("default", pod, f"uid-{pod}")
+    )
 
 
 class RefusingLedger(Ledger):
@@ -40,14 +42,14 @@ class RefusingLedger(Ledger):
 
 @dataclass
 class Desk:
-    """Custody with a real ledger, and a kernel and a clock that do as they are told."""
+    """Attachments with a real ledger, and a kernel and a clock that do as they are told."""
 
     path: Path
     pool: Pool
     ledger: RefusingLedger
     plane: DictPlane
-    custody: Custody
-    kernel: Lane
+    attachments: Attachments
+    kernel: WorkerThread
     now: list[float]
     stepped: list[float]
     told: list[str] = field(default_factory=list)
@@ -55,14 +57,14 @@ class Desk:
     def lists(self, *addresses: str) -> None:
         nic = Interface(name="nic", mac=MAC, subnet="s", primary_address="10.0.0.4", addresses=addresses)
         self.pool.supply([nic])
-        self.custody.serve()
+        self.attachments.serve()
 
     async def add(self, name: str, within: float = 5.0, pod: str = "web-0") -> Attachment:
         deadline = asyncio.get_running_loop().time() + within
-        return await self.custody.attach(wanted(name, pod), DOORS, deadline)
+        return await self.attachments.attach(wanted(name, pod), DOORS, deadline)
 
     async def delete(self, name: str, before: Moment | None = None) -> Attachment | None:
-        return await self.custody.detach(wanted(name).key, before=before)
+        return await self.attachments.detach(wanted(name).key, before=before)
 
     def uptime(self) -> float:
         return self.now[0] - self.stepped[0]
@@ -74,7 +76,7 @@ class Desk:
 
     async def passes(self, seconds: float) -> None:
         self.now[0] += seconds
-        self.custody.serve()
+        self.attachments.serve()
         await asyncio.sleep(0)
 
     def step_clock(self, seconds: float) -> None:
@@ -85,7 +87,7 @@ class Desk:
     async def agree(self) -> dict[str, str]:
         """Container → address, as ledger, memory and kernel say alike."""
         await asyncio.sleep(0)
-        held = {key.container_id: a.address for key, a in self.custody.attachments.items()}
+        held = {key.container_id: a.address for key, a in self.attachments.by_key.items()}
         assert held == {key.container_id: i.address for key, i in self.plane.there.items()}, "memory and kernel"
         assert held == {key.container_id: a for a, key in self.pool._held.items()}, "memory and pool"
         await asyncio.to_thread(self.ledger.close)
@@ -109,7 +111,7 @@ async def loaded(path: Path) -> tuple[Content, str]:
 async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
     plane, now, stepped, told = DictPlane(), [1_000_000.0], [0.0], list[str]()
     pool = Pool(COOLDOWN, leaving=plane.leaving)
-    ledger, kernel = RefusingLedger(tmp_path / "ledger.db"), Lane("kernel")
+    ledger, kernel = RefusingLedger(tmp_path / "ledger.db"), WorkerThread("kernel")
     ledger.start()
     kernel.start()
     await ledger.load()
@@ -122,8 +124,8 @@ async def desk(tmp_path: Path, *addresses: str) -> AsyncIterator[Desk]:
         changed=lambda: None,
         waits_long=lambda who, cause: told.append(f"{who.key.container_id}: {cause}"),
     )
-    custody = Custody(pool, ledger, kernel, plane, surroundings)
-    made = Desk(tmp_path / "ledger.db", pool, ledger, plane, custody, kernel, now, stepped, told)
+    attachments = Attachments(pool, ledger, kernel, plane, surroundings)
+    made = Desk(tmp_path / "ledger.db", pool, ledger, plane, attachments, kernel, now, stepped, told)
     made.lists(*addresses)
     try:
         yield made

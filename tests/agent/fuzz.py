@@ -30,20 +30,20 @@ import structlog
 from tests import pace
 from tests.agent.shim import program
 from tests.isolation import isolate
-from vnetpods_agent.server import Limits, Server
-from vnetpods_agent.wire import (
+from vnetpods_agent.cni.frames import (
     ANSWER_CAP,
     STDIN_CAP,
+    Command,
     FrameError,
     Request,
     RequestDecoder,
     RequestFrame,
     Response,
-    Verb,
     decode_answer,
     encode_answer,
     encode_request,
 )
+from vnetpods_agent.cni.server import Limits, Server
 
 SANITIZED = ("ADD_DEADLINE_MS=400", "DEL_DEADLINE_MS=300", "STATUS_DEADLINE_MS=300", "AGENT_RETURN_MS=100")
 
@@ -64,11 +64,11 @@ def request(chance: random.Random) -> bytes:
         b"CNI_" + noise(chance, 20) + b"=" + noise(chance, 60) + b"\0" for _ in range(chance.randrange(5))
     )
     frame = RequestFrame(
-        verb=chance.choice(list(Verb)),
+        verb=chance.choice(list(Command)),
         deadline_ms=chance.choice((0, 1, 1000, 2**32 - 1)),
         environment=environment,
         stdin=noise(chance, 200),
-        has_doors=chance.random() < 0.3,
+        has_handles=chance.random() < 0.3,
         replayed=chance.random() < 0.1,
         version=chance.choice((1, 2, 2, 3, 255)),
     )
@@ -133,9 +133,9 @@ def fuzz_decoder(chance: random.Random, runs: int) -> None:
 
 async def fuzz_server(chance: random.Random, runs: int, folder: Path) -> None:
     async def handle(request: Request) -> Response:
-        if request.doors:
-            os.fstat(request.doors.netns_fd)
-            os.fstat(request.doors.netlink_fd)
+        if request.handles:
+            os.fstat(request.handles.netns_fd)
+            os.fstat(request.handles.netlink_fd)
         return Response(0, request.stdin)
 
     server = Server(folder / "agent.sock", handle, limits=Limits(reading=0.2, answering=0.2))
@@ -178,7 +178,7 @@ async def _disturb(chance: random.Random, path: Path, descriptor: int) -> None:
         with socket.socket(socket.AF_UNIX) as caller:
             caller.setblocking(False)
             caller.connect(str(path))
-            caller.send(encode_request(RequestFrame(Verb.STATUS, 1000, b"", b"alive")))
+            caller.send(encode_request(RequestFrame(Command.STATUS, 1000, b"", b"alive")))
             said = await asyncio.wait_for(loop.sock_recv(caller, 1000), pace.stretched(5))
         if said != encode_answer(Response(0, b"alive")):
             raise FuzzError(f"server: an ordinary call was answered with {said!r}")
@@ -308,7 +308,7 @@ def _empty(spool: Path) -> None:
     if spool.is_dir():
         for path in spool.iterdir():
             frame = RequestDecoder().feed(path.read_bytes())
-            if frame is None or frame.verb is not Verb.DEL or not frame.replayed:
+            if frame is None or frame.verb is not Command.DEL or not frame.replayed:
                 raise FuzzError(f"spool: {path.name} holds {frame}")
             path.unlink()
 

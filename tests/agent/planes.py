@@ -11,7 +11,7 @@ import errno
 import threading
 from collections.abc import Collection, Sequence
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, SandboxHandles
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists
 
 
@@ -42,7 +42,7 @@ class DictPlane:
         if step in self.refuses:
             raise DataPlaneError(step, str(subject), errno.EIO)
 
-    def attach(self, attachment: Attachment, doors: Doors) -> None:
+    def attach(self, attachment: Attachment, handles: SandboxHandles) -> None:
         self._step("attach", attachment.key)
         if attachment.netns in self.taken:
             raise InterfaceExists("create", str(attachment.key), errno.EEXIST)
@@ -64,7 +64,7 @@ class DictPlane:
     def leaving(self) -> Collection[Address]:
         return frozenset(self.on_their_way)
 
-    def check(self, attachment: Attachment, doors: Doors) -> Sequence[str]:
+    def check(self, attachment: Attachment, handles: SandboxHandles) -> Sequence[str]:
         return [] if attachment.key in self.there else ["there is no interface"]
 
     def interfaces(self) -> Sequence[HostInterface]:

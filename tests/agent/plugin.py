@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.agent.desk import Desk, desk
-from vnetpods_agent.attachment import Doors
-from vnetpods_agent.cni import VERSIONS
-from vnetpods_agent.verbs import Verbs
-from vnetpods_agent.wire import Request, Response, Verb
+from vnetpods_agent.attachment import SandboxHandles
+from vnetpods_agent.cni.commands import Commands
+from vnetpods_agent.cni.frames import Command, Request, Response
+from vnetpods_agent.cni.protocol import VERSIONS
 
 ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1"
 
@@ -24,12 +24,12 @@ class Plugin:
     """Calls the verbs as server and spool do."""
 
     desk: Desk
-    verbs: Verbs
+    verbs: Commands
     unfit: str = ""
     limited: str = ""
     outcomes: list[tuple[str, str]] = field(default_factory=list)
 
-    async def call(self, verb: Verb, **more: Any) -> Response:
+    async def call(self, verb: Command, **more: Any) -> Response:
         """`env` and `conf` are laid over what a runtime sends; None takes a variable or key away."""
         conf = {"cniVersion": "1.1.0", "name": "vnetpods", "type": "vnetpods"} | more.get("conf", {})
         env = {
@@ -44,19 +44,19 @@ class Plugin:
             verb=verb,
             env={k: v for k, v in env.items() if v is not None},
             stdin=stdin,
-            doors=more.get("doors", Doors(-1, -1)),
+            handles=more.get("handles", SandboxHandles(-1, -1)),
             deadline=asyncio.get_running_loop().time() + more.get("within", 5.0),
             spooled=more.get("spooled"),
             netns_errno=more.get("netns_errno", 0),
         )
         return await self.verbs.handle(request)
 
-    async def ok(self, verb: Verb, **more: Any) -> Any:
+    async def ok(self, verb: Command, **more: Any) -> Any:
         response = await self.call(verb, **more)
         assert response.exit_code == 0, response.stdout
         return json.loads(response.stdout) if response.stdout else None
 
-    async def refused(self, verb: Verb, **more: Any) -> tuple[int, str]:
+    async def refused(self, verb: Command, **more: Any) -> tuple[int, str]:
         """Code and what it says."""
         response = await self.call(verb, **more)
         assert response.exit_code == 1
@@ -70,8 +70,8 @@ async def plugin(tmp_path: Path, *addresses: str) -> AsyncIterator[Plugin]:
     async with desk(tmp_path, *addresses) as made:
         caught_up = asyncio.Event()
         caught_up.set()
-        verbs = Verbs(
-            custody=made.custody,
+        verbs = Commands(
+            attachments=made.attachments,
             kernel=made.kernel,
             plane=made.plane,
             unfit=lambda: found.unfit,

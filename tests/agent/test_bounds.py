@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from tests.agent.plugin import plugin
-from vnetpods_agent import cni
-from vnetpods_agent.cni import CniError, Code
-from vnetpods_agent.server import Server
-from vnetpods_agent.wire import (
+from vnetpods_agent.cni import protocol
+from vnetpods_agent.cni.frames import (
     ANSWER_CAP,
     ENVIRONMENT_CAP,
     STDIN_CAP,
+    Command,
     RequestFrame,
-    Verb,
     decode_answer,
     encode_answer,
     encode_environment,
     encode_request,
 )
+from vnetpods_agent.cni.protocol import CniError, Code
+from vnetpods_agent.cni.server import Server
 
 ERROR_CAP = 64 * 1024
 LINE_CAP = 16 * 1024
@@ -47,7 +47,7 @@ def lines_of(logs: list[Any]) -> list[int]:
 
 @given(st.sampled_from(Code), long(STDIN_CAP), long(STDIN_CAP), long(STDIN_CAP))
 def test_any_error_has_a_body_of_bounded_size(code: Code, message: str, details: str, version: str) -> None:
-    body = cni.error_body(CniError(code, message, details), version)
+    body = protocol.error_body(CniError(code, message, details), version)
     assert len(body) < ERROR_CAP
     said = json.loads(body)
     assert (said["code"], said["cniVersion"]) == (code, "1.1.0")
@@ -67,8 +67,8 @@ configurations = st.dictionaries(st.sampled_from(KEYS), values, max_size=3)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(Verb), environments, configurations)
-async def test_any_call_is_answered(verb: Verb, env: dict[str, str], conf: dict[str, Any]) -> None:
+@given(st.sampled_from(Command), environments, configurations)
+async def test_any_call_is_answered(verb: Command, env: dict[str, str], conf: dict[str, Any]) -> None:
     if args := env.get("CNI_ARGS"):
         env["CNI_ARGS"] = f"K8S_POD_NAMESPACE={args};K8S_POD_NAME={args}"
     with tempfile.TemporaryDirectory() as folder, capture_logs() as logs:
@@ -84,23 +84,23 @@ async def test_any_call_is_answered(verb: Verb, env: dict[str, str], conf: dict[
 
 
 TOO_LONG = {
-    "name": (Verb.ADD, {}, {"name": "-" * 300_000}, 7),
-    "name-that-needs-escapes": (Verb.ADD, {}, {"name": "\x01" * 150_000}, 7),
-    "container-of-a-del": (Verb.DEL, {"CNI_CONTAINERID": "/" * 30_000}, {}, 4),
-    "cniVersion": (Verb.STATUS, {}, {"cniVersion": "1" * 300_000}, 1),
-    "prevResult": (Verb.ADD, {}, {"prevResult": {"x": "é" * 516_000}}, 7),
-    "prevResult-that-grows": (Verb.ADD, {}, {"prevResult": {"x": [1e15] * 60_000}}, 7),
-    "container": (Verb.ADD, {"CNI_CONTAINERID": "/" * 30_000}, {}, 4),
-    "interface": (Verb.ADD, {"CNI_IFNAME": "\x7f" * 30_000}, {}, 4),
-    "namespace": (Verb.ADD, {"CNI_NETNS": "\x02" * 30_000}, {}, 4),
-    "pod": (Verb.ADD, {"CNI_ARGS": "K8S_POD_NAMESPACE=\udcff;K8S_POD_NAME=" + "\udcfe" * 200}, {}, 4),
-    "command": (Verb.OTHER, {"CNI_COMMAND": "\x02" * 30_000}, {}, 4),
+    "name": (Command.ADD, {}, {"name": "-" * 300_000}, 7),
+    "name-that-needs-escapes": (Command.ADD, {}, {"name": "\x01" * 150_000}, 7),
+    "container-of-a-del": (Command.DEL, {"CNI_CONTAINERID": "/" * 30_000}, {}, 4),
+    "cniVersion": (Command.STATUS, {}, {"cniVersion": "1" * 300_000}, 1),
+    "prevResult": (Command.ADD, {}, {"prevResult": {"x": "é" * 516_000}}, 7),
+    "prevResult-that-grows": (Command.ADD, {}, {"prevResult": {"x": [1e15] * 60_000}}, 7),
+    "container": (Command.ADD, {"CNI_CONTAINERID": "/" * 30_000}, {}, 4),
+    "interface": (Command.ADD, {"CNI_IFNAME": "\x7f" * 30_000}, {}, 4),
+    "namespace": (Command.ADD, {"CNI_NETNS": "\x02" * 30_000}, {}, 4),
+    "pod": (Command.ADD, {"CNI_ARGS": "K8S_POD_NAMESPACE=\udcff;K8S_POD_NAME=" + "\udcfe" * 200}, {}, 4),
+    "command": (Command.OTHER, {"CNI_COMMAND": "\x02" * 30_000}, {}, 4),
 }
 
 
 @pytest.mark.parametrize(("verb", "env", "conf", "code"), TOO_LONG.values(), ids=TOO_LONG)
 async def test_what_is_too_long_is_answered_over_the_socket(
-    tmp_path: Path, verb: Verb, env: dict[str, str], conf: dict[str, Any], code: int
+    tmp_path: Path, verb: Command, env: dict[str, str], conf: dict[str, Any], code: int
 ) -> None:
     variables = {
         "CNI_COMMAND": verb.name,
@@ -122,7 +122,7 @@ async def test_what_is_too_long_is_answered_over_the_socket(
                 writer.close()
         finally:
             await server.stop(grace=0)
-        assert called.desk.custody.attachments == {}
+        assert called.desk.attachments.by_key == {}
     assert answer is not None, "the agent closed the connection"
     assert json.loads(answer.stdout)["code"] == code
     assert len(answer.stdout) < ERROR_CAP
@@ -134,8 +134,8 @@ async def test_a_prev_result_that_just_fits_is_passed_on(tmp_path: Path) -> None
     longest = {"x": "y" * (ANSWER_CAP - 32 * 1024 - len('{"x":""}'))}
     env = {"CNI_NETNS": "\x01" * 4095}
     async with plugin(tmp_path, "10.0.0.5") as called:
-        response = await called.call(Verb.ADD, env=env, conf={"prevResult": longest})
+        response = await called.call(Command.ADD, env=env, conf={"prevResult": longest})
         assert json.loads(response.stdout)["x"] == longest["x"]
         assert len(encode_answer(response)) <= ANSWER_CAP
         longest["x"] += "y"
-        assert (await called.refused(Verb.ADD, env=env, conf={"prevResult": longest}))[0] == 7
+        assert (await called.refused(Command.ADD, env=env, conf={"prevResult": longest}))[0] == 7

@@ -16,10 +16,10 @@ import pytest
 
 from tests.agent import truths
 from tests.agent.machine import Machine, machine, until
-from vnetpods_agent import faults
+from vnetpods_kit.faultpoints import AgentPoint
 
 ADDRESSES = tuple(f"10.240.0.{number}" for number in range(5, 30))
-LATER = "10.240.0.200"
+TRY_AGAIN_LATER = "10.240.0.200"
 OTHERS = 20
 
 
@@ -60,9 +60,9 @@ async def release(node: Machine) -> None:
 
 
 async def grow(node: Machine) -> None:
-    node.pool([*ADDRESSES, LATER])
+    node.pool([*ADDRESSES, TRY_AGAIN_LATER])
     saved = node.state / "pool.json"
-    await until(lambda: saved.exists() and LATER.encode() in saved.read_bytes())
+    await until(lambda: saved.exists() and TRY_AGAIN_LATER.encode() in saved.read_bytes())
 
 
 ADD, DELETE = Scene(add), Scene(delete, before=a_pod)
@@ -78,12 +78,12 @@ SCENES = {
     "del.released": DELETE,
     "release.withdrawn": Scene(release, usable=ADDRESSES[:-3]),
     "release.reported": Scene(release, usable=ADDRESSES[:-3]),
-    "pool.saving": Scene(grow, usable=(*ADDRESSES, LATER)),
+    "pool.saving": Scene(grow, usable=(*ADDRESSES, TRY_AGAIN_LATER)),
 }
 
 
 def test_every_fault_point_is_visited() -> None:
-    assert set(SCENES) == set(faults.POINTS)
+    assert set(SCENES) == set(AgentPoint)
 
 
 async def other(node: Machine, number: int) -> None:
@@ -96,7 +96,7 @@ async def other(node: Machine, number: int) -> None:
 
 
 @pytest.mark.parametrize("others", [0, OTHERS], ids=["alone", "busy"])
-@pytest.mark.parametrize("point", faults.POINTS)
+@pytest.mark.parametrize("point", list(AgentPoint))
 async def test_killed_at(tmp_path: Path, point: str, others: int) -> None:
     scene = SCENES[point]
     async with machine(tmp_path) as node:

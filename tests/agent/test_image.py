@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from tests.agent.machine import PRIMARY, machine, until
-from vnetpods_agent.dataplane.upkeep import ADDRESS_TAKEN, NIC_MISSING
+from vnetpods_agent.dataplane.host.actions import ADDRESS_TAKEN, NIC_MISSING
 
 
 async def test_a_machine_from_an_image_keeps_its_own_address(tmp_path: Path) -> None:

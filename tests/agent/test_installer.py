@@ -349,7 +349,7 @@ class TestInPlace:
         assert (installation.trouble, files(conf_dir)) == ("", [CONFLIST])
 
     def test_another_versions_shim_serves_and_is_told(self, tmp_path: Path, bin_dir: Path, conf_dir: Path) -> None:
-        """Shim and agent of neighbouring versions understand each other."""
+        """Shim and agent of neighbouring versions parse each other."""
         install_shim(source(tmp_path), bin_dir)
         installation = Installation(source(tmp_path, "two"), bin_dir, conf_dir)
         with read_only(bin_dir):

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Moment, Pod, expand
-from vnetpods_agent.ledger import AddressTaken, Ledger, LedgerUnavailable
-from vnetpods_agent.records import (
+from vnetpods_agent.ipam.ledger.schema import (
     FORMAT,
     RETIRED,
     UPGRADES,
@@ -33,6 +32,7 @@ from vnetpods_agent.records import (
     enter,
     read,
 )
+from vnetpods_agent.ipam.ledger.store import AddressTaken, Ledger, LedgerUnavailable
 
 
 def attachment(number: int, address: int | None = None, container: str = "") -> Attachment:

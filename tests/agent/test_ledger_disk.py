@@ -19,8 +19,8 @@ from tests.agent.mounts import small_disk
 from tests.agent.powercut import Disk, Files, traced
 from tests.agent.test_ledger import attachment, clear, content_of, opened
 from vnetpods_agent.attachment import Address, Moment
-from vnetpods_agent.ledger import UNAVAILABLE, Ledger, LedgerUnavailable
-from vnetpods_agent.records import Adopt, Assign, Content, Operation, Release, Retire, Withdraw, enter
+from vnetpods_agent.ipam.ledger.schema import Adopt, Assign, Content, Operation, Release, Retire, Withdraw, enter
+from vnetpods_agent.ipam.ledger.store import UNAVAILABLE, Ledger, LedgerUnavailable
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ import asyncio, sys
 from pathlib import Path
 from tests.agent.test_ledger import attachment
 from vnetpods_agent.attachment import Moment
-from vnetpods_agent.ledger import Ledger
-from vnetpods_agent.records import Assign, Release
+from vnetpods_agent.ipam.ledger.store import Ledger
+from vnetpods_agent.ipam.ledger.schema import Assign, Release
 
 async def main():
     ledger = Ledger(Path(sys.argv[1])); ledger.start(); await ledger.load()
@@ -214,7 +214,7 @@ POWERED = """
 import asyncio, os, sys
 from pathlib import Path
 from tests.agent.test_ledger_disk import PAUSES, steps
-from vnetpods_agent.ledger import Ledger
+from vnetpods_agent.ipam.ledger.store import Ledger
 
 async def main():
     ledger = Ledger(Path(sys.argv[1])); ledger.start(); await ledger.load()

@@ -16,7 +16,7 @@ from vnetpods_api.version import VERSION
 
 FAILS = """
 import structlog
-from vnetpods_agent import logs
+from vnetpods_kit import logs
 
 def ask(authorization):
     headers = {"Authorization": authorization}

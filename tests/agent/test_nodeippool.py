@@ -17,13 +17,13 @@ from tests.agent.machine import until
 from tests.kube.apiserver import ApiServer
 from vnetpods_agent.attachment import Pod as PodName
 from vnetpods_agent.events import Event, Events
-from vnetpods_agent.kubeapi import AccessError, ApiError, KubeApi, from_kubeconfig, in_cluster
-from vnetpods_agent.ledger import Ledger
-from vnetpods_agent.nodeippool import NodeIPPoolSource
-from vnetpods_agent.pool import Pool as Addresses
-from vnetpods_agent.reporting import Reporter
-from vnetpods_agent.source import Report, SourceChanged, SourceUnavailable, Supply
-from vnetpods_agent.trust import Trust
+from vnetpods_agent.ipam.ledger.store import Ledger
+from vnetpods_agent.ipam.pool import Pool as Addresses
+from vnetpods_agent.kube import AccessError, ApiError, KubeApi, from_kubeconfig, in_cluster
+from vnetpods_agent.sync.nodeippool import NodeIPPoolSource
+from vnetpods_agent.sync.reporter import Reporter
+from vnetpods_agent.sync.source import Report, SourceChanged, SourceUnavailable, Supply
+from vnetpods_agent.sync.trust import Trust
 from vnetpods_api import Usage
 
 pytestmark = pytest.mark.apiserver

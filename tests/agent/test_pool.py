@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from vnetpods_agent.attachment import Address, AttachmentKey, expand
-from vnetpods_agent.pool import Pool
+from vnetpods_agent.ipam.pool import Pool
 from vnetpods_api import Interface, Usage
 
 COOLDOWN = 30.0

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.agent import truths
 from tests.agent.machine import Machine, machine, until
 from tests.agent.test_cases import add_many
-from vnetpods_agent.wire import RequestFrame, Verb, encode_environment, encode_request
+from vnetpods_agent.cni.frames import Command, RequestFrame, encode_environment, encode_request
 from vnetpods_api import Usage
 
 
@@ -177,7 +177,7 @@ def spooled(node: Machine, containers: list[str]) -> None:
     (node.state / "spool").mkdir(exist_ok=True)
     for number, container in enumerate(containers, start=1):
         variables = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0"}
-        call = RequestFrame(Verb.DEL, 15_000, encode_environment(variables), b"{}", replayed=True)
+        call = RequestFrame(Command.DEL, 15_000, encode_environment(variables), b"{}", replayed=True)
         name = f"{time.time_ns()}-{number}.req"
         (node.state / "spool" / name).write_bytes(encode_request(call))
 
@@ -278,7 +278,7 @@ def test_little_is_imported_before_the_first_call() -> None:
 import sys
 sys.modules["rich"] = None
 before = set(sys.modules)
-import vnetpods_agent.service
+import vnetpods_agent.app
 print(*(set(sys.modules) - before))
 """
     imported = subprocess.check_output([sys.executable, "-c", program], text=True).split()

@@ -20,14 +20,14 @@ from tests.agent.machine import Machine, machine, until
 REFUSAL = """
 import errno, pathlib
 from vnetpods_agent.dataplane import DataPlaneError
-from vnetpods_agent.dataplane.conversation import Conversation
+from vnetpods_agent.dataplane.netlink.socket import NetlinkSocket
 
-def dump(self, step, reader, dumped=Conversation.dump):
+def dump(self, step, reader, dumped=NetlinkSocket.dump):
     if step.what == "list links of" and pathlib.Path({file!r}).exists():
         raise DataPlaneError(step.what, step.subject, errno.ENOBUFS)
     return dumped(self, step, reader)
 
-Conversation.dump = dump
+NetlinkSocket.dump = dump
 """
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.agent.machine import NIC_MAC, PRIMARY, Machine, machine, supply, until
-from vnetpods_agent.screening import Screened, screen
+from vnetpods_agent.ipam.screening import Screened, screen
 from vnetpods_api import Interface, Usage
 
 

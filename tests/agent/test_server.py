@@ -13,21 +13,21 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from vnetpods_agent import wire
-from vnetpods_agent.server import Limits, Server
-from vnetpods_agent.wire import (
+from vnetpods_agent.cni import frames
+from vnetpods_agent.cni.frames import (
     AnswerFrame,
+    Command,
     Request,
     RequestFrame,
     Response,
-    Verb,
     decode_answer,
     encode_environment,
     encode_request,
 )
+from vnetpods_agent.cni.server import Limits, Server
 
-STATUS = encode_request(RequestFrame(Verb.STATUS, 5000, b"", b"{}"))
-ADD = encode_request(RequestFrame(Verb.ADD, 5000, encode_environment({"CNI_COMMAND": "ADD"}), b"{}"))
+STATUS = encode_request(RequestFrame(Command.STATUS, 5000, b"", b"{}"))
+ADD = encode_request(RequestFrame(Command.ADD, 5000, encode_environment({"CNI_COMMAND": "ADD"}), b"{}"))
 
 DEFAULT = Limits()
 
@@ -134,13 +134,13 @@ async def test_shim_of_a_later_protocol_is_served_and_answered_in_ours(path: Pat
     agent = Agent()
     agent.go.set()
     later = bytearray(STATUS)
-    later[3], later[6] = wire.VERSION + 1, later[6] + 4
+    later[3], later[6] = frames.VERSION + 1, later[6] + 4
     async with serving(path, agent):
         with connect(path) as caller:
             caller.send(later[:66] + b"more" + later[66:])
             loop = asyncio.get_running_loop()
             frame = decode_answer(await loop.sock_recv(caller, 100))
-    assert frame == AnswerFrame(0, b"STATUS", version=wire.VERSION)
+    assert frame == AnswerFrame(0, b"STATUS", version=frames.VERSION)
     assert agent.calls[0].stdin == b"{}"
 
 
@@ -164,18 +164,18 @@ async def test_only_the_right_user_may_call(path: Path) -> None:
 
 async def test_doors_are_open_during_the_call_and_closed_after_it(path: Path) -> None:
     agent = Agent()
-    request = encode_request(RequestFrame(Verb.ADD, 5000, b"", b"{}", has_doors=True))
+    request = encode_request(RequestFrame(Command.ADD, 5000, b"", b"{}", has_handles=True))
     async with serving(path, agent):
         before = descriptors()
         namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
         with connect(path) as caller, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as netlink:
             socket.send_fds(caller, [request], [namespace, netlink.fileno()])
             await agent.arrived.wait()
-            doors = agent.calls[0].doors
-            assert doors
-            assert os.fstat(doors.netns_fd).st_ino == os.fstat(namespace).st_ino
-            assert os.fstat(doors.netlink_fd).st_ino == os.fstat(netlink.fileno()).st_ino
-            assert not os.get_inheritable(doors.netns_fd)
+            handles = agent.calls[0].handles
+            assert handles
+            assert os.fstat(handles.netns_fd).st_ino == os.fstat(namespace).st_ino
+            assert os.fstat(handles.netlink_fd).st_ino == os.fstat(netlink.fileno()).st_ino
+            assert not os.get_inheritable(handles.netns_fd)
             agent.go.set()
             assert await answer(caller) == b"ADD"
         os.close(namespace)
@@ -189,12 +189,12 @@ async def test_doors_are_open_during_the_call_and_closed_after_it(path: Path) ->
         pytest.param(b"garbage", 2, id="with garbage"),
         pytest.param(ADD[:10], 2, id="with half a request"),
         pytest.param(
-            encode_request(RequestFrame(Verb.ADD, 5000, b"", b"", has_doors=True)), 1, id="one instead of two"
+            encode_request(RequestFrame(Command.ADD, 5000, b"", b"", has_handles=True)), 1, id="one instead of two"
         ),
         pytest.param(
-            encode_request(RequestFrame(Verb.ADD, 5000, b"", b"", has_doors=True)), 0, id="none instead of two"
+            encode_request(RequestFrame(Command.ADD, 5000, b"", b"", has_handles=True)), 0, id="none instead of two"
         ),
-        pytest.param(encode_request(RequestFrame(Verb.ADD, 5000, b"", b"", has_doors=True)), 5, id="five for two"),
+        pytest.param(encode_request(RequestFrame(Command.ADD, 5000, b"", b"", has_handles=True)), 5, id="five for two"),
     ],
 )
 async def test_unexpected_descriptors_are_closed(path: Path, request_bytes: bytes, count: int) -> None:
@@ -210,7 +210,7 @@ async def test_unexpected_descriptors_are_closed(path: Path, request_bytes: byte
         await until(lambda: not server.in_flight)
         assert descriptors() == before
     os.close(null)
-    assert all(call.doors is None for call in agent.calls)
+    assert all(call.handles is None for call in agent.calls)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ async def test_caller_that_goes_away_before_its_handler_runs(path: Path) -> None
 
 
 async def test_handler_may_finish_what_it_began_after_being_cancelled(path: Path) -> None:
-    """A DEL whose caller is gone is carried out all the same, with its doors open until then."""
+    """A DEL whose caller is gone is carried out all the same, with its handles open until then."""
     steps: list[str] = []
     arrived = asyncio.Event()
 
@@ -401,7 +401,7 @@ async def test_deadline_is_a_little_before_the_callers(path: Path) -> None:
         sent = loop.time()
         for deadline_ms in (110_000, 2_000, 0):
             caller = connect(path)
-            caller.send(encode_request(RequestFrame(Verb.ADD, deadline_ms, b"", b"")))
+            caller.send(encode_request(RequestFrame(Command.ADD, deadline_ms, b"", b"")))
             callers.append(caller)
         await until(lambda: len(agent.calls) == 3)
         for call, left in zip(agent.calls, (109.0, 1.8, 0.0), strict=True):

@@ -24,17 +24,17 @@ from tests import pace
 from tests.agent.machine import until
 from tests.agent.plugin import plugin
 from tests.agent.shim import QUICK, Runtime, named_netns, program
-from vnetpods_agent.server import Server
-from vnetpods_agent.wire import (
+from vnetpods_agent.cni.frames import (
     ANSWER_CAP,
     ENVIRONMENT_CAP,
     STDIN_CAP,
+    Command,
     Request,
     RequestDecoder,
     RequestFrame,
     Response,
-    Verb,
 )
+from vnetpods_agent.cni.server import Server
 
 CONFIG = b'{"cniVersion": "0.4.0", "name": "vnetpods", "type": "vnetpods"}'
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -100,9 +100,9 @@ async def test_call_is_carried_there_and_back(runtime: Runtime) -> None:
             "DEL", CONFIG, CNI_CONTAINERID="c1", CNI_ARGS="A=b=c;\udcff", OTHER="x", CNI_NETNS=""
         )
     assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (7, RESULT, "")
-    assert calls[0].verb is Verb.DEL
+    assert calls[0].verb is Command.DEL
     assert calls[0].stdin == CONFIG
-    assert calls[0].doors is None
+    assert calls[0].handles is None
     expected = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c1", "CNI_ARGS": "A=b=c;\udcff", "CNI_NETNS": ""}
     assert calls[0].env == expected
 
@@ -121,10 +121,10 @@ async def test_doors_lead_into_the_pods_namespace(runtime: Runtime, verb: str) -
     inodes: list[int] = []
 
     async def handle(request: Request) -> Response:
-        assert request.doors
-        assert not os.get_inheritable(request.doors.netlink_fd)
-        inodes.append(os.fstat(request.doors.netns_fd).st_ino)
-        with socket.socket(fileno=os.dup(request.doors.netlink_fd)) as netlink:
+        assert request.handles
+        assert not os.get_inheritable(request.handles.netlink_fd)
+        inodes.append(os.fstat(request.handles.netns_fd).st_ino)
+        with socket.socket(fileno=os.dup(request.handles.netlink_fd)) as netlink:
             assert netlink.family == socket.AF_NETLINK
             return Response(0, link_names(netlink))
 
@@ -153,7 +153,7 @@ async def test_without_a_namespace_the_agent_is_told_so(runtime: Runtime, path: 
 
     async def handle(request: Request) -> Response:
         assert request.netns_errno == number
-        return Response(1 if request.doors else 0)
+        return Response(1 if request.handles else 0)
 
     async with agent(runtime, handle):
         outcome = await runtime.call("ADD", CONFIG, CNI_NETNS=path)
@@ -426,7 +426,7 @@ async def test_agent_that_doesnt_answer(runtime: Runtime, how: str | None, verb:
         assert (outcome.exit_code, outcome.stdout) == (0, b"")
         assert sentence in outcome.stderr
         [frame], deadline = spooled(runtime), 700 * pace.factor()
-        expected = RequestFrame(Verb.DEL, deadline, b"CNI_COMMAND=DEL\0CNI_CONTAINERID=c1\0", CONFIG, replayed=True)
+        expected = RequestFrame(Command.DEL, deadline, b"CNI_COMMAND=DEL\0CNI_CONTAINERID=c1\0", CONFIG, replayed=True)
         assert replace(frame, boottime=0.0, boot_id="") == expected
         assert 0 < frame.boottime <= time.clock_gettime(time.CLOCK_BOOTTIME)
         assert frame.boot_id == BOOT_ID
@@ -499,8 +499,8 @@ async def test_add_is_asked_again_when_the_agent_dies_during_the_call(runtime: R
         return Response(9)
 
     async def answer(request: Request) -> Response:
-        assert request.doors
-        return Response(0, str(os.fstat(request.doors.netns_fd).st_ino).encode())
+        assert request.handles
+        return Response(0, str(os.fstat(request.handles.netns_fd).st_ino).encode())
 
     with named_netns() as netns:
         async with agent(runtime, wait):

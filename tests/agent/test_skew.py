@@ -12,23 +12,23 @@ import pytest
 from tests.agent.machine import machine, until
 from tests.agent.plugin import plugin
 from tests.agent.shim import PATIENT, QUICK, Outcome, Runtime, named_netns, program
-from vnetpods_agent import wire
-from vnetpods_agent.server import Server
-from vnetpods_agent.spool import Spool
+from vnetpods_agent.cni import frames
+from vnetpods_agent.cni.server import Server
+from vnetpods_agent.cni.spool import Spool
 
 CONFIG = b'{"cniVersion": "1.1.0", "name": "vnetpods", "type": "vnetpods"}'
-NEXT = f"PROTOCOL={wire.VERSION + 1}"
+NEXT = f"PROTOCOL={frames.VERSION + 1}"
 PAIRS = [
-    pytest.param(wire.VERSION - 1, wire.VERSION, id="former-shim"),
-    pytest.param(wire.VERSION, wire.VERSION - 1, id="former-agent"),
-    pytest.param(wire.VERSION, wire.VERSION + 1, id="shim-before-agent"),
-    pytest.param(wire.VERSION + 1, wire.VERSION, id="agent-before-shim"),
-    pytest.param(wire.VERSION + 1, wire.VERSION + 1, id="both-later"),
+    pytest.param(frames.VERSION - 1, frames.VERSION, id="former-shim"),
+    pytest.param(frames.VERSION, frames.VERSION - 1, id="former-agent"),
+    pytest.param(frames.VERSION, frames.VERSION + 1, id="shim-before-agent"),
+    pytest.param(frames.VERSION + 1, frames.VERSION, id="agent-before-shim"),
+    pytest.param(frames.VERSION + 1, frames.VERSION + 1, id="both-later"),
 ]
 
 
 def shim(protocol: int) -> Path:
-    return program(*QUICK, *([] if protocol == wire.VERSION else [f"PROTOCOL={protocol}"]))
+    return program(*QUICK, *([] if protocol == frames.VERSION else [f"PROTOCOL={protocol}"]))
 
 
 @pytest.mark.parametrize(("of_shim", "of_agent"), PAIRS)
@@ -36,7 +36,7 @@ async def test_every_verb_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_shim: int, of_agent: int
 ) -> None:
     runtime = Runtime(tmp_path, shim=shim(of_shim))
-    monkeypatch.setattr(wire, "VERSION", of_agent)
+    monkeypatch.setattr(frames, "VERSION", of_agent)
     async with plugin(tmp_path, "10.0.0.5") as cni:
         server = Server(runtime.socket, cni.verbs.handle)
         await server.start()
@@ -58,16 +58,16 @@ async def test_every_verb_is_answered(
                 assert (await call("CHECK", with_result)).code == 100  # an error comes through as well
         finally:
             await server.stop(grace=0)
-        assert cni.desk.custody.attachments == {}
+        assert cni.desk.attachments.by_key == {}
     assert not runtime.spool.exists()
 
 
-@pytest.mark.parametrize("of_shim", [wire.VERSION - 1, wire.VERSION + 1])
+@pytest.mark.parametrize("of_shim", [frames.VERSION - 1, frames.VERSION + 1])
 async def test_what_another_shim_has_spooled_is_done(tmp_path: Path, of_shim: int) -> None:
     runtime = Runtime(tmp_path, shim=shim(of_shim))
     async with plugin(tmp_path, "10.0.0.5") as cni:
-        await cni.ok(wire.Verb.ADD)
-        attachments = cni.desk.custody.attachments
+        await cni.ok(frames.Command.ADD)
+        attachments = cni.desk.attachments.by_key
         # the desk has a boot of its own
         unknown = {"VNETPODS_BOOT_ID": "/dev/null"}
         assert (await runtime.call("DEL", CONFIG, CNI_CONTAINERID="c1", CNI_IFNAME="eth0", **unknown)).exit_code == 0

@@ -11,16 +11,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.agent.shim import Runtime
-from vnetpods_agent import wire
 from vnetpods_agent.attachment import Moment
-from vnetpods_agent.spool import KEPT_BAD, Spool
-from vnetpods_agent.wire import Request, RequestFrame, Response, Verb, encode_environment, encode_request
+from vnetpods_agent.cni import frames
+from vnetpods_agent.cni.frames import Command, Request, RequestFrame, Response, encode_environment, encode_request
+from vnetpods_agent.cni.spool import KEPT_BAD, Spool
 
 SECOND = 1_000_000_000
 NOW = 1_795_000_000
 
 
-def frame(container: str = "c1", verb: Verb = Verb.DEL) -> bytes:
+def frame(container: str = "c1", verb: Command = Command.DEL) -> bytes:
     environment = encode_environment({"CNI_COMMAND": verb.name, "CNI_CONTAINERID": container})
     return encode_request(RequestFrame(verb, 15_000, environment, b"{}", replayed=True))
 
@@ -64,7 +64,7 @@ async def test_what_the_shim_spooled_is_replayed_and_gone(tmp_path: Path) -> Non
     assert await spool.replay() == 110
     assert agent.containers == [f"c{number:03}" for number in range(110)]
     call = agent.calls[0]
-    assert (call.verb, call.stdin, call.doors, call.replayed) == (Verb.DEL, b'{"name":"vnetpods"}', None, True)
+    assert (call.verb, call.stdin, call.handles, call.replayed) == (Command.DEL, b'{"name":"vnetpods"}', None, True)
     assert names(runtime.spool) == []
     assert await spool.replay() == 0
 
@@ -116,8 +116,8 @@ async def test_call_that_will_never_succeed_is_set_aside(tmp_path: Path) -> None
         pytest.param(frame() + b"x", "1 bytes follow", id="too long"),
         pytest.param(b"{}", "starts with", id="something else"),
         pytest.param(b"x" * 2_000_000, "starts with", id="larger than any request"),
-        pytest.param(frame(verb=Verb.ADD), "only DEL is spooled, this is ADD", id="another verb"),
-        pytest.param(frame(verb=Verb.GC), "only DEL is spooled, this is GC", id="GC"),
+        pytest.param(frame(verb=Command.ADD), "only DEL is spooled, this is ADD", id="another verb"),
+        pytest.param(frame(verb=Command.GC), "only DEL is spooled, this is GC", id="GC"),
     ],
 )
 async def test_damaged_file_is_set_aside_and_delays_nobody(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -135,7 +135,7 @@ async def test_call_of_a_later_shim_is_replayed(tmp_path: Path) -> None:
     """After a downgrade of the agent the spool holds frames of the newer protocol, with fields we don't know."""
     agent = Agent()
     newer = bytearray(frame())
-    newer[3], newer[6] = wire.VERSION + 1, newer[6] + 4
+    newer[3], newer[6] = frames.VERSION + 1, newer[6] + 4
     (tmp_path / "1-1.req").write_bytes(newer[:66] + b"more" + newer[66:])
     assert await Spool(tmp_path, agent.handle).replay() == 1
     assert agent.containers == ["c1"]

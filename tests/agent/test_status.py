@@ -11,7 +11,7 @@ from pathlib import Path
 from tests import pace
 from tests.agent.machine import Machine, machine, until
 from tests.agent.shim import QUICK, Outcome, program
-from vnetpods_agent.verbs import LASTING
+from vnetpods_agent.cni.commands import LASTING
 
 
 def programs(folder: Path, *names: str) -> Path:

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from tests.agent.desk import DOORS, Desk, desk, wanted
 from vnetpods_agent.attachment import Address, AttachmentKey
-from vnetpods_agent.custody import Wanted
 from vnetpods_agent.dataplane import HostInterface
-from vnetpods_agent.sweeper import SUPERSEDED, Sweep, Sweeper
+from vnetpods_agent.ipam.attachments import AttachRequest
+from vnetpods_agent.ipam.sweeper import SUPERSEDED, Sweep, Sweeper
 
 ADDRESSES = [f"10.0.0.{n}" for n in range(5, 12)]
 
 
 def sweeper(made: Desk) -> Sweeper:
-    return Sweeper(made.custody, made.kernel, made.plane, made.uptime)
+    return Sweeper(made.attachments, made.kernel, made.plane, made.uptime)
 
 
 def stray(name: str, address: str) -> HostInterface:
@@ -84,8 +84,8 @@ async def test_the_older_of_two_sandboxes_of_one_pod_goes_after_a_while(tmp_path
 async def test_two_interfaces_of_one_pod_both_stay(tmp_path: Path) -> None:
     async with desk(tmp_path, *ADDRESSES) as made:
         first = await made.add("a")
-        second = Wanted(AttachmentKey("vnetpods", "a", "net1"), first.netns, first.pod)
-        await made.custody.attach(second, DOORS, asyncio.get_running_loop().time() + 1)
+        second = AttachRequest(AttachmentKey("vnetpods", "a", "net1"), first.netns, first.pod)
+        await made.attachments.attach(second, DOORS, asyncio.get_running_loop().time() + 1)
         made.now[0] += 2 * SUPERSEDED
         assert await sweeper(made).sweep() == Sweep()
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vnetpods_agent.trust import Trust
+from vnetpods_agent.sync.trust import Trust
 from vnetpods_api import AgentReport, Interface, Status
 
 PATIENCE = 60.0

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Limits
-from vnetpods_agent.custody import Custody, Surroundings, Wanted
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Limits, SandboxHandles
 from vnetpods_agent.dataplane import HostInterface
-from vnetpods_agent.lane import Lane
-from vnetpods_agent.ledger import Ledger
-from vnetpods_agent.pool import Pool
+from vnetpods_agent.ipam.attachments import Attachments, AttachRequest, Surroundings
+from vnetpods_agent.ipam.ledger.store import Ledger
+from vnetpods_agent.ipam.pool import Pool
+from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_api import Interface
 
 ADDRESS = Address("10.240.0.5")
@@ -31,12 +31,12 @@ class Plane:
     def leaving(self) -> frozenset[Address]:
         return frozenset(self._leaving.pop(0) if self._leaving else ())
 
-    def attach(self, attachment: Attachment, doors: Doors) -> None: ...
+    def attach(self, attachment: Attachment, handles: SandboxHandles) -> None: ...
     def detach(self, attachment: Attachment) -> None: ...
     def present(self, attachment: Attachment) -> bool:
         return True
 
-    def check(self, attachment: Attachment, doors: Doors) -> Sequence[str]:
+    def check(self, attachment: Attachment, handles: SandboxHandles) -> Sequence[str]:
         return ()
 
     def interfaces(self) -> Sequence[HostInterface]:
@@ -60,15 +60,15 @@ async def attached(folder: Path, plane: Plane, clock: Clock) -> Attachment:
     pool = Pool(COOLDOWN, leaving=plane.leaving)
     pool.restore({}, {ADDRESS: RELEASED}, {}, {})
     pool.supply([NIC])
-    ledger, kernel = Ledger(folder / "ledger.db"), Lane("kernel")
+    ledger, kernel = Ledger(folder / "ledger.db"), WorkerThread("kernel")
     ledger.start()
     kernel.start()
     await ledger.load()
     surroundings = Surroundings(clock, clock, "boot", lambda _: Limits(), lambda: "", lambda: None, lambda *_: None)
-    custody = Custody(pool, ledger, kernel, plane, surroundings)
+    attachments = Attachments(pool, ledger, kernel, plane, surroundings)
     try:
-        wanted = Wanted(AttachmentKey("vnetpods", "c1", "eth0"), "/run/netns/x", None)
-        return await custody.attach(wanted, Doors(-1, -1), asyncio.get_running_loop().time() + 5)
+        wanted = AttachRequest(AttachmentKey("vnetpods", "c1", "eth0"), "/run/netns/x", None)
+        return await attachments.attach(wanted, SandboxHandles(-1, -1), asyncio.get_running_loop().time() + 5)
     finally:
         await asyncio.to_thread(kernel.close)
         await asyncio.to_thread(ledger.close)

@@ -11,11 +11,11 @@ from tests import pace
 
 PROGRAM = """
 import asyncio, time
-from vnetpods_agent.lane import Lane
+from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_agent.watchdog import Watchdog
 
 async def main():
-    lane = Lane("kernel")
+    lane = WorkerThread("kernel")
     lane.start()
     Watchdog([lane], limit=2).start()
     {stuck}

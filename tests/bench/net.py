@@ -29,10 +29,10 @@ from tests.azure.client import Azure
 from tests.bench.figures import compiled, console, machine, save, table
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod
 from vnetpods_agent.dataplane import HostState, Nic
-from vnetpods_agent.dataplane.hoststate import HostReconciler
-from vnetpods_agent.dataplane.kernel import uplink_limits
-from vnetpods_agent.dataplane.reaper import Reaper
-from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane.host.reconciler import HostReconciler
+from vnetpods_agent.dataplane.kernel_facts import uplink_limits
+from vnetpods_agent.dataplane.pod.reaper import Reaper
+from vnetpods_agent.dataplane.pod.transparent import Transparent
 
 REFERENCE = Path("/usr/lib/cni")
 ADDRESSES = 250

@@ -1,7 +1,7 @@
 """Where the time of one ADD goes: its parts measured one by one, medians in milliseconds.
 
-What is left over between their sum and a whole ADD is the rest of the agent's own work (JSON, custody, hops between its
-threads) and the shim's way into the pod's namespace.
+What is left over between their sum and a whole ADD is the rest of the agent's own work (JSON, attachments, hops between
+its threads) and the shim's way into the pod's namespace.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from tests.agent.dataplane.world import World, inside
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey
-from vnetpods_agent.dataplane.reaper import Reaper
-from vnetpods_agent.dataplane.transparent import Transparent
-from vnetpods_agent.ledger import Ledger
-from vnetpods_agent.records import Assign
+from vnetpods_agent.dataplane.pod.reaper import Reaper
+from vnetpods_agent.dataplane.pod.transparent import Transparent
+from vnetpods_agent.ipam.ledger.schema import Assign
+from vnetpods_agent.ipam.ledger.store import Ledger
 
 if TYPE_CHECKING:
     from tests.bench.cni import Candidate
@@ -29,7 +29,7 @@ PROCESS, ROUND_TRIP, LEDGER, KERNEL, REST = (
     "to the agent and back",
     "ledger: one durable write",
     "kernel: 15 netlink messages",
-    "the rest: JSON, custody, threads",
+    "the rest: JSON, attachments, threads",
 )
 
 
@@ -79,9 +79,9 @@ def _kernel(attachments: Sequence[Attachment], node: str, pods: Sequence[str]) -
         reaper.start()
         with contextlib.closing(Transparent(reaper)) as plane:
             for attachment, pod in zip(attachments, pods, strict=True):
-                doors = world.open_doors(pod)
+                handles = world.open_doors(pod)
                 began = time.perf_counter()
-                plane.attach(attachment, doors)
+                plane.attach(attachment, handles)
                 took.append(1e3 * (time.perf_counter() - began))
                 plane.detach(attachment)
         reaper.wait(10)  # else the next ADD in these namespaces would have to do its work

@@ -31,7 +31,7 @@ def test_it_is_small_runs_as_nobody_and_says_what_it_is() -> None:
 def test_it_has_the_programs_byte_compiled_and_neither_compiler_nor_pip() -> None:
     names = building.names(building.ARCHIVE)
     assert set(PROGRAMS) <= names
-    assert any(re.search(r"vnetpods_agent/__pycache__/service\.cpython-313\.pyc$", name) for name in names)
+    assert any(re.search(r"vnetpods_agent/__pycache__/app\.cpython-313\.pyc$", name) for name in names)
     assert {"usr/sbin/nft", "usr/sbin/iptables-nft", "usr/sbin/iptables-legacy"} <= names
     unwanted = re.compile(r"(bin|-packages)/(gcc|cc|clang|zig|pip3?|ziglang|pytest|hypothesis|mypy)$|/ensurepip$")
     assert sorted(name for name in names if unwanted.search(name)) == []
@@ -67,7 +67,7 @@ def test_one_name_brings_what_it_requires() -> None:
 
 
 def test_the_agent_never_loads_the_azure_sdk_nor_the_operators_libraries() -> None:
-    program = "import vnetpods_agent.__main__, vnetpods_agent.service, sys; print(*sorted(sys.modules))"
+    program = "import vnetpods_agent.__main__, vnetpods_agent.app, sys; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     roots = {name.partition(".")[0] for name in done.stdout.split()}
     assert not roots & {"azure", "msal", "kopf", "kubernetes", "vnetpods_operator"}

@@ -21,10 +21,9 @@ import yaml
 from tests.install.rendering import render
 from vnetpods_api import Interface, NodeIPPool, Reason, Status, Usage, to_object
 from vnetpods_api.nodeippool import Metadata
-from vnetpods_operator import report
-from vnetpods_operator.report import Findings
-from vnetpods_operator.roster import Problem
-from vnetpods_operator.situation import Plan
+from vnetpods_operator.planning.model import Plan, Problem
+from vnetpods_operator.reconcile import status as report
+from vnetpods_operator.reconcile.status import Findings
 
 GITOPS = Path(__file__).parents[2] / "docs" / "gitops"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

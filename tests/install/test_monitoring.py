@@ -18,7 +18,7 @@ SOURCES = {
     "operator": REPOSITORY / "operator" / "vnetpods_operator" / "metrics.py",
     "agent": REPOSITORY / "agent" / "vnetpods_agent" / "metrics.py",
 }
-GAUGES = REPOSITORY / "agent" / "vnetpods_agent" / "service.py"
+GAUGES = REPOSITORY / "agent" / "vnetpods_agent" / "app.py"
 """Where most of the agent's gauges are named."""
 SUFFIX = re.compile(r"_(total|bucket|count|sum)$")
 

@@ -34,7 +34,7 @@ from vnetpods_api import (
 )
 from vnetpods_api.names import AGENT_MANAGER, IP_CONFIGURATION_PREFIX
 from vnetpods_operator.kube import APPLY, Kube, Outdated
-from vnetpods_operator.pools import PATH, Pools
+from vnetpods_operator.state.pools import PATH, Pools
 
 
 class Agent:

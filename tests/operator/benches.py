@@ -13,15 +13,15 @@ from tests.operator.agents import Agent
 from tests.operator.worlds import World
 from vnetpods_api import NodeIPPool, Reason
 from vnetpods_operator import azure
-from vnetpods_operator.budget import Budget, Kind
-from vnetpods_operator.configuration import Config
-from vnetpods_operator.machine import Machine, MachineId, Nic, Nics
-from vnetpods_operator.nodes import Node, node_from
-from vnetpods_operator.parts import Outcome, Parts
-from vnetpods_operator.reconciler import Reconciler
-from vnetpods_operator.roster import Problem, Roster
-from vnetpods_operator.situation import Change
-from vnetpods_operator.subnets import Subnets
+from vnetpods_operator.azure.budget import Budget, Kind
+from vnetpods_operator.config import Config
+from vnetpods_operator.planning.machine import Machine, MachineId, Nic, Nics
+from vnetpods_operator.planning.model import Change, Problem
+from vnetpods_operator.planning.node import Node, node_from
+from vnetpods_operator.planning.subnets import Subnets
+from vnetpods_operator.reconcile.parts import Outcome, Parts
+from vnetpods_operator.reconcile.reconciler import Reconciler
+from vnetpods_operator.state.cluster import ClusterState
 
 
 class Nobody:
@@ -55,7 +55,7 @@ class Bench:
 
     world: World
     agent: Agent
-    roster: Roster
+    cluster: ClusterState
     reconciler: Reconciler
     config: list[Config]
     told: list[Reason] = field(default_factory=list)
@@ -67,12 +67,12 @@ class Bench:
 
     def forget(self) -> None:
         """Another operator process, which need not look at the NICs at once."""
-        node, pool = self.roster.nodes[self.agent.node], self.roster.pools[self.agent.node]
-        self.roster.drop_node(node.name)
-        self.roster.drop_pool(node.name)
-        self.roster.hold_node(node)
-        self.roster.hold_pool(pool)
-        self.roster.record(node.name).audit_at = float("inf")
+        node, pool = self.cluster.nodes[self.agent.node], self.cluster.pools[self.agent.node]
+        self.cluster.delete_node(node.name)
+        self.cluster.delete_pool(node.name)
+        self.cluster.upsert_node(node)
+        self.cluster.upsert_pool(pool)
+        self.cluster.record(node.name).audit_at = float("inf")
 
     async def look(self) -> Outcome:
         return await self.reconciler.reconcile(self.agent.node)
@@ -80,7 +80,7 @@ class Bench:
     async def see(self) -> NodeIPPool:
         """What a watch would tell."""
         pool = await self.world.pool(self.agent.node)
-        self.roster.hold_pool(pool)
+        self.cluster.upsert_pool(pool)
         return pool
 
     async def round(self) -> Outcome:
@@ -93,9 +93,9 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def bench(world: World, agent: Agent) -> AsyncIterator[Bench]:
-    config, roster, told, meanwhile = [world.config()], Roster(), list[Reason](), list[object]()
+    config, cluster, told, meanwhile = [world.config()], ClusterState(), list[Reason](), list[object]()
     body = world.api.get("node", agent.node)
-    roster.hold_node(node_from(body))
+    cluster.upsert_node(node_from(body))
     budget = Budget(lambda _: (1000.0, 1000.0))
 
     def tell(_: Node, problem: Problem) -> None:
@@ -111,7 +111,7 @@ async def bench(world: World, agent: Agent) -> AsyncIterator[Bench]:
 
         parts = Parts(
             config=lambda: config[0],
-            roster=roster,
+            cluster=cluster,
             pools=world.pools,
             host_pods=no_host_pods,
             subnets=Subnets(),
@@ -121,7 +121,7 @@ async def bench(world: World, agent: Agent) -> AsyncIterator[Bench]:
             tell=tell,
             wake=lambda _: None,
         )
-        yield Bench(world, agent, roster, Reconciler(parts), config, told, meanwhile)
+        yield Bench(world, agent, cluster, Reconciler(parts), config, told, meanwhile)
 
 
 async def full(found: Bench, agent: Agent) -> None:

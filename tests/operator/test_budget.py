@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import pace
-from vnetpods_operator.budget import Bucket, Budget, GaveWay, Kind, Ticket, Urgency, ticket
-from vnetpods_operator.cloud import Throttled
-from vnetpods_operator.queueing import Queue, work
+from vnetpods_operator.azure.budget import Bucket, Budget, Kind
+from vnetpods_operator.caller import Caller, GaveWay, Priority, caller
+from vnetpods_operator.errors import Throttled
+from vnetpods_operator.state.queue import Queue, work
 
 
 def test_burst_then_rate() -> None:
@@ -64,8 +65,8 @@ def budget(rate: float = 50.0, burst: float = 1.0) -> Budget:
     return Budget(lambda _: (rate, burst))
 
 
-async def ask(of: Budget, name: str, urgency: Urgency, served: list[str]) -> None:
-    ticket.set(Ticket(urgency))
+async def ask(of: Budget, name: str, priority: Priority, served: list[str]) -> None:
+    caller.set(Caller(priority))
     await of.acquire("s", Kind.WRITE)
     served.append(name)
 
@@ -89,34 +90,34 @@ async def test_the_most_urgent_first_then_the_earliest() -> None:
     gate = Gate()
     await gate.budget.acquire("s", Kind.WRITE)
     wishes = [
-        ("audit", Urgency.AUDIT),
-        ("warm-1", Urgency.WARM),
-        ("empty", Urgency.EMPTY),
-        ("warm-2", Urgency.WARM),
-        ("waiting", Urgency.WAITING),
+        ("audit", Priority.AUDIT),
+        ("warm-1", Priority.WARM),
+        ("empty", Priority.EMPTY),
+        ("warm-2", Priority.WARM),
+        ("waiting", Priority.WAITING),
     ]
     async with asyncio.TaskGroup() as group:
-        for name, urgency in wishes:
-            group.create_task(ask(gate.budget, name, urgency, served))
+        for name, priority in wishes:
+            group.create_task(ask(gate.budget, name, priority, served))
         await gate.open(len(wishes))
     assert served == ["waiting", "empty", "warm-1", "warm-2", "audit"]
 
 
 async def test_a_node_may_become_urgent_while_it_waits() -> None:
     served: list[str] = []
-    gate, mine = Gate(), Ticket(Urgency.AUDIT)
+    gate, mine = Gate(), Caller(Priority.AUDIT)
     await gate.budget.acquire("s", Kind.WRITE)
 
     async def late() -> None:
-        ticket.set(mine)
+        caller.set(mine)
         await gate.budget.acquire("s", Kind.WRITE)
         served.append("late")
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(ask(gate.budget, "warm", Urgency.WARM, served))
+        group.create_task(ask(gate.budget, "warm", Priority.WARM, served))
         group.create_task(late())
         await asyncio.sleep(0)
-        mine.urgency = Urgency.WAITING
+        mine.priority = Priority.WAITING
         await gate.open(2)
     assert served == ["late", "warm"]
 
@@ -175,23 +176,23 @@ async def until_waiting(of: Budget, number: int) -> None:
         await asyncio.sleep(0)
 
 
-async def asked(of: Budget, mine: Ticket, service: str = "") -> None:
-    ticket.set(mine)
+async def asked(of: Budget, mine: Caller, service: str = "") -> None:
+    caller.set(mine)
     await of.acquire("s", Kind.WRITE, service)
 
 
 async def test_the_least_urgent_waiter_gives_way_and_the_others_stay() -> None:
     of = budget(rate=0.001)
     await of.acquire("s", Kind.WRITE)
-    urgencies = (Urgency.RELEASE, Urgency.AUDIT, Urgency.AUDIT, Urgency.EMPTY)
-    tasks = [asyncio.create_task(asked(of, Ticket(urgency))) for urgency in urgencies]
+    urgencies = (Priority.RELEASE, Priority.AUDIT, Priority.AUDIT, Priority.EMPTY)
+    tasks = [asyncio.create_task(asked(of, Caller(priority))) for priority in urgencies]
     await until_waiting(of, 4)
-    of.give_way(Urgency.WARM)
+    of.give_way(Priority.WARM)
     with pytest.raises(GaveWay):
         await tasks[2]
-    of.give_way(Urgency.WARM)
-    of.give_way(Urgency.WARM)
-    of.give_way(Urgency.WARM)
+    of.give_way(Priority.WARM)
+    of.give_way(Priority.WARM)
+    of.give_way(Priority.WARM)
     await until_waiting(of, 1)
     assert [task.done() for task in tasks] == [True, True, True, False]
     tasks[3].cancel()
@@ -201,9 +202,9 @@ async def test_the_least_urgent_waiter_gives_way_and_the_others_stay() -> None:
 async def test_who_must_know_how_a_write_ended_gives_way_to_nobody() -> None:
     of = budget(rate=0.001)
     await of.acquire("s", Kind.WRITE)
-    polls = asyncio.create_task(asked(of, Ticket(Urgency.AUDIT, firm=True)))
+    polls = asyncio.create_task(asked(of, Caller(Priority.AUDIT, firm=True)))
     await until_waiting(of, 1)
-    of.give_way(Urgency.WAITING)
+    of.give_way(Priority.WAITING)
     await asyncio.sleep(0)
     assert of.waiting == 1
     polls.cancel()
@@ -213,7 +214,7 @@ async def test_who_must_know_how_a_write_ended_gives_way_to_nobody() -> None:
 async def test_what_is_outdated_when_its_turn_comes_is_not_sent() -> None:
     of, paused = budget(rate=50), False
     await of.acquire("s", Kind.WRITE)
-    waiting = asyncio.create_task(asked(of, Ticket(Urgency.WARM, outdated=lambda: paused)))
+    waiting = asyncio.create_task(asked(of, Caller(Priority.WARM, outdated=lambda: paused)))
     await until_waiting(of, 1)
     paused = True
     with pytest.raises(GaveWay):
@@ -237,7 +238,7 @@ async def test_a_node_without_addresses_gets_a_worker_from_one_that_waits_for_th
     came = asyncio.Event()
 
     async def look(name: str) -> float | None:
-        ticket.set(Ticket(Urgency.EMPTY if name == "new" else Urgency.AUDIT))
+        caller.set(Caller(Priority.EMPTY if name == "new" else Priority.AUDIT))
         order.append(name)
         if name == "new":
             came.set()
@@ -249,7 +250,7 @@ async def test_a_node_without_addresses_gets_a_worker_from_one_that_waits_for_th
     for name in ("one", "two"):
         queue.add(name)
     await until_waiting(of, 2)
-    queue.add("new", Urgency.EMPTY)
+    queue.add("new", Priority.EMPTY)
     await came.wait()
     assert order == ["one", "two", "new"]
     working.cancel()

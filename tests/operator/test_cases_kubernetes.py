@@ -15,7 +15,7 @@ from tests.operator.agents import Agent
 from tests.operator.worlds import World
 from vnetpods_api import ConditionType, NodeIPPool
 from vnetpods_operator.kube import NotFound, Outdated
-from vnetpods_operator.pools import PATH
+from vnetpods_operator.state.pools import PATH
 
 pytestmark = pytest.mark.apiserver
 

@@ -17,7 +17,7 @@ import pytest
 from tests import pace
 from tests.operator.agents import Agent
 from tests.operator.worlds import NIC_WRITE, World
-from vnetpods_operator.faults import Point
+from vnetpods_kit.faultpoints import OperatorPoint
 from vnetpods_operator.kube import KubeError
 
 pytestmark = pytest.mark.apiserver
@@ -43,7 +43,7 @@ async def living(world: World, agent: Agent, nic: str) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def crash(world: World, point: Point, nth: int) -> None:
+async def crash(world: World, point: OperatorPoint, nth: int) -> None:
     """Runs the operator until it dies at the point."""
     world.config()
     process = await asyncio.create_subprocess_exec(
@@ -73,42 +73,42 @@ def accepted(world: World) -> int:
 
 
 GROWTH = [
-    (Point.POOL_ADOPTED, 1),
-    (Point.STATUS_WRITTEN, 1),
-    (Point.DECIDED, 1),
-    (Point.ANNOUNCED, 1),
-    (Point.NIC_ACCEPTED, 1),
-    (Point.NIC_WRITTEN, 1),
-    (Point.STATUS_WRITTEN, 2),
+    (OperatorPoint.POOL_ADOPTED, 1),
+    (OperatorPoint.STATUS_WRITTEN, 1),
+    (OperatorPoint.DECIDED, 1),
+    (OperatorPoint.ANNOUNCED, 1),
+    (OperatorPoint.NIC_ACCEPTED, 1),
+    (OperatorPoint.NIC_WRITTEN, 1),
+    (OperatorPoint.STATUS_WRITTEN, 2),
 ]
 RELEASE = [
-    (Point.DECIDED, 1),  # nothing is marked yet
-    (Point.STATUS_WRITTEN, 1),  # marked
-    (Point.DECIDED, 2),  # acknowledged, about to be removed
-    (Point.ANNOUNCED, 1),
-    (Point.NIC_ACCEPTED, 1),
-    (Point.NIC_WRITTEN, 1),
-    (Point.STATUS_WRITTEN, 2),
+    (OperatorPoint.DECIDED, 1),  # nothing is marked yet
+    (OperatorPoint.STATUS_WRITTEN, 1),  # marked
+    (OperatorPoint.DECIDED, 2),  # acknowledged, about to be removed
+    (OperatorPoint.ANNOUNCED, 1),
+    (OperatorPoint.NIC_ACCEPTED, 1),
+    (OperatorPoint.NIC_WRITTEN, 1),
+    (OperatorPoint.STATUS_WRITTEN, 2),
 ]
 
 MOVE = [
-    (Point.POOL_EMPTIED, 1),
-    (Point.POOL_ADOPTED, 1),
-    (Point.STATUS_WRITTEN, 1),
-    (Point.DECIDED, 1),
-    (Point.NIC_WRITTEN, 1),
+    (OperatorPoint.POOL_EMPTIED, 1),
+    (OperatorPoint.POOL_ADOPTED, 1),
+    (OperatorPoint.STATUS_WRITTEN, 1),
+    (OperatorPoint.DECIDED, 1),
+    (OperatorPoint.NIC_WRITTEN, 1),
 ]
 
 
 def test_every_point_is_visited() -> None:
-    assert {point for point, _ in GROWTH + RELEASE + MOVE} == set(Point)
+    assert {point for point, _ in GROWTH + RELEASE + MOVE} == set(OperatorPoint)
 
 
 @pytest.mark.parametrize("slow", [False, True], ids=["quick", "slow-azure"])
 @pytest.mark.parametrize(("point", "nth"), GROWTH, ids=[f"{p.value}-{n}" for p, n in GROWTH])
-async def test_c21_growth(world: World, point: Point, nth: int, slow: bool) -> None:
+async def test_c21_growth(world: World, point: OperatorPoint, nth: int, slow: bool) -> None:
     if slow:
-        if point is not Point.NIC_ACCEPTED:
+        if point is not OperatorPoint.NIC_ACCEPTED:
             pytest.skip("a difference only while Azure is at work")
         world.azure.build.set_duration("Microsoft.Network/networkInterfaces", 3.0)
     node, agent = await world.worker("one")
@@ -117,12 +117,12 @@ async def test_c21_growth(world: World, point: Point, nth: int, slow: bool) -> N
         pool = await world.until_allocated(node, 4)
     assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
     # what no pool lists may have been removed by the dead process: a write of what was read proves that it wasn't
-    unlisted = point in (Point.NIC_ACCEPTED, Point.NIC_WRITTEN)
+    unlisted = point in (OperatorPoint.NIC_ACCEPTED, OperatorPoint.NIC_WRITTEN)
     assert accepted(world) == 1 + unlisted
 
 
 @pytest.mark.parametrize(("point", "nth"), MOVE, ids=[f"{p.value}-{n}" for p, n in MOVE])
-async def test_a_node_that_has_another_machine_now(world: World, point: Point, nth: int) -> None:
+async def test_a_node_that_has_another_machine_now(world: World, point: OperatorPoint, nth: int) -> None:
     node, _ = await world.worker("one")
     async with world.operator():
         await world.until_allocated(node, 4)
@@ -139,7 +139,7 @@ async def test_a_node_that_has_another_machine_now(world: World, point: Point, n
 
 
 @pytest.mark.parametrize(("point", "nth"), RELEASE, ids=[f"{p.value}-{n}" for p, n in RELEASE])
-async def test_c18_release(world: World, point: Point, nth: int) -> None:
+async def test_c18_release(world: World, point: OperatorPoint, nth: int) -> None:
     node, agent = await world.worker("one")
     async with world.operator():
         await world.until_allocated(node, 4)

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from vnetpods_operator.azure.credentials import Credential
-from vnetpods_operator.azure.errors import translated
-from vnetpods_operator.cloud import SignInRefused
+from vnetpods_operator.azure.sdk_errors import translated
+from vnetpods_operator.errors import SignInRefused
 
 EXPIRED = "AADSTS7000222: The provided client secret keys for app 'x' are expired."
 SCOPE = "https://management.azure.com/.default"

@@ -9,7 +9,7 @@ import pytest
 from tests.operator.benches import bench, full
 from tests.operator.worlds import World
 from vnetpods_api import AgentReport, ConditionType, Reason
-from vnetpods_operator.doubles import QUIET, REMEMBERED, Doubles
+from vnetpods_operator.state.doubles import QUIET, REMEMBERED, Doubles
 
 
 def heard(*reports: tuple[str, int], at: float = 0.0) -> Doubles:
@@ -50,7 +50,7 @@ async def test_nothing_is_asked_back_while_two_agents_report(world: World) -> No
         for one in (other, agent, other):
             await one.sync()
             await found.see()
-        found.roster.record(agent.node).surplus_since = 0.0
+        found.cluster.record(agent.node).surplus_since = 0.0
         for _ in range(2):
             await found.look()
         pool = await found.see()

@@ -14,7 +14,7 @@ from tests.operator.worlds import World
 from vnetpods_api import Status, apply_body
 from vnetpods_api.names import OPERATOR_MANAGER
 from vnetpods_operator.kube import APPLY, Invalid
-from vnetpods_operator.pools import PATH
+from vnetpods_operator.state.pools import PATH
 
 pytestmark = pytest.mark.apiserver
 STATUS = Status(lost=("10.0.0.9", "10.0.0.10"), direct_cidrs=("10.0.0.0/8",))

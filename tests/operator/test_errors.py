@@ -12,10 +12,10 @@ import pytest
 from azure.core import exceptions as sdk
 
 from vnetpods_api import Reason
-from vnetpods_operator import cloud
+from vnetpods_operator import errors
 from vnetpods_operator.azure.client import operation_of
-from vnetpods_operator.azure.errors import ending, from_response, translated
-from vnetpods_operator.retrying import problem_of, wait_after
+from vnetpods_operator.azure.sdk_errors import ending, from_response, translated
+from vnetpods_operator.reconcile.backoff import problem_of, wait_after
 
 
 class Response:
@@ -32,43 +32,43 @@ class Response:
         return self._text
 
 
-def error(*arguments: Any, **more: Any) -> cloud.AzureError:
+def error(*arguments: Any, **more: Any) -> errors.AzureError:
     response: Any = Response(*arguments, **more)
     return from_response(sdk.HttpResponseError(response=response), "writing NIC n")
 
 
 CASES = [
-    ("stale-etag", (412, "PreconditionFailed"), cloud.Changed),
-    ("stale-etag-without-a-code", (412,), cloud.Changed),
-    ("failed-operation-says-200", (200, "SubnetIsFull"), cloud.SubnetFull),
-    ("failed-operation-unknown", (200, "NetworkingInternalOperationError"), cloud.Unavailable),
-    ("preempted", (200, "OperationPreempted"), cloud.Busy),
-    ("lock", (429, "RetryableErrorDueToAnotherOperation"), cloud.Busy),
-    ("quota", (429, "TooManyRequests"), cloud.Throttled),
-    ("quota-of-an-unknown-code", (429, "SubscriptionRequestsThrottled"), cloud.Throttled),
-    ("other-operation", (409, "AnotherOperationInProgress"), cloud.Busy),
-    ("taken", (400, "PrivateIPAddressIsAllocated"), cloud.AddressTaken),
-    ("taken-2016", (400, "PrivateIPAddressInUse"), cloud.AddressTaken),
-    ("scale-set-prefix", (400, "VMScaleSetPrivateIPAddressIsAllocated"), cloud.AddressTaken),
-    ("too-many", (400, "SecondaryIpConfigurationCountPerVMSSVMExceeded"), cloud.NicFull),
-    ("linked", (403, "LinkedAuthorizationFailed"), cloud.Forbidden),
-    ("no-machine", (404, "ResourceNotFound"), cloud.Gone),
-    ("no-code", (404,), cloud.Gone),
-    ("instance-went-away", (400, "InstanceIdsListInstanceIdNotActiveVM"), cloud.Gone),
-    ("passing", (503, "ServiceUnavailable"), cloud.Unavailable),
-    ("passing-without-a-code", (502,), cloud.Unavailable),
-    ("management-lock", (409, "ScopeLocked"), cloud.Refused),
-    ("disabled-subscription", (409, "ReadOnlyDisabledSubscription"), cloud.Refused),
-    ("provider-not-registered", (409, "MissingSubscriptionRegistration"), cloud.Refused),
-    ("policy", (403, "RequestDisallowedByPolicy"), cloud.Refused),
-    ("no-such-type", (404, "InvalidResourceType"), cloud.Refused),
-    ("quota-of-compute", (429, "OperationNotAllowed"), cloud.Throttled),
-    ("unknown-refusal", (400, "SomethingNew"), cloud.Refused),
+    ("stale-etag", (412, "PreconditionFailed"), errors.Changed),
+    ("stale-etag-without-a-code", (412,), errors.Changed),
+    ("failed-operation-says-200", (200, "SubnetIsFull"), errors.SubnetFull),
+    ("failed-operation-unknown", (200, "NetworkingInternalOperationError"), errors.Unavailable),
+    ("preempted", (200, "OperationPreempted"), errors.Busy),
+    ("lock", (429, "RetryableErrorDueToAnotherOperation"), errors.Busy),
+    ("quota", (429, "TooManyRequests"), errors.Throttled),
+    ("quota-of-an-unknown-code", (429, "SubscriptionRequestsThrottled"), errors.Throttled),
+    ("other-operation", (409, "AnotherOperationInProgress"), errors.Busy),
+    ("taken", (400, "PrivateIPAddressIsAllocated"), errors.AddressTaken),
+    ("taken-2016", (400, "PrivateIPAddressInUse"), errors.AddressTaken),
+    ("scale-set-prefix", (400, "VMScaleSetPrivateIPAddressIsAllocated"), errors.AddressTaken),
+    ("too-many", (400, "SecondaryIpConfigurationCountPerVMSSVMExceeded"), errors.NicFull),
+    ("linked", (403, "LinkedAuthorizationFailed"), errors.Forbidden),
+    ("no-machine", (404, "ResourceNotFound"), errors.Gone),
+    ("no-code", (404,), errors.Gone),
+    ("instance-went-away", (400, "InstanceIdsListInstanceIdNotActiveVM"), errors.Gone),
+    ("passing", (503, "ServiceUnavailable"), errors.Unavailable),
+    ("passing-without-a-code", (502,), errors.Unavailable),
+    ("management-lock", (409, "ScopeLocked"), errors.Refused),
+    ("disabled-subscription", (409, "ReadOnlyDisabledSubscription"), errors.Refused),
+    ("provider-not-registered", (409, "MissingSubscriptionRegistration"), errors.Refused),
+    ("policy", (403, "RequestDisallowedByPolicy"), errors.Refused),
+    ("no-such-type", (404, "InvalidResourceType"), errors.Refused),
+    ("quota-of-compute", (429, "OperationNotAllowed"), errors.Throttled),
+    ("unknown-refusal", (400, "SomethingNew"), errors.Refused),
 ]
 
 
 @pytest.mark.parametrize(("answer", "kind"), [row[1:] for row in CASES], ids=[row[0] for row in CASES])
-def test_kinds(answer: tuple[Any, ...], kind: type[cloud.AzureError]) -> None:
+def test_kinds(answer: tuple[Any, ...], kind: type[errors.AzureError]) -> None:
     found = error(*answer)
     assert type(found) is kind
     assert str(found).startswith("writing NIC n: ")
@@ -76,7 +76,7 @@ def test_kinds(answer: tuple[Any, ...], kind: type[cloud.AzureError]) -> None:
 
 def test_codes_in_details_count() -> None:
     found = error(400, "NetcfgInvalidSubnet", details=[{"code": "SubnetIsFull", "message": "full"}])
-    assert isinstance(found, cloud.SubnetFull)
+    assert isinstance(found, errors.SubnetFull)
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def test_codes_in_details_count() -> None:
 )
 def test_retry_after(header: str | None, seconds: float) -> None:
     found = error(429, "TooManyRequests", {} if header is None else {"Retry-After": header})
-    assert isinstance(found, cloud.Throttled)
+    assert isinstance(found, errors.Throttled)
     assert wait_after(found, 5) == seconds
 
 
 def test_retry_after_may_be_a_date() -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=1000), usegmt=True)
     found = error(429, "TooManyRequests", {"Retry-After": date})
-    assert isinstance(found, cloud.Throttled)
+    assert isinstance(found, errors.Throttled)
     assert 100 < found.seconds <= 1000  # a test never lasts as long as the rest
 
 
@@ -123,7 +123,7 @@ def test_retry_after_may_be_a_date() -> None:
 )
 def test_forbidden_names_action_and_scope(message: str) -> None:
     found = error(403, "AuthorizationFailed", message=message)
-    assert isinstance(found, cloud.Forbidden)
+    assert isinstance(found, errors.Forbidden)
     assert (found.action, found.scope) == ("X/write", "/subscriptions/s")
     problem = problem_of(found)
     assert problem.reason is Reason.FORBIDDEN
@@ -133,35 +133,35 @@ def test_forbidden_names_action_and_scope(message: str) -> None:
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
-        (sdk.ClientAuthenticationError("no token"), cloud.Unavailable),
-        (sdk.ClientAuthenticationError("AADSTS90033: A transient error has occurred."), cloud.Unavailable),
-        (sdk.ServiceRequestError("refused"), cloud.Unavailable),
-        (sdk.ServiceResponseError("cut"), cloud.Unavailable),
-        (TimeoutError(), cloud.Unavailable),
+        (sdk.ClientAuthenticationError("no token"), errors.Unavailable),
+        (sdk.ClientAuthenticationError("AADSTS90033: A transient error has occurred."), errors.Unavailable),
+        (sdk.ServiceRequestError("refused"), errors.Unavailable),
+        (sdk.ServiceResponseError("cut"), errors.Unavailable),
+        (TimeoutError(), errors.Unavailable),
     ],
 )
-def test_no_answer(raised: Exception, kind: type[cloud.AzureError]) -> None:
+def test_no_answer(raised: Exception, kind: type[errors.AzureError]) -> None:
     with pytest.raises(kind, match="reading NIC n: no "), translated("reading NIC n"):
         raise raised
 
 
 async def test_an_operation_that_azure_forgot_has_an_unknown_end() -> None:
     response: Any = Response(404, "NotFound")
-    with pytest.raises(cloud.Busy, match="how the write ended is not known"):
+    with pytest.raises(errors.Busy, match="how the write ended is not known"):
         async with ending("writing NIC n", 10.0):
             raise sdk.HttpResponseError(response=response)
 
 
 async def test_an_operation_that_takes_too_long() -> None:
-    with pytest.raises(cloud.Unavailable, match="writing NIC n: accepted, but not done after 0 s") as found:
+    with pytest.raises(errors.Unavailable, match="writing NIC n: accepted, but not done after 0 s") as found:
         async with ending("writing NIC n", 0.01):
             await asyncio.sleep(10)
     assert found.value.code == "OperationTimeout"
 
 
 def test_every_error_has_a_reason_and_waits_longer_each_time() -> None:
-    for kind in cloud.AzureError.__subclasses__():
-        found = kind("x", "", 7.0) if kind is cloud.Throttled else kind("x", "")
+    for kind in errors.AzureError.__subclasses__():
+        found = kind("x", "", 7.0) if kind is errors.Throttled else kind("x", "")
         assert problem_of(found).message
         waits = [wait_after(found, failures) for failures in (1, 2, 3, 50)]
         assert waits == sorted(waits)
@@ -197,7 +197,7 @@ def test_names_of_operations(method: str, path: str, name: str) -> None:
 def test_an_answer_that_nobody_understands_is_no_answer(odd: Any) -> None:
     """Whatever it is: it must not end the operator, which would meet it again at its next start."""
     with (
-        pytest.raises(cloud.Unavailable, match="reading it: an answer that can't be understood"),
+        pytest.raises(errors.Unavailable, match="reading it: an answer that can't be understood"),
         translated("reading it"),
     ):
         odd["properties"]["addressSpace"]
@@ -231,8 +231,8 @@ Attempted credentials:
 To mitigate this issue, please refer to the troubleshooting guidelines here at https://aka.ms/azsdk."""
 
 
-def signing_in(message: str) -> cloud.AzureError:
-    with pytest.raises(cloud.AzureError) as caught, translated("reading NIC n"):
+def signing_in(message: str) -> errors.AzureError:
+    with pytest.raises(errors.AzureError) as caught, translated("reading NIC n"):
         raise sdk.ClientAuthenticationError(message)
     return caught.value
 
@@ -251,7 +251,7 @@ def test_a_failed_sign_in_says_its_inner_cause_and_stands() -> None:
 
 def test_metadata_that_does_not_answer_may_pass() -> None:
     found = signing_in("\n".join(line for line in CHAIN.splitlines() if "AADSTS" not in line))
-    assert type(found) is cloud.Unavailable
+    assert type(found) is errors.Unavailable
     assert "no response from the IMDS endpoint" in str(found)
     assert "failed to retrieve" not in str(found)
 
@@ -259,12 +259,12 @@ def test_metadata_that_does_not_answer_may_pass() -> None:
 @pytest.mark.parametrize(
     ("code", "kind", "remedy"),
     [
-        ("InvalidAuthenticationTokenTenant", cloud.SignInRefused, "AZURE_TENANT_ID"),
-        ("InvalidAuthenticationToken", cloud.SignInRefused, "azure.scope"),
-        ("ExpiredAuthenticationToken", cloud.Unavailable, ""),
+        ("InvalidAuthenticationTokenTenant", errors.SignInRefused, "AZURE_TENANT_ID"),
+        ("InvalidAuthenticationToken", errors.SignInRefused, "azure.scope"),
+        ("ExpiredAuthenticationToken", errors.Unavailable, ""),
     ],
 )
-def test_a_token_that_arm_does_not_accept(code: str, kind: type[cloud.AzureError], remedy: str) -> None:
+def test_a_token_that_arm_does_not_accept(code: str, kind: type[errors.AzureError], remedy: str) -> None:
     response: Any = Response(401, code, message="The access token is from the wrong issuer 'x'.")
     with pytest.raises(kind) as caught, translated("reading NIC n"):
         raise sdk.ClientAuthenticationError(response=response)

@@ -11,8 +11,8 @@ import pytest
 from tests.operator.worlds import World
 from vnetpods_api import Reason
 from vnetpods_operator.events import MOST, NOTE_BYTES, Recorder
-from vnetpods_operator.nodes import Node, node_from
-from vnetpods_operator.roster import Problem
+from vnetpods_operator.planning.model import Problem
+from vnetpods_operator.planning.node import Node, node_from
 
 pytestmark = pytest.mark.apiserver
 

@@ -29,12 +29,12 @@ from tests.operator import worlds
 from tests.operator.agents import Agent
 from tests.operator.benches import Bench, bench
 from vnetpods_api import ConditionType, Reason, find
-from vnetpods_operator import faults
-from vnetpods_operator.faults import Point
-from vnetpods_operator.handlers import pool_seen
+from vnetpods_kit import faultpoints
+from vnetpods_kit.faultpoints import OperatorPoint
 from vnetpods_operator.kube import Kube, NotFound, Unreachable
-from vnetpods_operator.pools import PATH, Pools
-from vnetpods_operator.queueing import Queue
+from vnetpods_operator.state.handlers import pool_seen
+from vnetpods_operator.state.pools import PATH, Pools
+from vnetpods_operator.state.queue import Queue
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(900)]  # hundreds of looks, beside other tests on two cores
 
@@ -115,7 +115,7 @@ class Life:
 
     def start(self) -> None:
         """A new operator: it knows what the API server lists, and looks at every node once."""
-        self.queue = Queue(self.clock.time, self.bench.roster.urgency)
+        self.queue = Queue(self.clock.time, self.bench.cluster.priority)
         self.queue.add(self.agent.node)
 
     async def hear(self) -> None:
@@ -124,10 +124,10 @@ class Life:
             body = json.loads(await self.world.kube.request("GET", f"{PATH}/{self.agent.node}"))
         except NotFound:
             body = {"metadata": {"name": self.agent.node}}
-            if self.agent.node in self.bench.roster.pools:
-                pool_seen(self.bench.roster, self.queue, {"type": "DELETED", "object": body})
+            if self.agent.node in self.bench.cluster.pools:
+                pool_seen(self.bench.cluster, self.queue, {"type": "DELETED", "object": body})
         else:
-            pool_seen(self.bench.roster, self.queue, {"type": "MODIFIED", "object": body})
+            pool_seen(self.bench.cluster, self.queue, {"type": "MODIFIED", "object": body})
 
     async def look(self) -> None:
         """The operator's worker does what is in line."""
@@ -135,30 +135,30 @@ class Life:
             return
         name, self.again = await self.queue.take(), None
         try:
-            self.again = (await self.bench.look()).again
+            self.again = (await self.bench.look()).requeue_after
         except Killed:
             await self.die()
         else:
             self.queue.done(name, self.again)
 
     async def die(self) -> None:
-        faults.install(None)
+        faultpoints.install(None)
         self.kube.losses.clear()
-        roster = self.bench.roster
-        node = roster.nodes[self.agent.node]
-        roster.drop_node(node.name)
-        roster.drop_pool(node.name)
+        cluster = self.bench.cluster
+        node = cluster.nodes[self.agent.node]
+        cluster.delete_node(node.name)
+        cluster.delete_pool(node.name)
         self.start()
         await self.hear()
-        roster.hold_node(node)
-        roster.record(node.name).audit_at = float("inf")
+        cluster.upsert_node(node)
+        cluster.record(node.name).audit_at = float("inf")
 
-    async def kill_at(self, point: Point) -> None:
-        def hook(reached: Point) -> None:
+    async def kill_at(self, point: OperatorPoint) -> None:
+        def hook(reached: faultpoints.Point) -> None:
             if reached is point:
                 raise Killed
 
-        faults.install(hook)
+        faultpoints.install(hook)
 
     async def speak(self, *, late: bool = False) -> None:
         """The agent says how things are, as far as it has heard."""
@@ -203,7 +203,7 @@ class Life:
 
     async def come_to_rest(self) -> None:
         """Nothing goes wrong any more; ends when nothing is left to do."""
-        faults.install(None)
+        faultpoints.install(None)
         self.world.azure.build.clear_faults()
         self.kube.losses.clear()
         self.kube.before_writing.clear()
@@ -259,7 +259,7 @@ SELDOM = [
     Step("the operator dies", Life.die),
     *(Step(f"ARM: {what}", partial(Life.fail, what=what)) for what in ARM),
     *(Step(f"API server: {what} is lost", partial(Life.lose, what=what)) for what in ("PATCH", "-PATCH", "GET")),
-    *(Step(f"the operator will die at {point}", partial(Life.kill_at, point=point)) for point in Point),
+    *(Step(f"the operator will die at {point}", partial(Life.kill_at, point=point)) for point in OperatorPoint),
 ]
 DRAWN = st.one_of(*(st.sampled_from(steps) for steps in (USUAL, USUAL, USUAL, SELDOM)))
 TROUBLE = st.sampled_from([RACE, *SELDOM])
@@ -312,4 +312,4 @@ def test_pods_that_wait_are_followed_by_a_request_or_a_reason(
         with asyncio.Runner(loop_factory=Clock) as runner:
             runner.run(live())
     finally:
-        faults.install(None)
+        faultpoints.install(None)

@@ -12,10 +12,10 @@ from tests.operator.benches import bench, full, release
 from tests.operator.worlds import World
 from vnetpods_api import AgentReport, Interface, NodeIPPool, Reason, Status, apply_body
 from vnetpods_api.names import AGENT_MANAGER
-from vnetpods_operator import report
-from vnetpods_operator.asking import Request, acknowledged, renewed
 from vnetpods_operator.kube import APPLY
-from vnetpods_operator.pools import PATH
+from vnetpods_operator.planning.release_request import Request, acknowledged, renewed
+from vnetpods_operator.reconcile import status as report
+from vnetpods_operator.state.pools import PATH
 
 NIC = "one-nic"
 
@@ -150,14 +150,14 @@ async def test_an_agent_of_before_is_asked_for_nothing_and_loses_nothing(world: 
     async with bench(world, agent) as found:
         await full(found, agent)
         agent.end(30)
-        found.roster.record(agent.node).surplus_since = 0.0
+        found.cluster.record(agent.node).surplus_since = 0.0
         for _ in range(3):
             await found.round()
         assert asked(await found.see()) == set()
         world.settings["exclude"] = ["10.240.0.5"]
         found.reconfigure()
         await found.round()
-        found.roster.record(agent.node).releasing_since = 1.0
+        found.cluster.record(agent.node).releasing_since = 1.0
         await found.round()
         await found.look()
         assert "10.240.0.5" in world.addresses(NIC)
@@ -204,7 +204,7 @@ async def test_a_view_that_comes_while_the_nic_is_read_needs_another_read(world:
         found.meanwhile.append(boots)
         outcome = await found.look()
         assert (await world.pool(agent.node)).status.confirmed_view is None
-        assert outcome.again is not None
+        assert outcome.requeue_after is not None
         await found.look()  # nobody has told it anything
         assert (await world.pool(agent.node)).status.confirmed_view == agent.view
 

@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 
 from vnetpods_api import NodeIPPool
-from vnetpods_operator.configuration import Config
+from vnetpods_operator.config import Config
 from vnetpods_operator.health import STUCK_SECONDS, WRITES, State, serving
 from vnetpods_operator.metrics import Metrics
-from vnetpods_operator.roster import Roster
+from vnetpods_operator.state.cluster import ClusterState
 
 WRITE = 900.0
 NOWHERE = ""
@@ -92,15 +92,15 @@ def test_metrics_are_not_open_by_default() -> None:
 async def test_metrics_are_rendered_once_and_off_the_loop() -> None:
     """At 5,000 nodes that took 54 ms of the loop at each scrape."""
     threads: list[int] = []
-    roster = Roster()
+    cluster = ClusterState()
 
     class Watched(dict[str, NodeIPPool]):
         def items(self) -> Any:
             threads.append(threading.get_ident())
             return super().items()
 
-    roster.pools = Watched()
-    metrics = Metrics(roster, lambda: WELL)
+    cluster.pools = Watched()
+    metrics = Metrics(cluster, lambda: WELL)
     scrapes = await asyncio.gather(*(metrics.rendered() for _ in range(5)))
     assert len(set(scrapes)) == 1
     assert b"vnetpods_leader 1.0" in scrapes[0]

@@ -13,8 +13,8 @@ from tests.operator.benches import bench
 from tests.operator.worlds import World
 from vnetpods_api import ConditionType
 from vnetpods_operator.azure.scale_set import ScaleSetInstance
-from vnetpods_operator.machine import Entry, Naming, Nic, usable_by_pods
-from vnetpods_operator.pools import PATH
+from vnetpods_operator.planning.machine import Entry, Naming, Nic, usable_by_pods
+from vnetpods_operator.state.pools import PATH
 
 pytestmark = pytest.mark.apiserver
 
@@ -188,9 +188,9 @@ async def test_what_an_operator_of_before_has_left_half_made_is_not_swept_but_to
     assert len(left) == 5
     async with bench(world, agent) as found:
         for _ in range(3):
-            found.roster.record(node).not_before = found.roster.record(node).repair_after = 0.0
+            found.cluster.record(node).not_before = found.cluster.record(node).repair_after = 0.0
             await found.look()
-        found.roster.record(node).not_before = 0.0
+        found.cluster.record(node).not_before = 0.0
         await found.look()
     assert uniform_entries(world) == left
     stalled = await world.condition(node, ConditionType.STALLED)
@@ -217,9 +217,9 @@ async def test_a_list_of_nics_that_lags_takes_no_address_from_pods(world: World,
         world.azure.build.lag(mark=mark)
         monkeypatch.setattr(ScaleSetInstance, "_model", failed)
         await world.kube.request("DELETE", f"{PATH}/{node}")
-        found.roster.drop_pool(node)
+        found.cluster.delete_pool(node)
         for _ in range(4):
-            record = found.roster.record(node)
+            record = found.cluster.record(node)
             record.not_before = record.repair_after = record.audit_at = 0.0
             await found.look()
             assert agent.held <= uniform_addresses(world, "set/1")

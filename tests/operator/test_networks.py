@@ -10,10 +10,10 @@ from tests.operator.benches import Nobody
 from tests.operator.worlds import World
 from vnetpods_operator import azure
 from vnetpods_operator.azure import client
+from vnetpods_operator.azure.budget import Budget
 from vnetpods_operator.azure.client import NicId
 from vnetpods_operator.azure.networks import Networks
-from vnetpods_operator.budget import Budget
-from vnetpods_operator.configuration import Azure
+from vnetpods_operator.config import Azure
 
 SUBNET = "Microsoft.Network/virtualNetworks/subnets"
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnetpods_operator.azure.nics import edited, parse
-from vnetpods_operator.choosing import chosen
-from vnetpods_operator.cloud import NoInterface
-from vnetpods_operator.configuration import Interfaces
-from vnetpods_operator.machine import MachineId, Naming, Nics, UnsupportedProvider, usable_by_pods
-from vnetpods_operator.situation import Change
+from vnetpods_operator.config import Interfaces
+from vnetpods_operator.errors import NoInterface
+from vnetpods_operator.planning.machine import MachineId, Naming, Nics, UnsupportedProvider, usable_by_pods
+from vnetpods_operator.planning.model import Change
+from vnetpods_operator.planning.nic_choice import chosen
 
 SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/pods"
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.operator.benches import bench
 from tests.operator.worlds import World
-from vnetpods_operator import faults
-from vnetpods_operator.faults import Point
+from vnetpods_kit import faultpoints
+from vnetpods_kit.faultpoints import OperatorPoint
 
 
 @pytest.mark.apiserver
@@ -17,17 +17,17 @@ async def test_a_pool_that_is_paused_after_its_nic_was_read_is_not_written(world
     _, agent = await world.worker("one")
     async with bench(world, agent) as found:
 
-        def pause(reached: Point) -> None:
-            if reached is Point.ANNOUNCED:  # the watch tells
-                pool = found.roster.pools[agent.node]
-                found.roster.pools[agent.node] = msgspec.structs.replace(
+        def pause(reached: faultpoints.Point) -> None:
+            if reached is OperatorPoint.ANNOUNCED:  # the watch tells
+                pool = found.cluster.pools[agent.node]
+                found.cluster.pools[agent.node] = msgspec.structs.replace(
                     pool, spec=msgspec.structs.replace(pool.spec, paused=True)
                 )
 
-        faults.install(pause)
+        faultpoints.install(pause)
         try:
             await found.look()
             await found.look()
         finally:
-            faults.install(None)
+            faultpoints.install(None)
         assert world.writes() == 0

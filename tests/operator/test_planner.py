@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vnetpods_api import Reason, Usage
-from vnetpods_operator.planner import plan
-from vnetpods_operator.situation import Change, Nic, Observed, Plan, Wanted, count
+from vnetpods_operator.planning.model import Change, Nic, Observed, Plan, Wanted, count
+from vnetpods_operator.planning.planner import plan
 
 NOW = 1000.0
 

@@ -13,9 +13,9 @@ from tests.azure.arm.ids import parse
 from tests.operator.benches import bench, full, release
 from tests.operator.worlds import World
 from vnetpods_api import ConditionType, Reason
-from vnetpods_operator import report
 from vnetpods_operator.kube import MERGE
-from vnetpods_operator.pools import PATH
+from vnetpods_operator.reconcile import status
+from vnetpods_operator.state.pools import PATH
 
 pytestmark = pytest.mark.apiserver
 NIC = "Microsoft.Network/networkInterfaces"
@@ -37,8 +37,8 @@ async def test_removal_is_decided_on_the_api_servers_word(world: World) -> None:
             await agent.sync()
         assert agent.waiting == 0
         assert set(stale.status.released) & agent.held
-        found.roster.drop_pool(agent.node)
-        found.roster.hold_pool(stale)
+        found.cluster.delete_pool(agent.node)
+        found.cluster.upsert_pool(stale)
         await found.look()
         assert agent.held <= world.addresses("one-nic")
 
@@ -80,7 +80,7 @@ async def test_an_acknowledgement_that_comes_between_is_not_overwritten(world: W
         acknowledged = set((await world.pool(agent.node)).status.released)
         assert acknowledged
         assert before.status.released == ()
-        for _ in range(6):  # the roster knows the pool of before, first
+        for _ in range(6):  # the cluster knows the pool of before, first
             await found.look()
             await agent.sync()
             assert agent.held <= world.addresses("one-nic")
@@ -99,7 +99,7 @@ async def test_a_nic_that_somebody_changes_each_time(world: World) -> None:
     assert ready is not None
     assert ready.reason == "Conflict"
     assert world.writes() == 5
-    assert outcome.again is not None
+    assert outcome.requeue_after is not None
     assert found.told == [Reason.CONFLICT]
 
 
@@ -109,9 +109,9 @@ async def test_people_are_told_once_per_reason(world: World) -> None:
     async with bench(world, agent) as found:
         for _ in range(4):
             await found.look()
-            found.roster.record(agent.node).not_before = 0.0
+            found.cluster.record(agent.node).not_before = 0.0
     assert found.told == [Reason.AZURE_UNAVAILABLE]
-    assert found.roster.record(agent.node).failures == 4
+    assert found.cluster.record(agent.node).failures == 4
 
 
 async def test_azure_is_left_in_peace_after_a_failure_whatever_happens(world: World) -> None:
@@ -185,7 +185,7 @@ async def test_an_error_of_our_own_does_not_leave_the_look(world: World) -> None
     async with bench(world, agent) as found:
         found.meanwhile.append(bug)
         outcome = await found.look()
-        assert outcome.again is not None
+        assert outcome.requeue_after is not None
         for type_ in (ConditionType.READY, ConditionType.STALLED):
             said = await world.condition(agent.node, type_)
             assert said is not None
@@ -196,7 +196,7 @@ async def test_an_error_of_our_own_does_not_leave_the_look(world: World) -> None
         await found.look()
         assert len(world.azure.build.requests()) == requests
         found.meanwhile.clear()
-        found.roster.record(agent.node).not_before = 0.0
+        found.cluster.record(agent.node).not_before = 0.0
         await found.look()
     assert (await world.pool(agent.node)).status.allocated == 4
     assert (await world.until_reason(agent.node, "PoolReady")).status == "True"
@@ -219,10 +219,10 @@ async def test_an_address_that_a_pod_keeps_is_given_up_on_and_the_next_one_tried
             assert loop.time() < end
             outcome = await found.look()
             await agent.sync()
-            assert outcome.again is not None
-            assert outcome.again - loop.time() < 4  # not only at the next audit
+            assert outcome.requeue_after is not None
+            assert outcome.requeue_after - loop.time() < 4  # not only at the next audit
             await found.see()
-            await asyncio.sleep(min(0.5, max(0.0, outcome.again - loop.time())))
+            await asyncio.sleep(min(0.5, max(0.0, outcome.requeue_after - loop.time())))
         assert agent.held <= world.addresses("one-nic")
 
 
@@ -236,8 +236,8 @@ async def test_a_stale_read_does_not_bring_back_what_was_given_back(world: World
         await found.round()
         world.azure.build.fault("stale", method="GET", resource="*/networkInterfaces/*")
         await world.kube.request("DELETE", f"{PATH}/{agent.node}")  # nobody remembers anything
-        found.roster.drop_pool(agent.node)
-        found.roster.record(agent.node).audit_at = 0.0
+        found.cluster.delete_pool(agent.node)
+        found.cluster.record(agent.node).audit_at = 0.0
         await found.look()
         pool = await world.pool(agent.node)
     assert world.azure.cloud.faults.rules[-1].hit == 1
@@ -254,13 +254,13 @@ async def test_a_surplus_of_adopted_addresses_asks_nothing_of_anybody(world: Wor
         world.azure.build.add_address("one-nic", f"pods-{number}")
     async with bench(world, agent) as found:
         await found.round()
-        found.roster.record(agent.node).audit_at = float("inf")
-        found.roster.record(agent.node).surplus_since = 0.0
+        found.cluster.record(agent.node).audit_at = float("inf")
+        found.cluster.record(agent.node).surplus_since = 0.0
         requests = len(world.azure.build.requests())
         await found.round()
         pool = await found.see()
         assert (pool.status.interfaces[0].releasing, pool.status.released) == ((), ())
-        assert found.roster.record(agent.node).releasing_since is None
+        assert found.cluster.record(agent.node).releasing_since is None
         assert len(world.azure.build.requests()) == requests
 
 
@@ -275,7 +275,7 @@ async def test_adopted_addresses_that_are_asked_for_are_no_longer(world: World) 
         pool = await found.see()
         (interface,) = pool.status.interfaces
         asked = replace(interface, releasing=interface.addresses[:16])
-        await world.pools.report(pool, report.owned(replace(pool.status, interfaces=(asked,))))
+        await world.pools.report(pool, status.owned(replace(pool.status, interfaces=(asked,))))
         await agent.sync()
         await found.see()
         agent.start(20)
@@ -299,8 +299,8 @@ async def test_excluded_addresses_that_pods_hold_wake_nobody_and_feed_nobody(wor
             for _ in range(5):
                 outcome = await found.round()
         assert [line for line in logs if line["event"].startswith("release given up")] == []
-        assert outcome.again is not None
-        assert outcome.again - asyncio.get_running_loop().time() > 60
+        assert outcome.requeue_after is not None
+        assert outcome.requeue_after - asyncio.get_running_loop().time() > 60
         agent.start(20)
         for _ in range(8):
             await found.round()
@@ -354,7 +354,7 @@ async def test_lost_addresses_that_others_have_by_now_cost_few_writes(world: Wor
             world.azure.build.remove_address("one-nic", names[address])
             if number:
                 world.azure.build.add_address("other", f"theirs-{number}", address)
-        found.roster.record(agent.node).audit_at = 0.0
+        found.cluster.record(agent.node).audit_at = 0.0
         await found.round()
         before = world.writes()
         for _ in range(30):
@@ -380,7 +380,7 @@ async def test_what_was_lost_is_asked_for_by_the_next_operator_too(world: World)
         names = {a: n for i in pool.status.interfaces for a, n in i.names.items()}
         lost = min(agent.held)
         world.azure.build.remove_address("one-nic", names[lost])
-        found.roster.record(agent.node).audit_at = 0.0
+        found.cluster.record(agent.node).audit_at = 0.0
         await found.look()
         assert (await found.see()).status.lost == (lost,)
         found.forget()
@@ -414,7 +414,7 @@ async def test_addresses_that_azure_stamps_failed_stay_usable(world: World) -> N
         assert resource is not None
         for part in resource.body["properties"]["ipConfigurations"]:
             part["properties"]["provisioningState"] = "Failed"
-        found.roster.record(agent.node).audit_at = 0.0
+        found.cluster.record(agent.node).audit_at = 0.0
         await found.round()
         pool = await found.see()
         assert pool.status.allocated == 34
@@ -445,8 +445,8 @@ async def test_pods_that_come_after_a_write_of_unknown_end_are_followed_by_anoth
             if world.writes() > writes:
                 break
             outcome = await found.look()
-            assert outcome.again is not None
-            wait = outcome.again - asyncio.get_running_loop().time()
+            assert outcome.requeue_after is not None
+            wait = outcome.requeue_after - asyncio.get_running_loop().time()
             assert wait < 60
             await asyncio.sleep(max(0.0, wait))
         for _ in range(3):
@@ -460,7 +460,7 @@ async def test_a_nic_that_could_not_be_read_stays_told_after_a_restart(world: Wo
     _, agent = await world.worker("one")
     async with bench(world, agent) as found:
         await full(found, agent)
-        record = found.roster.record(agent.node)
+        record = found.cluster.record(agent.node)
         record.unreadable = "NIC extra is left out: no"
         await found.look()
         assert found.told == [Reason.NIC_UNREADABLE]
@@ -470,7 +470,7 @@ async def test_a_nic_that_could_not_be_read_stays_told_after_a_restart(world: Wo
             await found.round()
         assert (await world.until_reason(agent.node, "NicUnreadable")).message == "NIC extra is left out: no"
         assert found.told == [Reason.NIC_UNREADABLE]
-        found.roster.record(agent.node).audit_at = 0.0
+        found.cluster.record(agent.node).audit_at = 0.0
         await found.round()
         await world.until_reason(agent.node, "PoolReady")
 

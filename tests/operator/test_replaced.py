@@ -16,8 +16,9 @@ from tests.operator.worlds import World
 from vnetpods_api import ManagedFields, Metadata, NodeIPPool, OwnerReference
 from vnetpods_api.conditions import Reason
 from vnetpods_api.names import AGENT_MANAGER, OPERATOR_MANAGER
-from vnetpods_operator.nodes import Node, node_from
-from vnetpods_operator.roster import Problem, Roster
+from vnetpods_operator.planning.model import Problem
+from vnetpods_operator.planning.node import Node, node_from
+from vnetpods_operator.state.cluster import ClusterState
 
 NODE = Node(
     name="n", uid="u", provider_id="", pod_limit=110, labels={}, boot=("b", "m", "s"), since="2026-01-01T00:00:00Z"
@@ -68,7 +69,7 @@ async def test_a_machine_made_again_under_the_same_node(world: World) -> None:
 async def take_over(found: Bench, provider: str) -> None:
     """The watch missed the deletion: the fresh Node comes as a change of the former one."""
     await found.world.node_again(found.agent.node, provider)
-    found.roster.hold_node(node_from(found.world.api.get("node", found.agent.node)))
+    found.cluster.upsert_node(node_from(found.world.api.get("node", found.agent.node)))
 
 
 @pytest.mark.apiserver
@@ -118,7 +119,7 @@ async def test_a_back_off_ends_with_the_node_that_caused_it(world: World) -> Non
         world.azure.build.delete("Microsoft.Compute/virtualMachines", "one")
         world.azure.build.delete("Microsoft.Network/networkInterfaces", "one-nic")
         for _ in range(8):
-            found.roster.record(node).audit_at = found.roster.record(node).not_before = 0.0
+            found.cluster.record(node).audit_at = found.cluster.record(node).not_before = 0.0
             await found.look()
         await take_over(found, world.machine("one"))
         await found.look()
@@ -137,12 +138,12 @@ async def test_a_back_off_ends_with_the_node_that_caused_it(world: World) -> Non
     ],
 )
 def test_what_is_remembered_of_a_node(changed: dict[str, object], reason: Reason, forgotten: bool) -> None:
-    roster, before = Roster(), replace(NODE, ready=False)
-    roster.hold_node(before)
-    record = roster.record("n")
+    cluster, before = ClusterState(), replace(NODE, ready=False)
+    cluster.upsert_node(before)
+    record = cluster.record("n")
     record.problem = Problem(reason, "")
-    assert roster.hold_node(replace(before, **changed))  # type: ignore[arg-type]
-    assert (roster.record("n") is not record) is forgotten
+    assert cluster.upsert_node(replace(before, **changed))  # type: ignore[arg-type]
+    assert (cluster.record("n") is not record) is forgotten
 
 
 @pytest.mark.parametrize(
@@ -155,13 +156,13 @@ def test_what_is_remembered_of_a_node(changed: dict[str, object], reason: Reason
 )
 def test_what_a_new_operator_thinks_of_a_pool(written: str, forgotten: bool) -> None:
     """Only what the operator wrote counts: an agent may have written since."""
-    roster, late = Roster(), "2026-02-01T00:00:00Z"
+    cluster, late = ClusterState(), "2026-02-01T00:00:00Z"
     fields = (
         ManagedFields(manager=OPERATOR_MANAGER, subresource="status", time=written),
         ManagedFields(manager=OPERATOR_MANAGER, time=late),
         ManagedFields(manager=AGENT_MANAGER, subresource="status", time=late),
     )
-    roster.hold_pool(NodeIPPool(metadata=Metadata(name="n", resource_version="1", managed_fields=fields)))
-    record = roster.record("n")  # its NICs are to be read some time
-    roster.hold_node(NODE)
-    assert (roster.record("n") is not record) is forgotten
+    cluster.upsert_pool(NodeIPPool(metadata=Metadata(name="n", resource_version="1", managed_fields=fields)))
+    record = cluster.record("n")  # its NICs are to be read some time
+    cluster.upsert_node(NODE)
+    assert (cluster.record("n") is not record) is forgotten

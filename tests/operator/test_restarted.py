@@ -9,10 +9,10 @@ import pytest
 from tests.operator.benches import Bench, bench, full, release
 from tests.operator.worlds import NIC_WRITE, World
 from vnetpods_api import Interface, Metadata, NodeIPPool, Reason, Status
-from vnetpods_operator.machine import Entry, Naming, Nic, usable_by_pods
-from vnetpods_operator.pools import PATH
-from vnetpods_operator.situation import Change
-from vnetpods_operator.trail import Trail
+from vnetpods_operator.planning.machine import Entry, Naming, Nic, usable_by_pods
+from vnetpods_operator.planning.model import Change
+from vnetpods_operator.planning.trail import Trail
+from vnetpods_operator.state.pools import PATH
 
 NICS = "*/networkInterfaces/*"
 NAMING = Naming()
@@ -25,7 +25,7 @@ async def listed(found: Bench) -> set[str]:
 def restart(found: Bench) -> None:
     """Another operator process, and another disk of the node."""
     found.forget()
-    found.roster.record(found.agent.node).audit_at = 0.0
+    found.cluster.record(found.agent.node).audit_at = 0.0
     found.agent.restart(boot=True)
     found.agent.retired.clear()
 
@@ -53,7 +53,7 @@ async def test_what_a_former_process_removed_is_not_listed_on_a_late_read(world:
         assert found.told == [Reason.CONFLICT]
 
         world.azure.build.release()
-        found.roster.record(agent.node).not_before = 0.0
+        found.cluster.record(agent.node).not_before = 0.0
         for _ in range(5):
             await found.see()
             await found.round()
@@ -70,7 +70,7 @@ async def test_a_pool_that_was_deleted_lists_what_a_write_has_proven(world: Worl
         there, writes = world.addresses("one-nic"), len(world.azure.build.requests(NIC_WRITE))
         await world.kube.request("DELETE", f"{PATH}/{agent.node}")
         found.forget()
-        found.roster.drop_pool(agent.node)
+        found.cluster.delete_pool(agent.node)
         for _ in range(3):
             await found.look()
             assert world.addresses("one-nic") == there

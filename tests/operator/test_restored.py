@@ -9,7 +9,7 @@ import pytest
 from tests.operator.benches import bench, full
 from tests.operator.worlds import World
 from vnetpods_api import Metadata, NodeIPPool
-from vnetpods_operator.roster import Roster
+from vnetpods_operator.state.cluster import ClusterState
 
 pytestmark = pytest.mark.apiserver
 NIC = "one-nic"
@@ -63,18 +63,18 @@ async def test_an_operator_that_is_refused_believes_what_it_reads(world: World) 
     restored: list[bool] = []
     async with bench(world, agent) as found:
         await full(found, agent)
-        found.roster.restored = lambda: restored.append(True)
+        found.cluster.restored = lambda: restored.append(True)
         pool = await found.see()
         ahead = NodeIPPool(
             metadata=Metadata(name=agent.node, resource_version=str(int(pool.metadata.resource_version or 0) + 10_000)),
             spec=pool.spec,
             status=pool.status,
         )
-        found.roster.pools[agent.node] = ahead
+        found.cluster.pools[agent.node] = ahead
         agent.start(9)
         await agent.sync()
-        assert not found.roster.hold_pool(await world.pool(agent.node))
-        found.roster.record(agent.node).audit_at = 0.0
+        assert not found.cluster.upsert_pool(await world.pool(agent.node))
+        found.cluster.record(agent.node).audit_at = 0.0
         for _ in range(3):
             await found.look()
         await agent.sync()
@@ -87,15 +87,15 @@ def pool(version: int) -> NodeIPPool:
 
 
 def test_which_version_counts() -> None:
-    roster, restored = Roster(), list[int]()
-    roster.restored = lambda: restored.append(1)
-    assert roster.hold_pool(pool(5))
-    assert not roster.hold_pool(pool(4))  # the watch lags behind the answer to a write
-    assert not roster.doubt("n", 5)
-    assert roster.doubt("n", 4)
-    assert roster.doubted == {"n"}
-    assert not roster.hold_pool(pool(4), known=3)  # read before what is known was written
+    cluster, restored = ClusterState(), list[int]()
+    cluster.restored = lambda: restored.append(1)
+    assert cluster.upsert_pool(pool(5))
+    assert not cluster.upsert_pool(pool(4))  # the watch lags behind the answer to a write
+    assert not cluster.doubt("n", 5)
+    assert cluster.doubt("n", 4)
+    assert cluster.doubted == {"n"}
+    assert not cluster.upsert_pool(pool(4), known=3)  # read before what is known was written
     assert not restored
-    roster.record("n").audit_at = 9.0
-    assert roster.hold_pool(pool(4), known=5)
-    assert (roster.version("n"), roster.record("n").audit_at, restored) == (4, 0.0, [1])
+    cluster.record("n").audit_at = 9.0
+    assert cluster.upsert_pool(pool(4), known=5)
+    assert (cluster.version("n"), cluster.record("n").audit_at, restored) == (4, 0.0, [1])

@@ -14,9 +14,9 @@ from tests.operator.agents import Agent
 from tests.operator.benches import bench, full, release
 from tests.operator.worlds import World
 from vnetpods_api import ConditionType, Interface, Metadata, NodeIPPool, Reason, Status
-from vnetpods_operator.nodes import Node
-from vnetpods_operator.pools import PATH
-from vnetpods_operator.roster import Roster
+from vnetpods_operator.planning.node import Node
+from vnetpods_operator.state.cluster import ClusterState
+from vnetpods_operator.state.pools import PATH
 
 
 async def pause(world: World, node: str, *, paused: bool) -> None:
@@ -67,18 +67,18 @@ async def test_a_renamed_machine_leaves_a_node_behind(world: World, paused: bool
 async def test_a_node_that_appears_while_a_write_is_decided(world: World) -> None:
     node, agent = await world.worker("one")
     async with bench(world, agent) as found:
-        body = found.roster.nodes[node]
+        body = found.cluster.nodes[node]
 
         async def appears(_: str) -> int:
-            found.roster.hold_node(replace(body, name="other", uid="other"))
+            found.cluster.upsert_node(replace(body, name="other", uid="other"))
             return 0
 
         found.reconciler._parts = replace(found.reconciler._parts, host_pods=appears)
-        found.roster.nodes[node] = replace(body, pod_limit=30)  # so that the pods in the host's network are counted
+        found.cluster.nodes[node] = replace(body, pod_limit=30)  # so that the pods in the host's network are counted
         outcome = await found.look()
-        assert outcome.again is not None
+        assert outcome.requeue_after is not None
         assert world.writes() == 0
-        found.roster.drop_node("other")
+        found.cluster.delete_node("other")
         await found.look()
         assert world.addresses("one-nic")
 
@@ -98,7 +98,7 @@ async def test_what_another_pool_lists_is_neither_removed_nor_used_again(world: 
             metadata=Metadata(name="other", resource_version="1"),
             status=Status(interfaces=(Interface(name="x", mac=interface.mac, subnet="s", addresses=(claimed,)),)),
         )
-        found.roster.hold_pool(other)
+        found.cluster.upsert_pool(other)
         await found.look()
         there = world.addresses("one-nic")
         assert claimed in there
@@ -108,7 +108,7 @@ async def test_what_another_pool_lists_is_neither_removed_nor_used_again(world: 
         pool = await found.see()
         assert claimed in pool.status.released
         assert claimed in pool.status.interfaces[0].releasing
-        found.roster.drop_pool("other")
+        found.cluster.delete_pool("other")
         await found.look()
         assert claimed not in world.addresses("one-nic")  # now the release ends as any other
 
@@ -118,16 +118,16 @@ def node(name: str, provider_id: str) -> Node:
 
 
 def test_who_shares_a_machine() -> None:
-    roster = Roster()
+    cluster = ClusterState()
     for name, provider_id in (("a", "azure://X/one"), ("b", "azure://x/ONE"), ("c", "azure://x/two"), ("d", "")):
-        roster.hold_node(node(name, provider_id))
-    roster.hold_node(node("e", ""))
-    assert [roster.sharers(name) for name in "abcdef"] == [{"b"}, {"a"}, set(), set(), set(), set()]
-    roster.hold_node(node("b", "azure://x/two"))
-    assert [roster.sharers(name) for name in "abc"] == [set(), {"c"}, {"b"}]
-    roster.drop_node("c")
-    roster.drop_node("c")
-    assert [roster.sharers(name) for name in "abc"] == [set(), set(), set()]
+        cluster.upsert_node(node(name, provider_id))
+    cluster.upsert_node(node("e", ""))
+    assert [cluster.sharers(name) for name in "abcdef"] == [{"b"}, {"a"}, set(), set(), set(), set()]
+    cluster.upsert_node(node("b", "azure://x/two"))
+    assert [cluster.sharers(name) for name in "abc"] == [set(), {"c"}, {"b"}]
+    cluster.delete_node("c")
+    cluster.delete_node("c")
+    assert [cluster.sharers(name) for name in "abc"] == [set(), set(), set()]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_who_shares_a_machine() -> None:
     ],
 )
 def test_what_other_agents_speak_of(status: dict[str, tuple[str, ...]], claimed: set[str]) -> None:
-    roster, units = Roster(), ("10.0.0.5", "10.0.0.7", "10.0.1.0/28")
+    cluster, units = ClusterState(), ("10.0.0.5", "10.0.0.7", "10.0.1.0/28")
     pool = NodeIPPool(metadata=Metadata(name="a", resource_version="1"), status=Status(**status))  # type: ignore[arg-type]
-    roster.hold_pool(pool)
-    assert roster.claimed("b", units) == claimed
-    assert roster.claimed("a", units) == set()  # its own
+    cluster.upsert_pool(pool)
+    assert cluster.claimed("b", units) == claimed
+    assert cluster.claimed("a", units) == set()  # its own

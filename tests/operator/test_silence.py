@@ -14,8 +14,8 @@ from tests.operator.worlds import World
 from vnetpods_api import Condition, ConditionStatus, ConditionType, NodeIPPool, Reason, Status, Usage, condition
 from vnetpods_api.nodeippool import Metadata
 from vnetpods_operator.kube import MERGE, Outdated
-from vnetpods_operator.nodes import Node
-from vnetpods_operator.silence import AgentPod, Judge, Vigil
+from vnetpods_operator.planning.node import Node
+from vnetpods_operator.state.silence import AgentPod, Judge, Vigil
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NODE = Node("n", "uid", "azure:///x", 110, {}, since="2026-01-01T00:00:07Z")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vnetpods_operator.subnets import FIRST_PAUSE, LONGEST_PAUSE, Subnets
+from vnetpods_operator.planning.subnets import FIRST_PAUSE, LONGEST_PAUSE, Subnets
 
 S = "/x/subnets/Pods"
 

@@ -7,10 +7,10 @@ import pytest
 from tests.operator.benches import bench, full, release
 from tests.operator.worlds import World
 from vnetpods_api import Reason
-from vnetpods_operator import trail
-from vnetpods_operator.machine import Entry, Nic
-from vnetpods_operator.situation import Change
-from vnetpods_operator.trail import Trail
+from vnetpods_operator.planning import trail
+from vnetpods_operator.planning.machine import Entry, Nic
+from vnetpods_operator.planning.model import Change
+from vnetpods_operator.planning.trail import Trail
 
 READ = "*/networkInterfaces/*"
 
@@ -88,15 +88,15 @@ async def test_reads_that_stay_old_list_nothing_that_was_given_back(world: World
         assert not gone & world.addresses("one-nic")
         agent.start(20)
         for _ in range(5):
-            found.roster.record(agent.node).not_before = found.roster.record(agent.node).audit_at = 0.0
+            found.cluster.record(agent.node).not_before = found.cluster.record(agent.node).audit_at = 0.0
             await agent.sync()
             await found.see()
             outcome = await found.look()
             assert agent.held <= world.addresses("one-nic")
         assert found.told == [Reason.CONFLICT]
-        assert outcome.again is not None
+        assert outcome.requeue_after is not None
         world.azure.build.clear_faults()
-        found.roster.record(agent.node).not_before = 0.0
+        found.cluster.record(agent.node).not_before = 0.0
         for _ in range(4):
             await found.round()
         assert agent.waiting == 0
@@ -114,7 +114,7 @@ async def test_entries_that_somebody_brings_back_are_listed_for_nobody_and_go(wo
         await found.look()
         address = min(pool.status.released)
         world.azure.build.add_address("one-nic", names[address], address)
-        found.roster.record(agent.node).audit_at = 0.0
+        found.cluster.record(agent.node).audit_at = 0.0
         await found.round()
         assert address not in {a for i in (await found.see()).status.interfaces for a in i.addresses}
         for _ in range(3):

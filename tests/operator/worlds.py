@@ -23,10 +23,11 @@ from tests.kube.apiserver import ApiServer
 from tests.operator.agents import Agent
 from vnetpods_api import Condition, NodeIPPool, find
 from vnetpods_api.conditions import ConditionType
-from vnetpods_operator import configuration, kube
+from vnetpods_operator import config as configuration
+from vnetpods_operator import kube
+from vnetpods_operator.app import Operator
 from vnetpods_operator.kube import Kube, KubeError, NotFound
-from vnetpods_operator.pools import PATH, Pools
-from vnetpods_operator.running import Operator
+from vnetpods_operator.state.pools import PATH, Pools
 
 NIC_WRITE = "Microsoft.Network/networkInterfaces/write"
 NIC_READ = "Microsoft.Network/networkInterfaces/read"

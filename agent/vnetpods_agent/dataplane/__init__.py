@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, SandboxHandles
 
 
 class DataPlaneError(Exception):
@@ -54,7 +54,7 @@ class HostInterface:
 class DataPlane(Protocol):
     """One way of connecting pods (transparent; bridge later). Errors: DataPlaneError with step, object and errno."""
 
-    def attach(self, attachment: Attachment, doors: Doors) -> None:
+    def attach(self, attachment: Attachment, handles: SandboxHandles) -> None:
         """Makes the pod's interface exist and carry traffic. Repeating it for the same attachment changes nothing.
 
         Raises InterfaceExists when the namespace has an interface of that name which isn't ours (nothing was changed
@@ -76,7 +76,7 @@ class DataPlane(Protocol):
         """Addresses whose interface is detached but not yet gone from the kernel: not to be used again before."""
         ...
 
-    def check(self, attachment: Attachment, doors: Doors) -> Sequence[str]:
+    def check(self, attachment: Attachment, handles: SandboxHandles) -> Sequence[str]:
         """Every deviation from the declared end state as a sentence; empty when all is well."""
         ...
 

@@ -4,7 +4,7 @@ from vnetpods_operator.azure.client import Arm, Watcher, load, opened
 from vnetpods_operator.azure.networks import Network, Networks
 from vnetpods_operator.azure.scale_set import ScaleSetInstance
 from vnetpods_operator.azure.virtual_machine import VirtualMachine
-from vnetpods_operator.machine import Machine, MachineId
+from vnetpods_operator.planning.machine import Machine, MachineId
 
 __all__ = ["Arm", "Network", "Networks", "Watcher", "load", "machine", "opened"]
 

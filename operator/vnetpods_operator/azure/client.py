@@ -1,7 +1,7 @@
 """The way to ARM: one HTTP session, one credential, SDK clients per subscription, and every request through the budget.
 
 Each request of the SDK, polls of long-running operations included, passes `_BudgetPolicy`: it waits for a token on
-behalf of the task's ticket, counts and times the answer, and obeys Retry-After. Reads that were throttled for a moment
+behalf of the task's caller, counts and times the answer, and obeys Retry-After. Reads that were throttled for a moment
 wait and are sent again (a lost poll means not knowing how a write ended until the NIC is read); writes are not, because
 by then the plan is stale.
 The SDK's own retries are switched off: they know nothing of the budget. Used from the event loop only.
@@ -24,11 +24,11 @@ from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.mgmt.core.policies import ARMHttpLoggingPolicy, AsyncARMChallengeAuthenticationPolicy
 
+from vnetpods_operator.azure.budget import Budget, Kind
 from vnetpods_operator.azure.credentials import Credential
-from vnetpods_operator.azure.errors import from_response, retry_after
-from vnetpods_operator.budget import Budget, Kind
-from vnetpods_operator.cloud import Throttled
-from vnetpods_operator.configuration import Azure
+from vnetpods_operator.azure.sdk_errors import from_response, retry_after
+from vnetpods_operator.config import Azure
+from vnetpods_operator.errors import Throttled
 
 if TYPE_CHECKING:
     from azure.mgmt.compute.aio import ComputeManagementClient

@@ -19,9 +19,9 @@ from typing import Any
 import structlog
 
 from vnetpods_operator.azure.client import Arm
-from vnetpods_operator.azure.errors import translated
+from vnetpods_operator.azure.sdk_errors import translated
 from vnetpods_operator.azure.virtual_machine import body
-from vnetpods_operator.cloud import AzureError, Forbidden
+from vnetpods_operator.errors import AzureError, Forbidden
 
 log = structlog.get_logger()
 

@@ -14,8 +14,8 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from vnetpods_api.names import IP_CONFIGURATION_PREFIX
-from vnetpods_operator.machine import Entry, Nic
-from vnetpods_operator.situation import Change
+from vnetpods_operator.planning.machine import Entry, Nic
+from vnetpods_operator.planning.model import Change
 
 
 def parse(body: dict[str, Any]) -> Nic:

@@ -21,19 +21,19 @@ from typing import Any
 
 from azure.core import MatchConditions
 
+from vnetpods_kit.faultpoints import OperatorPoint, reach
 from vnetpods_operator.azure.client import Arm
-from vnetpods_operator.azure.errors import ending, translated
 from vnetpods_operator.azure.nics import edited_configurations, entry, parse
+from vnetpods_operator.azure.sdk_errors import ending, translated
 from vnetpods_operator.azure.virtual_machine import body
-from vnetpods_operator.cloud import AddressTaken, AzureError, Gone
-from vnetpods_operator.faults import Point, reached
-from vnetpods_operator.machine import Entry, MachineId, Nic, Nics, UnreadableNic, fence
-from vnetpods_operator.situation import BLOCK, Change
+from vnetpods_operator.errors import AddressTaken, AzureError, Gone
+from vnetpods_operator.planning.machine import Entry, MachineId, Nic, Nics, UnreadableNic, fence
+from vnetpods_operator.planning.model import BLOCK, Change
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleSetInstance:
-    """A Machine (see vnetpods_operator.machine)."""
+    """A Machine (see vnetpods_operator.planning.machine)."""
 
     arm: Arm
     id: MachineId
@@ -72,7 +72,7 @@ class ScaleSetInstance:
                 cls=body,
                 **self.arm.compute_arguments(),
             )
-        reached(Point.NIC_ACCEPTED)
+        reach(OperatorPoint.NIC_ACCEPTED)
         async with ending(what, self.arm.config.operation_timeout):
             await poller.result()
         after = next((other for other in (await self.nics()).found if other.name == nic.name), None)

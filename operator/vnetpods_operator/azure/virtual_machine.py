@@ -11,13 +11,13 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vnetpods_kit.faultpoints import OperatorPoint, reach
 from vnetpods_operator.azure.client import Arm, NicId
-from vnetpods_operator.azure.errors import ending, translated
 from vnetpods_operator.azure.nics import edited, names, parse
-from vnetpods_operator.cloud import AzureError, Gone, Throttled
-from vnetpods_operator.faults import Point, reached
-from vnetpods_operator.machine import MachineId, Nic, Nics, UnreadableNic, fence
-from vnetpods_operator.situation import Change
+from vnetpods_operator.azure.sdk_errors import ending, translated
+from vnetpods_operator.errors import AzureError, Gone, Throttled
+from vnetpods_operator.planning.machine import MachineId, Nic, Nics, UnreadableNic, fence
+from vnetpods_operator.planning.model import Change
 
 
 def body(response: Any, _model: Any, _headers: Any) -> Any:
@@ -27,7 +27,7 @@ def body(response: Any, _model: Any, _headers: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class VirtualMachine:
-    """A Machine (see vnetpods_operator.machine)."""
+    """A Machine (see vnetpods_operator.planning.machine)."""
 
     arm: Arm
     id: MachineId
@@ -83,7 +83,7 @@ class VirtualMachine:
             poller = await self.arm.network(subscription).network_interfaces.begin_create_or_update(
                 group, name, wanted, headers={"If-Match": fence(nic)}, cls=body, **self.arm.network_arguments()
             )
-        reached(Point.NIC_ACCEPTED)
+        reach(OperatorPoint.NIC_ACCEPTED)
         async with ending(what, self.arm.config.operation_timeout):
             after: Any = await poller.result()
             return replace(parse(after), carries=names(wanted["properties"]["ipConfigurations"]))

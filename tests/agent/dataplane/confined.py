@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from tests import pace
 from tests.agent.dataplane.keeper import HURRY, STATE
-from vnetpods_agent.dataplane.hoststate import HostReconciler
+from vnetpods_agent.dataplane.host.reconciler import HostReconciler
 
 _RIGHTS = "mount --bind -o ro /run /run && exec setpriv --bounding-set=-all,+net_admin --inh-caps=-all "
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.agent.dataplane.keeper import HURRY, STATE, Keeper
 from tests.agent.dataplane.world import PodHandle, World, inside, run
-from vnetpods_agent.dataplane.hoststate import HostReconciler
-from vnetpods_agent.dataplane.reaper import Reaper
-from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane.host.reconciler import HostReconciler
+from vnetpods_agent.dataplane.pod.reaper import Reaper
+from vnetpods_agent.dataplane.pod.transparent import Transparent
 
 
 @pytest.fixture
@@ -59,5 +59,5 @@ def pod(world: World, plane: Transparent, keeper: Keeper) -> PodHandle:
     """One on a host that is kept as it should be."""
     keeper.declare(STATE)
     pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.handles)
     return pod

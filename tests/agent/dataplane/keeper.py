@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tests.agent.dataplane.world import DIRECT, NIC_MAC, POOL, PRIMARY
 from vnetpods_agent.dataplane import HostState, Nic
-from vnetpods_agent.dataplane.hoststate import HostReconciler
+from vnetpods_agent.dataplane.host.reconciler import HostReconciler
 
 NIC = Nic(NIC_MAC, PRIMARY, ("10.240.0.0/16",), POOL)
 STATE = HostState((NIC,), DIRECT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.agent.dataplane.world import World, run_in
-from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane.pod.transparent import Transparent
 
 DEVIATIONS = [
     ("ip link set {azv} down", "the host's {azv} is down"),
@@ -33,7 +33,7 @@ DEVIATIONS = [
 def test_check_finds_each_deviation(world: World, plane: Transparent, change: str, sentence: str) -> None:
     pod = world.pod("10.240.0.5")
     attachment = pod.attachment
-    plane.attach(attachment, pod.doors)
+    plane.attach(attachment, pod.handles)
     words = {
         "azv": pod.host_ifname,
         "host_mac": attachment.host_mac,
@@ -42,7 +42,7 @@ def test_check_finds_each_deviation(world: World, plane: Transparent, change: st
     }
     where, _, command = change.partition(" ") if change.startswith("pod ") else ("", "", change)
     run_in(pod.namespace if where else world.host, command.format(**words))
-    found = plane.check(attachment, pod.doors)
+    found = plane.check(attachment, pod.handles)
     assert any(sentence.format(**words) in line for line in found), found
 
 
@@ -57,6 +57,6 @@ def test_check_finds_each_deviation(world: World, plane: Transparent, change: st
 )
 def test_check_tolerates_what_chained_plugins_add(world: World, plane: Transparent, change: str) -> None:
     pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.handles)
     run_in(pod.namespace, change)
-    assert plane.check(pod.attachment, pod.doors) == []
+    assert plane.check(pod.attachment, pod.handles) == []

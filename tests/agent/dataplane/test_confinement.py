@@ -25,7 +25,7 @@ from tests.agent.dataplane.world import (
     run_in,
 )
 from vnetpods_agent.dataplane import HostState
-from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane.pod.transparent import Transparent
 
 HARDENED = (
     "forwarding=0",
@@ -93,12 +93,12 @@ def test_host_ends_have_settings_of_their_own(world: World, keeper: Keeper, plan
         run(f"sysctl -qw net.ipv4.conf.default.{setting}")
     keeper.reconciler.close()  # from the first moment on
     pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.handles)
     conf = f"net.ipv4.conf.{pod.host_ifname}."
     assert {f"{name}={run('sysctl -n ' + conf + name).strip()}" for name in (o.split("=")[0] for o in OURS)} == set(
         OURS
     )
-    assert plane.check(pod.attachment, pod.doors) == []
+    assert plane.check(pod.attachment, pod.handles) == []
     assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
     assert caller_seen(world.outside, pod.namespace, pod.address) is not None
 

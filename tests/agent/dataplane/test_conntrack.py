@@ -8,15 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from tests.agent.dataplane.world import PEER, PodHandle, World, inside, run, run_in
-from vnetpods_agent.dataplane import DataPlaneError, conntrack
-from vnetpods_agent.dataplane.conversation import Conversation
-from vnetpods_agent.dataplane.reaper import NETLINK_NETFILTER, Reaper
-from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane import DataPlaneError
+from vnetpods_agent.dataplane.netlink import conntrack
+from vnetpods_agent.dataplane.netlink.socket import NetlinkSocket
+from vnetpods_agent.dataplane.pod.reaper import NETLINK_NETFILTER, Reaper
+from vnetpods_agent.dataplane.pod.transparent import Transparent
 
-Flush = Callable[[Conversation, str], None]
+Flush = Callable[[NetlinkSocket, str], None]
 
 
-def one_by_one(conversation: Conversation, address: str) -> None:
+def one_by_one(conversation: NetlinkSocket, address: str) -> None:
     """What kernels before 6.8 need."""
     for direction in (conntrack._TUPLE_ORIG, conntrack._TUPLE_REPLY):
         conntrack.flush_one_by_one(conversation, direction, address)
@@ -38,7 +39,7 @@ def pods(world: World, plane: Transparent) -> list[PodHandle]:
     run("nft add rule ip service inbound ip daddr 10.0.99.99 dnat to 10.240.0.5")
     pods = [world.pod("10.240.0.5", "a"), world.pod("10.240.0.6", "b")]
     for pod in pods:
-        plane.attach(pod.attachment, pod.doors)
+        plane.attach(pod.attachment, pod.handles)
     say(pods[0].namespace, PEER)  # begun by it
     say(pods[1].namespace, "10.240.0.5")  # begun by the other, to it
     say(pods[1].namespace, "10.0.99.99")  # to it, through a Service
@@ -53,7 +54,7 @@ def entries() -> list[str]:
 
 @pytest.mark.parametrize("flush", [conntrack.flush, one_by_one])
 def test_all_connections_of_the_address_and_no_other_are_forgotten(pods: list[PodHandle], flush: Flush) -> None:
-    with Conversation(NETLINK_NETFILTER) as conversation:
+    with NetlinkSocket(NETLINK_NETFILTER) as conversation:
         flush(conversation, "10.240.0.5")
         [left] = entries()
         assert f"src=10.240.0.6 dst={PEER}" in left

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import HostState, Nic
-from vnetpods_agent.dataplane.declared import understood
-from vnetpods_agent.dataplane.ruleset import collapsed
+from vnetpods_agent.dataplane.host.declared import understood
+from vnetpods_agent.dataplane.host.ruleset import collapsed
 
 NIC = Nic("00:0d:3a:00:00:01", Address("10.240.0.4"), ("10.240.0.0/16",), ("10.240.0.5", "10.240.0.16/28"))
 GOOD = HostState((NIC,), ("10.0.0.7/8", "0.0.0.0/0"))

@@ -10,10 +10,10 @@ import pytest
 
 from tests.agent.dataplane.world import World, caller_seen, run, run_in, whole_picture, works
 from vnetpods_agent.dataplane import DataPlaneError
-from vnetpods_agent.dataplane import rtnetlink as rt
-from vnetpods_agent.dataplane.conversation import REFUSALS, Conversation, Step
-from vnetpods_agent.dataplane.reaper import Reaper
-from vnetpods_agent.dataplane.transparent import Transparent, host_steps, opening, pod_steps
+from vnetpods_agent.dataplane.netlink import messages as rt
+from vnetpods_agent.dataplane.netlink.socket import REFUSALS, NetlinkRequest, NetlinkSocket
+from vnetpods_agent.dataplane.pod.reaper import Reaper
+from vnetpods_agent.dataplane.pod.transparent import Transparent, host_steps, opening, pod_steps
 
 STEPS_OF_ATTACH = 15
 STEPS_OF_DETACH = 3
@@ -22,19 +22,19 @@ STEPS_OF_DETACH = 3
 pytestmark = pytest.mark.usefixtures("forwarding")
 
 
-class Cut(Conversation):
+class Cut(NetlinkSocket):
     """Fails after a number of messages, over all conversations of a data plane."""
 
     def __init__(self, descriptor: int | None, left: list[int]) -> None:
         super().__init__(descriptor=descriptor)
         self._left = left
 
-    def carry_out(self, steps: Sequence[Step]) -> None:
+    def execute(self, steps: Sequence[NetlinkRequest]) -> None:
         for step in steps:
             if self._left[0] == 0:
                 raise DataPlaneError(step.what, step.subject, errno.EIO, "cut")
             self._left[0] -= 1
-            super().carry_out([step])
+            super().execute([step])
 
 
 @contextlib.contextmanager
@@ -52,9 +52,9 @@ def failing_after(messages: int, reaper: Reaper) -> Iterator[Transparent]:
 def test_attach_after_a_failure_at_every_step(world: World, plane: Transparent, reaper: Reaper, messages: int) -> None:
     pod = world.pod("10.240.0.5")
     with failing_after(messages, reaper) as cut:
-        cut.attach(pod.attachment, pod.doors)
-    plane.attach(pod.attachment, pod.doors)
-    assert plane.check(pod.attachment, pod.doors) == []
+        cut.attach(pod.attachment, pod.handles)
+    plane.attach(pod.attachment, pod.handles)
+    assert plane.check(pod.attachment, pod.handles) == []
     assert works(world, pod)
     assert run("ip link").count("azv") == 1
 
@@ -67,7 +67,7 @@ def test_detach_after_an_attach_that_failed_at_every_step(
     run_in(pod.namespace, "ip link set lo up")  # the one thing that stays
     before = whole_picture(pod)
     with failing_after(messages, reaper) as cut:
-        cut.attach(pod.attachment, pod.doors)
+        cut.attach(pod.attachment, pod.handles)
     plane.detach(pod.attachment)
     assert reaper.wait(5)
     assert whole_picture(pod) == before
@@ -78,7 +78,7 @@ def test_detach_after_a_failure_at_every_step(world: World, plane: Transparent, 
     pod = world.pod("10.240.0.5")
     run_in(pod.namespace, "ip link set lo up")
     before = whole_picture(pod)
-    plane.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.handles)
     with failing_after(messages, reaper) as cut:
         cut.detach(pod.attachment)
     plane.detach(pod.attachment)
@@ -97,15 +97,15 @@ def test_a_table_that_never_stands_still_is_no_answer(monkeypatch: pytest.Monkey
     """What an interrupted dump lacks may be there: whoever takes it for the truth gives addresses back too early."""
     interrupted = [True] * 3
 
-    def once(self: Conversation, *_: object) -> tuple[list[object], bool]:
+    def once(self: NetlinkSocket, *_: object) -> tuple[list[object], bool]:
         return [], not (interrupted and interrupted.pop())
 
-    monkeypatch.setattr(Conversation, "_dump_once", once)
-    with Conversation() as conversation:
-        assert conversation.dump(Step("list", "links", rt.links_dump()), rt.read_link) == []
+    monkeypatch.setattr(NetlinkSocket, "_dump_once", once)
+    with NetlinkSocket() as conversation:
+        assert conversation.dump(NetlinkRequest("list", "links", rt.links_dump()), rt.read_link) == []
         interrupted.extend([True] * 1000)
         before = REFUSALS.counts().get("EAGAIN", 0)
         with pytest.raises(DataPlaneError, match="the table changed") as caught:
-            conversation.dump(Step("list", "links", rt.links_dump()), rt.read_link)
+            conversation.dump(NetlinkRequest("list", "links", rt.links_dump()), rt.read_link)
     assert caught.value.errno == errno.EAGAIN
     assert REFUSALS.counts()["EAGAIN"] == before + 1

@@ -8,7 +8,7 @@ import pytest
 
 from tests.agent.dataplane.keeper import STATE, Keeper
 from tests.agent.dataplane.world import INTERNET, PRIMARY, PodHandle, World, caller_seen, eventually
-from vnetpods_agent.dataplane.hoststate import FAILED
+from vnetpods_agent.dataplane.host.reconciler import FAILED
 
 FIREWALLD = """
 table inet firewalld {

@@ -22,7 +22,7 @@ from tests.agent.dataplane.world import (
     run_in,
 )
 from vnetpods_agent.dataplane import HostState
-from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane.pod.transparent import Transparent
 
 STORAGE, VPN = "10.9.8.7", "172.20.0.9"
 STORAGE_OWN, VPN_OWN = "10.9.8.4", "172.20.0.4"
@@ -89,7 +89,7 @@ def test_a_node_port_is_answered_there_too(world: World, other: str, pod: PodHan
 
 def test_pods_on_the_node_still_meet(world: World, other: str, pod: PodHandle, plane: Transparent) -> None:
     second = world.pod("10.240.0.6", "second")
-    plane.attach(second.attachment, second.doors)
+    plane.attach(second.attachment, second.handles)
     assert caller_seen(pod.namespace, second.namespace, second.address) == pod.address
     assert caller_seen(pod.namespace, world.host, PRIMARY) == pod.address
     assert caller_seen(world.host, pod.namespace, pod.address) is not None

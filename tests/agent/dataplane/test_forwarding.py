@@ -7,9 +7,9 @@ import pytest
 from tests.agent.dataplane.confined import confine
 from tests.agent.dataplane.keeper import STATE, Keeper
 from tests.agent.dataplane.world import INTERNET, PRIMARY, World, caller_seen, eventually, run
-from vnetpods_agent.dataplane.hoststate import FAILED
-from vnetpods_agent.dataplane.legacyfilter import LegacyRule, forward_chain
-from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane.host.legacy_filter import LegacyRule, forward_chain
+from vnetpods_agent.dataplane.host.reconciler import FAILED
+from vnetpods_agent.dataplane.pod.transparent import Transparent
 
 
 def test_the_legacy_chain_is_read_as_it_is(world: World) -> None:
@@ -47,7 +47,7 @@ def test_with_the_charts_rights_a_policy_of_iptables_nft_is_opened(world: World,
     with confine() as said:
         assert ("settled", "True") in said
         pod = world.pod("10.240.0.5")
-        plane.attach(pod.attachment, pod.doors)
+        plane.attach(pod.attachment, pod.handles)
         assert caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY
 
 
@@ -56,7 +56,7 @@ def test_with_the_charts_rights_a_policy_of_legacy_iptables_is_named_with_its_re
 ) -> None:
     run("iptables-legacy -P FORWARD DROP")
     pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.handles)
     with confine() as said:
         message = next(message for kind, message in said if kind == FAILED)
         assert "the FORWARD policy of iptables-legacy" in message
@@ -100,5 +100,5 @@ def test_a_final_refusal_of_iptables_is_named_with_its_remedy(
         run(command)
     assert keeper.reconciler.wait(10)
     pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.handles)
     assert caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY

@@ -10,10 +10,10 @@ from tests.agent.dataplane.keeper import NIC, Keeper
 from tests.agent.dataplane.world import DIRECT, GATEWAY, POOL, PRIMARY, run
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import HostState, Nic
-from vnetpods_agent.dataplane.hostaddresses import found
-from vnetpods_agent.dataplane.kernel import Uplink
-from vnetpods_agent.dataplane.rtnetlink import PROTOCOL, RTPROT_KERNEL, HeldAddress, Link, Route
-from vnetpods_agent.dataplane.upkeep import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING
+from vnetpods_agent.dataplane.host.actions import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING
+from vnetpods_agent.dataplane.host.addresses import found
+from vnetpods_agent.dataplane.kernel_facts import Uplink
+from vnetpods_agent.dataplane.netlink.messages import PROTOCOL, RTPROT_KERNEL, HeldAddress, Link, Route
 
 DHCP = 16
 FORMER = Address("10.240.0.200")

@@ -37,11 +37,11 @@ from tests.agent.dataplane.world import (
 )
 from vnetpods_agent.attachment import Address, Limits
 from vnetpods_agent.dataplane import DataPlaneError, HostState, Nic
-from vnetpods_agent.dataplane.hoststate import FAILED, REFUSED, HostReconciler
-from vnetpods_agent.dataplane.kernel import uplink_limits
-from vnetpods_agent.dataplane.ruleset import TABLE
-from vnetpods_agent.dataplane.transparent import Transparent
-from vnetpods_agent.dataplane.upkeep import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, Upkeep, list_tables
+from vnetpods_agent.dataplane.host.actions import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, Upkeep, list_tables
+from vnetpods_agent.dataplane.host.reconciler import FAILED, REFUSED, HostReconciler
+from vnetpods_agent.dataplane.kernel_facts import uplink_limits
+from vnetpods_agent.dataplane.names import TABLE
+from vnetpods_agent.dataplane.pod.transparent import Transparent
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_node_itself_is_not_translated(world: World, pod: PodHandle) -> None
 @pytest.mark.parametrize("forged", ["10.240.0.6", "198.51.100.7", PRIMARY])
 def test_a_pod_cannot_send_from_another_address(world: World, plane: Transparent, pod: PodHandle, forged: str) -> None:
     other = world.pod("10.240.0.6", "other")
-    plane.attach(other.attachment, other.doors)
+    plane.attach(other.attachment, other.handles)
     run_in(pod.namespace, f"ip addr add {forged}/32 dev eth0")
     assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
     before = packets(world.outside, "nic0"), packets(other.namespace, "eth0")
@@ -84,15 +84,15 @@ def test_a_further_interface_of_a_pod_answers_and_calls_under_its_own_address(
     world: World, plane: Transparent, pod: PodHandle
 ) -> None:
     """As by Multus: the default route is the first one's, and what came that way was taken for forged."""
-    doors, key = world.open_doors(pod.namespace), replace(pod.attachment.key, ifname="net1")
+    handles, key = world.open_doors(pod.namespace), replace(pod.attachment.key, ifname="net1")
     further = replace(pod.attachment, key=key, address=Address("10.240.0.6"))
-    plane.attach(further, doors)
-    plane.attach(further, doors)  # again, as after a crash
+    plane.attach(further, handles)
+    plane.attach(further, handles)  # again, as after a crash
     for address in (pod.address, further.address):
         assert caller_seen(world.outside, pod.namespace, address) is not None
         assert caller_seen(pod.namespace, world.outside, PEER, source=address) == address
     assert caller_seen(pod.namespace, world.outside, PEER) == pod.address
-    assert plane.check(further, doors) == []
+    assert plane.check(further, handles) == []
     plane.detach(further)
     assert caller_seen(world.outside, pod.namespace, pod.address) is not None
 
@@ -156,7 +156,7 @@ def test_at_its_usual_pace_everything_is_back_within_five_seconds(world: World, 
     reconciler.declare(STATE)
     assert reconciler.wait(5)
     pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.handles)
     for command in ("nft flush ruleset", "ip route flush proto 118", "sysctl -qw net.ipv4.ip_forward=0"):
         run(command)
     eventually(lambda: caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY)
@@ -237,7 +237,7 @@ def test_a_range_that_is_none_does_not_cost_the_rest(world: World, keeper: Keepe
     keeper.declare(HostState((NIC,), ("10.0.0.0/33", *DIRECT)))
     assert (REFUSED, "left out: direct CIDR: '33' is not a valid netmask") in keeper.events
     pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.handles)
     assert caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY
     assert caller_seen(pod.namespace, world.outside, IMDS) is None
 
@@ -329,7 +329,7 @@ def test_the_mtu_of_the_nic_changes_under_running_pods(
     run_in(world.outside, f"ip link set nic0 mtu {mtu}")
     assert uplink_limits(NIC_MAC) == Limits(mtu, 62780)
     young = world.pod("10.240.0.6", "young")
-    plane.attach(replace(young.attachment, mtu=mtu), young.doors)
+    plane.attach(replace(young.attachment, mtu=mtu), young.handles)
     for here, there in ((pod, young), (young, pod)):
         assert carried(here.namespace, there.namespace, there.address) == AMOUNT
     for each in (pod, young):
@@ -344,7 +344,7 @@ def test_what_a_pod_sends_in_one_piece_leaves_the_nic_in_one_piece(
     """A limit that the short transfers of a test reach; that of Hyper-V's NICs, 62,780, takes megabytes."""
     run("ip link set eth0 gso_max_size 16000")
     young = world.pod("10.240.0.6", "young")
-    plane.attach(replace(young.attachment, gso_max_size=told), young.doors)
+    plane.attach(replace(young.attachment, gso_max_size=told), young.handles)
     before = sent("eth0")
     assert carried(young.namespace, world.outside, PEER) == AMOUNT
     assert (sent("eth0") - before < AMOUNT / 1500 / 2) == whole
@@ -367,7 +367,7 @@ def test_a_forward_policy_of_drop_is_opened_for_pods_only(
         run(f"{variant} {command}")
     keeper.declare(STATE)
     pod = world.pod("10.240.0.5")
-    plane.attach(pod.attachment, pod.doors)
+    plane.attach(pod.attachment, pod.handles)
     eventually(lambda: caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY)
     assert caller_seen(pod.namespace, world.outside, INTERNET, port=81) is None
     rules = run(f"{variant} -S FORWARD").splitlines()
@@ -391,14 +391,14 @@ def test_after_lost_news_everything_is_looked_at(
     world: World, plane: Transparent, forwarding: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel says only that its buffer was too small; what it couldn't say is found all the same."""
-    monkeypatch.setattr("vnetpods_agent.dataplane.events._ROOM", 1)  # the least that the kernel gives
+    monkeypatch.setattr("vnetpods_agent.dataplane.netlink.monitor._ROOM", 1)  # the least that the kernel gives
     reconciler = HostReconciler(lambda *_: None)  # in no hurry: without news a look comes once a minute
     reconciler.start()
     try:
         reconciler.declare(STATE)
         assert reconciler.wait(15)
         pod = world.pod("10.240.0.5")
-        plane.attach(pod.attachment, pod.doors)
+        plane.attach(pod.attachment, pod.handles)
         eventually(lambda: works(world, pod))
         routed = lambda: pod.address in run(f"ip route show dev {pod.host_ifname}")  # noqa: E731
         run(f"ip route del {pod.address} dev {pod.host_ifname}")

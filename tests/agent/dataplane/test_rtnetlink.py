@@ -11,7 +11,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from vnetpods_agent.dataplane import rtnetlink as rt
+from vnetpods_agent.dataplane.netlink import messages as rt
 
 CREATE = rt.NLM_F_REQUEST | rt.NLM_F_CREATE
 HERE = rt.VethEnd("azv0123456789a", 0x40000002, "02:00:00:00:00:01", 1400, 65536)

@@ -9,10 +9,10 @@ import pytest
 
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import HostState, Nic
-from vnetpods_agent.dataplane.kernel import Uplink, uplinks
-from vnetpods_agent.dataplane.routing import leads_astray, wanted
-from vnetpods_agent.dataplane.rtnetlink import HeldAddress, Link, Route
-from vnetpods_agent.dataplane.ruleset import collapsed, ruleset
+from vnetpods_agent.dataplane.host.routing import leads_astray, wanted
+from vnetpods_agent.dataplane.host.ruleset import collapsed, ruleset
+from vnetpods_agent.dataplane.kernel_facts import Uplink, uplinks
+from vnetpods_agent.dataplane.netlink.messages import HeldAddress, Link, Route
 
 
 def link(index: int, name: str, mac: str, master: int = 0) -> Link:

@@ -22,8 +22,8 @@ from tests.agent.dataplane.world import (
 )
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import HostState, Nic
-from vnetpods_agent.dataplane.hoststate import HostReconciler
-from vnetpods_agent.dataplane.transparent import Transparent
+from vnetpods_agent.dataplane.host.reconciler import HostReconciler
+from vnetpods_agent.dataplane.pod.transparent import Transparent
 
 SECOND_PRIMARY = "10.241.0.4"
 SECOND = Nic("00:0d:3a:00:00:02", Address(SECOND_PRIMARY), ("10.241.0.0/16",), ("10.241.0.5", "10.241.0.16/28"))
@@ -61,7 +61,7 @@ def reconciler(world: World) -> Iterator[HostReconciler]:
 def pods(world: World, plane: Transparent, reconciler: HostReconciler) -> tuple[PodHandle, PodHandle]:
     pods = world.pod("10.240.0.5", "a"), world.pod("10.241.0.5", "b")
     for pod in pods:
-        plane.attach(pod.attachment, pod.doors)
+        plane.attach(pod.attachment, pod.handles)
     return pods
 
 
@@ -124,7 +124,7 @@ class TestPoolOnTheSecondNicAlone:
         reconciler.declare(HostState((SECOND,), STATE.direct))
         assert reconciler.wait(5)
         pod = world.pod("10.241.0.5", "b")
-        plane.attach(pod.attachment, pod.doors)
+        plane.attach(pod.attachment, pod.handles)
         return pod
 
     def test_it_reaches_and_is_reached(self, world: World, pod: PodHandle) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tests import pace
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Doors, Pod
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Pod, SandboxHandles
 
 CLONE_NEWNET = 0x40000000
 PRIMARY = Address("10.240.0.4")
@@ -71,7 +71,7 @@ class World:
 
     tag: str = field(default_factory=lambda: f"w{next(_numbers)}")
     namespaces: list[str] = field(default_factory=list)
-    doors: list[Doors] = field(default_factory=list)
+    handles: list[SandboxHandles] = field(default_factory=list)
 
     @property
     def host(self) -> str:
@@ -120,18 +120,18 @@ class World:
         )
         return PodHandle(namespace, attachment, self.open_doors(namespace))
 
-    def open_doors(self, namespace: str) -> Doors:
+    def open_doors(self, namespace: str) -> SandboxHandles:
         """What the shim does: the namespace's descriptor and a NETLINK_ROUTE socket made inside it."""
         with inside(namespace):
             netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        doors = Doors(os.open(f"/run/netns/{namespace}", os.O_RDONLY), netlink.detach())
-        self.doors.append(doors)
-        return doors
+        handles = SandboxHandles(os.open(f"/run/netns/{namespace}", os.O_RDONLY), netlink.detach())
+        self.handles.append(handles)
+        return handles
 
     def close(self) -> None:
-        for doors in self.doors:
-            os.close(doors.netns_fd)
-            os.close(doors.netlink_fd)
+        for handles in self.handles:
+            os.close(handles.netns_fd)
+            os.close(handles.netlink_fd)
         for namespace in self.namespaces:
             run(f"ip netns del {namespace}")
 
@@ -140,7 +140,7 @@ class World:
 class PodHandle:
     namespace: str
     attachment: Attachment
-    doors: Doors
+    handles: SandboxHandles
 
     @property
     def address(self) -> Address:

@@ -33,7 +33,7 @@ from tests.agent.soak.runtime import Caller, Load, namespaces_gone
 from tests.clock import SteppingClock
 from tests.isolation import isolate
 from tests.kube import apiserver
-from vnetpods_agent.kubeapi import from_kubeconfig
+from vnetpods_agent.kube import from_kubeconfig
 
 NODE = "worker-1"
 COOLDOWN = 1.0

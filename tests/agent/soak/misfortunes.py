@@ -17,7 +17,7 @@ from tests.agent.soak.model import Violation
 from tests.agent.soak.runtime import Load
 from tests.clock import SteppingClock
 from tests.kube import apiserver
-from vnetpods_agent import faults
+from vnetpods_kit.faultpoints import AgentPoint
 
 ENDS = {"kill": 3, "stop": 2, "fault": 4, "double": 2}
 BETWEEN = {"nothing": 5, "copy of the state": 3, "boot": 1, "state rolled back": 1, "disk rolled back": 1}
@@ -46,7 +46,7 @@ class NodeLife:
 
     async def _live(self, how: str) -> None:
         """Ends by SIGKILL, by SIGTERM, or at a fault point in its nth visit; or a second agent starts beside it."""
-        point = f"{self.chance.choice(faults.POINTS)}:{self.chance.randrange(1, 60)}" if how == "fault" else ""
+        point = f"{self.chance.choice(list(AgentPoint))}:{self.chance.randrange(1, 60)}" if how == "fault" else ""
         serving = self.forgetful or self.chance.random() < 0.7  # some die before they have begun
         await self.node.start(fault="" if self.forgetful else point, serving=serving)
         self.forgetful = False

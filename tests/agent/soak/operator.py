@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from tests.agent.machine import supply
 from tests.agent.soak.model import Model
-from vnetpods_agent.kubeapi import ApiError, KubeApi, KubeError
+from vnetpods_agent.kube import ApiError, KubeApi, KubeError
 from vnetpods_api import NodeIPPool, Spec, apply_body, from_object
 from vnetpods_api.names import GROUP, OPERATOR_MANAGER, PLURAL, VERSION
 

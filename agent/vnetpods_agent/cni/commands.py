@@ -1,0 +1,271 @@
+"""The six verbs of CNI: what each makes sure of, and what is durable when it has answered.
+
+`Commands.handle` is called by the server once per connection, each in a task of its own, and by the spool. Errors
+inside are CniErrors, or those of attachments, ledger and data plane, which become CniErrors in one place; anything else
+is answered with code 999 and logged with its trace. One log line per finished call.
+
+    ADD      the address is in the ledger and the interface works. Repeated: the same answer, all made sure of again.
+             Nothing is begun before the host's rule set has been there once.
+             Waits for an address until the deadline that came with the call, then says why there is none (code 11).
+    DEL      nobody holds the address. Succeeds without namespace, for unknown containers, and again and again; needs
+             container id and interface name. Without a network's name it means that interface in any network.
+    CHECK    compares kernel and ledger with each other and with prevResult.
+    GC       gives back what is not in cni.dev/valid-attachments; without that list it does nothing.
+    STATUS   50 when no ADD could be served. A pool that is empty while more is on its way can serve: ADD waits.
+             51 when the host's part of the pods' connectivity can't be kept up, for pods that run lack it, too.
+    VERSION  needs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from vnetpods_agent.attachment import SandboxHandles
+from vnetpods_agent.cni import protocol
+from vnetpods_agent.cni.frames import Command, Request, Response
+from vnetpods_agent.cni.protocol import Call, CniError, Code
+from vnetpods_agent.dataplane import DataPlane, DataPlaneError, InterfaceExists
+from vnetpods_agent.ipam.attachments import Abandoned, Attachments, AttachRequest, NoAddress
+from vnetpods_agent.ipam.ledger.store import LedgerError
+from vnetpods_agent.ipam.worker import WorkerThread
+
+_OWN = Path("/proc/self/ns/net")
+_NO_NETNS = (errno.EINVAL, errno.ENOTTY)
+"""What setns(2) says of a file that is something else."""
+
+log = structlog.get_logger(component="cni")
+
+LASTING = 10.0
+"""Seconds after which a failure counts that may be over with the next look: containerd makes the node NotReady for it.
+"""
+
+Observer = Callable[[str, str, float], None]
+"""Told of every finished call: verb, outcome ("ok" or the code) and seconds."""
+
+
+@dataclass(slots=True)
+class Lasting:
+    """What `trouble` says, once it has said something for LASTING seconds on end. To be asked every few seconds."""
+
+    trouble: Callable[[], str]
+    clock: Callable[[], float] = time.monotonic
+    _since: float | None = None
+
+    def __call__(self) -> str:
+        if not (said := self.trouble()):
+            self._since = None
+            return ""
+        now = self.clock()
+        self._since = now if self._since is None else self._since
+        return said if now - self._since >= LASTING else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One call: understood, as it came, and what its log line will say."""
+
+    call: Call
+    request: Request
+    about: dict[str, str]
+
+
+@dataclass(slots=True)
+class Commands:
+    """`unfit` says why no ADD could be served at present, `limited` what running pods lack on the host; empty when
+    there is nothing to say. `caught_up`: what was spooled while no agent ran has had its turn. `guarded`: the host's
+    rule set has been there (see HostReconciler.unguarded).
+    """
+
+    attachments: Attachments
+    kernel: WorkerThread
+    plane: DataPlane
+    unfit: Callable[[], str]
+    limited: Callable[[], str]
+    observe: Observer
+    caught_up: asyncio.Event
+    guarded: asyncio.Event
+
+    async def handle(self, request: Request) -> Response:
+        """Never raises but CancelledError."""
+        began = time.perf_counter()
+        outcome, about = "cancelled", _about(request)
+        try:
+            stdout = await self._answer(request, about)
+            outcome = "ok"
+            return Response(0, stdout)
+        except CniError as error:
+            outcome = str(int(error.code))
+            about |= {"error": error.message} | ({"details": error.details} if error.details else {})
+            return Response(1, protocol.error_body(error, protocol.asked_version(request.stdin)))
+        finally:
+            seconds = time.perf_counter() - began
+            self.observe(request.verb.name, outcome, seconds)
+            quiet = request.verb is Command.STATUS  # asked every five seconds: worth a line when something is wrong
+            level = log.warning if outcome != "ok" else log.debug if quiet else log.info
+            say = partial(level, "call", verb=request.verb.name, outcome=outcome)
+            # the caller has its answer before the line is written
+            asyncio.get_running_loop().call_soon(partial(say, ms=round(seconds * 1000, 2), **about))
+
+    async def _answer(self, request: Request, about: dict[str, str]) -> bytes:
+        try:
+            ask = _Ask(protocol.parse(request), request, about)
+            return await _TABLE[request.verb](self, ask)
+        except CniError:
+            raise
+        except NoAddress as error:
+            raise CniError(Code.TRY_AGAIN_LATER, f"no address for {_whose(request)} in time", str(error)) from error
+        except Abandoned as error:
+            raise CniError(
+                Code.TRY_AGAIN_LATER, f"{request.verb.name} of {_whose(request)} was given up: {error}"
+            ) from error
+        except InterfaceExists as error:
+            raise CniError(Code.INTERFACE_EXISTS, str(error)) from error
+        except DataPlaneError as error:
+            raise CniError(Code.IO, str(error)) from error
+        except LedgerError as error:
+            raise CniError(Code.TRY_AGAIN_LATER, f"no address can be given out: {error}") from error
+        except Exception as error:
+            log.exception("unexpected error", **_about(request))
+            raise CniError(
+                Code.INTERNAL, f"{type(error).__name__}: {error}", "a defect of the agent, see its log"
+            ) from error
+
+    async def _add(self, ask: _Ask) -> bytes:
+        await self._spool_first(ask)
+        await self._guard_first(ask)
+        attachment = await self.attachments.attach(
+            AttachRequest(ask.call.key, ask.call.netns, ask.call.pod), _handles(ask), ask.request.deadline
+        )
+        ask.about["address"] = attachment.address
+        return protocol.result(ask.call, attachment)
+
+    async def _spool_first(self, ask: _Ask) -> None:
+        """An ADD that is repeated for a container keeps what is attached, which an earlier DEL in the spool would then
+        take from a pod that runs. All other verbs may be served meanwhile.
+        """
+        try:
+            async with asyncio.timeout_at(ask.request.deadline):
+                await self.caught_up.wait()
+        except TimeoutError:
+            said = f"{_whose(ask.request)} has to wait for the DELs that came while no agent ran"
+            raise CniError(Code.TRY_AGAIN_LATER, said, "they are being done") from None
+
+    async def _guard_first(self, ask: _Ask) -> None:
+        """Without the rule set a pod would reach what is the node's alone."""
+        try:
+            async with asyncio.timeout_at(ask.request.deadline):
+                await self.guarded.wait()
+        except TimeoutError:
+            raise CniError(Code.TRY_AGAIN_LATER, f"{_whose(ask.request)} can't be added yet", self.unfit()) from None
+
+    async def _del(self, ask: _Ask) -> bytes:
+        key, before = ask.call.key, ask.request.spooled
+        keys = [key] if key.network else self.attachments.of(key.container_id, key.ifname)
+        found = [await self.attachments.detach(each, before=before) for each in keys]
+        if addresses := [attachment.address for attachment in found if attachment is not None]:
+            ask.about["address"] = ", ".join(addresses)
+        if later := [str(each) for each in keys if before and each in self.attachments.by_key]:
+            ask.about["spared"] = f"{', '.join(later)}: attached since the DEL was spooled"
+        return b""
+
+    async def _check(self, ask: _Ask) -> bytes:
+        handles = _handles(ask)
+        attachment = self.attachments.by_key.get(ask.call.key)
+        if attachment is None:
+            raise CniError(
+                Code.UNKNOWN_ATTACHMENT, f"{ask.call.key} has no address", "it was never added, or deleted since"
+            )
+        found = [
+            *protocol.contradictions(ask.call.previous or {}, ask.call.netns, attachment),
+            *await self.kernel.submit(self.plane.check, attachment, handles),
+        ]
+        if found:
+            raise CniError(
+                Code.DEVIATION, f"{ask.call.key} ({attachment.address}) is not as it was made", "; ".join(found)
+            )
+        return b""
+
+    async def _gc(self, ask: _Ask) -> bytes:
+        if ask.call.valid is None:
+            return b""
+        before = ask.request.spooled or self.attachments.now()
+        stale = [
+            key
+            for key in self.attachments.by_key
+            if key.network == ask.call.network
+            and (key.container_id, key.ifname) not in ask.call.valid
+            and not self.attachments.busy(key)  # an ADD that the list can't know yet, or a DEL
+        ]
+        outcomes = await asyncio.gather(
+            *(self.attachments.detach(key, before=before) for key in stale), return_exceptions=True
+        )
+        if errors := [str(outcome) for outcome in outcomes if isinstance(outcome, Exception)]:
+            raise CniError(Code.IO, f"{len(errors)} of {len(stale)} attachments remain", "; ".join(errors))
+        return b""
+
+    async def _status(self, _: _Ask) -> bytes:
+        unfit, limited = self.unfit(), self.limited()
+        if limited:
+            raise CniError(
+                Code.LIMITED, "the pods of this node are not fully connected", f"{limited}; {unfit}".rstrip("; ")
+            )
+        if unfit:
+            raise CniError(Code.UNAVAILABLE, "no pod can be added", unfit)
+        return b""
+
+    async def _version(self, ask: _Ask) -> bytes:
+        return protocol.versions(ask.call.version)
+
+
+_TABLE: dict[Command, Callable[[Commands, _Ask], Awaitable[bytes]]] = {
+    Command.ADD: Commands._add,  # noqa: SLF001 - the class's own table
+    Command.DEL: Commands._del,  # noqa: SLF001
+    Command.CHECK: Commands._check,  # noqa: SLF001
+    Command.GC: Commands._gc,  # noqa: SLF001
+    Command.STATUS: Commands._status,  # noqa: SLF001
+    Command.VERSION: Commands._version,  # noqa: SLF001
+}
+
+
+def _handles(ask: _Ask) -> SandboxHandles:
+    """Those of a pod. Inside the host's own namespace the pod's default route would take the node off the network."""
+    handles, netns, number = ask.request.handles, protocol.quoted(ask.call.netns), ask.request.netns_errno
+    if handles is None:
+        why = f": {os.strerror(number)}" if number else ""
+        no_netns = "; it is no network namespace" if number in _NO_NETNS else ""
+        raise CniError(Code.NETNS, f"CNI_NETNS: {netns} could not be opened{why}{no_netns}")
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(handles.netns_fd), _OWN.stat()):
+            raise CniError(Code.NETNS, f"CNI_NETNS: {netns} is the host's own network namespace")
+    return handles
+
+
+def _about(request: Request) -> dict[str, str]:
+    """What identifies a call in the log, from whatever it brought."""
+    env = request.env
+    pairs = protocol.arguments(env.get("CNI_ARGS", ""))
+    about = {
+        "container": env.get("CNI_CONTAINERID", ""),
+        "ifname": env.get("CNI_IFNAME", ""),
+        "namespace": pairs.get("K8S_POD_NAMESPACE", ""),
+        "pod": pairs.get("K8S_POD_NAME", ""),
+        "replayed": "spool" if request.replayed else "",
+    }
+    return {name: protocol.cut(value, protocol.SHOWN) for name, value in about.items() if value}
+
+
+def _whose(request: Request) -> str:
+    about = _about(request)
+    if "pod" in about:
+        return f"pod {about.get('namespace', '')}/{about['pod']}"
+    return f"container {about.get('container', '?')}"

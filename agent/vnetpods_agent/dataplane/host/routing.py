@@ -1,0 +1,87 @@
+"""Policy routing for pods of a VM whose main table would lead them astray: Azure drops what leaves by a NIC that
+doesn't own its source address, and what leaves by a VPN or a storage network under a pod's is lost, too.
+
+Pure. With one NIC that has the default route there is nothing to do, unless a route by another interface lies within
+the direct CIDRs. Otherwise packets of pods carry the mark of the NIC by which they must leave (set by `ruleset`, also
+for answers to what came in by another NIC, such as a NodePort), and these rules look, one after the other, for
+- host routes in main: pods on this node, and what DHCP routes singly (168.63.129.16);
+- the NIC's subnet and the direct CIDRs, in the NIC's own table: they leave by the NIC whatever main says;
+- anything in main but its default route: networks that only another interface leads to. `ruleset` translates;
+- the default route in the NIC's table.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from vnetpods_agent.dataplane.host.ruleset import MARK_MASK, NIC_LIMIT, collapsed, nic_mark, numbered
+from vnetpods_agent.dataplane.kernel_facts import Uplink
+from vnetpods_agent.dataplane.names import FIRST_INDEX
+from vnetpods_agent.dataplane.netlink.messages import ANY, RT_TABLE_MAIN, Route, Rule
+
+PRIORITY_HOST_ROUTES, PRIORITY_DIRECT, PRIORITY_MAIN, PRIORITY_NIC = 11800, 11801, 11802, 11803
+TABLE_BASE = 11800
+TABLES = range(TABLE_BASE + 1, TABLE_BASE + 1 + NIC_LIMIT)
+
+
+_HALVES = ("0.0.0.0/1", "128.0.0.0/1")
+
+
+def default_interface(routes: Iterable[Route]) -> int:
+    """The index of the one by which the host's default route leaves; 0 without. The kernel lists routes to one
+    destination by their metric, so the first counts.
+    """
+    return next((route.index for route in routes if not route.prefix), 0)
+
+
+def leads_astray(uplinks: Sequence[Uplink], direct: Iterable[str], routes: Sequence[Route]) -> bool:
+    """Whether main leads what pods send by another interface than their NIC: all of it, by the default route, or
+    direct destinations, by a route of their own. Host routes are somebody's express wish.
+    """
+    own = {uplink.link.index for uplink in uplinks}
+    if not own:
+        return False
+    effective: dict[tuple[str, int], int] = {}
+    for route in routes:
+        effective.setdefault((route.destination, route.prefix), route.index)
+    ranges = collapsed([*direct, *(prefix for uplink in uplinks for prefix in uplink.nic.prefixes)])
+    foreign = [
+        ipaddress.IPv4Network(destination)
+        for destination, index in effective.items()
+        if 0 < destination[1] < 32 and 0 < index < FIRST_INDEX and index not in own
+    ]
+    return default_interface(routes) not in {0, *own} or any(each.overlaps(net) for net in foreign for each in ranges)
+
+
+def wanted(
+    uplinks: Sequence[Uplink], direct: Iterable[str] = (), *, astray: bool = False
+) -> tuple[list[Rule], list[Route]]:
+    """Rules and routes; a NIC whose subnet isn't known (no prefix contains its primary address) gets none."""
+    rules: list[Rule] = []
+    routes: list[Route] = []
+    ranges = [str(network) for network in collapsed(direct)]
+    ranges = [*_HALVES] if ranges == ["0.0.0.0/0"] else ranges  # no default route, or the rule would skip it
+    for number, uplink in numbered(uplinks, astray=astray):
+        subnet = _subnet(uplink)
+        if subnet is None:
+            continue
+        table, mark, index = TABLE_BASE + number, nic_mark(number), uplink.link.index
+        rules.append(Rule(PRIORITY_HOST_ROUTES, mark, MARK_MASK, RT_TABLE_MAIN, suppress_prefix=31))
+        rules.append(Rule(PRIORITY_DIRECT, mark, MARK_MASK, table, suppress_prefix=0))
+        rules.append(Rule(PRIORITY_MAIN, mark, MARK_MASK, RT_TABLE_MAIN, suppress_prefix=0))
+        rules.append(Rule(PRIORITY_NIC, mark, MARK_MASK, table))
+        gateway = str(subnet.network_address + 1)
+        routes.append(Route(str(subnet.network_address), subnet.prefixlen, index, table=table))
+        for network in (ipaddress.IPv4Network(each) for each in [*ranges, ANY + "/0"]):
+            if network != subnet:  # onlink: the OS may have given eth1 no address
+                to = str(network.network_address)
+                routes.append(Route(to, network.prefixlen, index, gateway, table=table, onlink=True))
+    return rules, routes
+
+
+def _subnet(uplink: Uplink) -> ipaddress.IPv4Network | None:
+    """Azure's gateway is always the subnet's first address."""
+    primary = ipaddress.IPv4Address(uplink.nic.primary_address)
+    networks = (ipaddress.IPv4Network(prefix, strict=False) for prefix in uplink.nic.prefixes)
+    return next((network for network in networks if primary in network), None)

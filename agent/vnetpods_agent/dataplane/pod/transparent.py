@@ -1,0 +1,291 @@
+"""The transparent data plane: every pod behind a point-to-point link of its own, routed by the host.
+
+End state of an attachment, and who would undo it:
+- host: veth `azv…` with the owner in its alias, MAC and MTU as in the row, up, no IPv6 address, deaf to ARP (who asks
+  under many addresses would else fill the machine's neighbour table), with IPv4 settings of its own (see `hostend`);
+- host: route ADDRESS/32 to it (protocol 118), permanent neighbour ADDRESS -> the pod end's MAC;
+- pod: lo up; eth0 with MAC and MTU, up, ADDRESS/32; route to 169.254.1.1, default via it, permanent neighbour -> the
+  host end's MAC.
+The gateway 169.254.1.1 exists nowhere: the permanent neighbour makes the pod send to the host end without asking.
+
+The veth is born with both MACs and with its peer already in the pod's namespace: a later move between namespaces
+waits for rcu_barrier (a burst of 30 pods took 5 s instead of 0.75), and udev rewrites MACs that weren't set at birth.
+The pod's side is told through the netlink socket that the shim opened there, so CAP_NET_ADMIN is enough.
+
+All methods are called from one thread, the kernel's, and keep no state but the reaper's: each looks at the kernel
+again, so they can be repeated after a crash at any step. The birth is one message (all or nothing) and makes
+what follows attributable (see `hostend`); every later step replaces what it finds.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Collection, Sequence
+
+from vnetpods_agent.attachment import GSO_MAX_SIZE, Address, Attachment, AttachmentKey, SandboxHandles
+from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists
+from vnetpods_agent.dataplane.netlink import messages as rt
+from vnetpods_agent.dataplane.netlink.socket import NetlinkRequest, NetlinkSocket
+from vnetpods_agent.dataplane.pod import host_veth
+from vnetpods_agent.dataplane.pod.check import deviations
+from vnetpods_agent.dataplane.pod.host_veth import GATEWAY
+from vnetpods_agent.dataplane.pod.reaper import Reaper
+
+_SETTINGS = rt.link_settings(host_veth.SETTINGS)  # packed once: every ADD sends them
+_NO_IPV6 = frozenset({errno.EAFNOSUPPORT})  # a kernel without IPv6, or an MTU below 1280
+_NO_ROUTE = frozenset({errno.ESRCH, errno.ENODEV})
+_NO_NEIGHBOUR = frozenset({errno.ENOENT, errno.ENODEV})
+_THERE = frozenset({errno.EEXIST})
+_NO_LINK = frozenset({errno.ENODEV})
+_FIRST = "eth0"
+"""The interface that the kubelet's pods have; further ones come by a meta plugin (Multus)."""
+_FURTHER = 11800
+"""The priority, in the pod, of rules for further interfaces."""
+_TAKEN = {errno.EEXIST, errno.EBUSY}
+
+
+def birth(attachment: Attachment, attempt: int, netns_fd: int) -> NetlinkRequest:
+    """Equals `ip link add azv… index I address M mtu U type veth peer name eth0 index J address N mtu U gso_max_size G
+    netns FD`.
+
+    What the pod's TCP sends in one piece must fit the NIC, or the host cuts every piece into packets of the MTU before
+    it gets there: Hyper-V's NICs take 62,780 bytes, and a veth offers 65,536. The host's end passes on what the NIC
+    received, which is not bound by that.
+    """
+    host, pod = host_veth.indexes(attachment.key, attempt)
+    here = rt.VethEnd(attachment.host_ifname, host, attachment.host_mac, attachment.mtu, GSO_MAX_SIZE)
+    there = rt.VethEnd(attachment.key.ifname, pod, attachment.pod_mac, attachment.mtu, attachment.gso_max_size)
+    return NetlinkRequest("create the interface of", str(attachment.key), rt.veth_create(here, there, netns_fd))
+
+
+def host_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
+    """The alias comes last: to the host reconciler an end without it is none of its business, so it never takes one
+    that is just being made for one that somebody has damaged.
+    """
+    name, address = attachment.host_ifname, attachment.address
+    known_as = host_veth.altname(attachment)
+    return [
+        # ip link set azv… addrgenmode none (before it goes up; nobody speaks IPv6 here)
+        NetlinkRequest("keep IPv6 off", name, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6),
+        # ip link set azv… up arp off; sysctl net.ipv4.conf.azv….forwarding=1 …
+        NetlinkRequest("bring up", name, rt.link_set(index, _SETTINGS, up=True, arp=False)),
+        # ip neigh replace 10.0.0.5 lladdr <pod end> dev azv… nud permanent (before the route: nothing is asked by ARP)
+        NetlinkRequest("add the neighbour of", address, rt.neighbour_add(address, attachment.pod_mac, index)),
+        # ip route replace 10.0.0.5/32 dev azv… proto 118 scope link
+        NetlinkRequest("add the route to", address, rt.route_add(rt.Route(address, 32, index))),
+        # ip link property add dev azv… altname vnetpods-… (before the alias: with it the end is known whole)
+        *([NetlinkRequest("name", name, rt.link_altname_add(index, known_as), _THERE)] if known_as else []),
+        # ip link set azv… alias "vnetpods 10.0.0.5 …" (not taken at birth)
+        NetlinkRequest("name the owner of", name, rt.link_set(index, rt.link_alias(host_veth.alias(attachment)))),
+    ]
+
+
+def pod_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
+    """A default route that another interface has brought stays: it is that one's (a pod may be in several networks)."""
+    name, address, subject = attachment.key.ifname, attachment.address, str(attachment.key)
+    return [
+        # ip link set lo up (the runtime leaves it down)
+        NetlinkRequest("bring up lo of", subject, rt.link_set(rt.LOOPBACK, up=True)),
+        # ip link set eth0 addrgenmode none
+        NetlinkRequest(
+            f"keep IPv6 off {name} of", subject, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6
+        ),
+        # ip link set eth0 up
+        NetlinkRequest(f"bring up {name} of", subject, rt.link_set(index, up=True)),
+        # ip addr replace 10.0.0.5/32 dev eth0
+        NetlinkRequest(f"add {address} to", subject, rt.address_add(address, 32, index)),
+        # ip neigh replace 169.254.1.1 lladdr <host end> dev eth0 nud permanent
+        NetlinkRequest(
+            f"add the neighbour {GATEWAY} of", subject, rt.neighbour_add(GATEWAY, attachment.host_mac, index)
+        ),
+        # ip route append 169.254.1.1/32 dev eth0 scope link
+        NetlinkRequest(
+            f"add the route to {GATEWAY} of", subject, rt.route_append(rt.Route(GATEWAY, 32, index)), _THERE
+        ),
+        # ip route add default via 169.254.1.1 dev eth0
+        NetlinkRequest(
+            "add the default route of", subject, rt.route_add_first(rt.Route(rt.ANY, 0, index, GATEWAY)), _THERE
+        ),
+        *([] if name == _FIRST else _further_steps(attachment, index)),
+    ]
+
+
+def _further_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
+    """What is sent under a further interface's address leaves by it: by the other one the host takes it for forged."""
+    address, subject = attachment.address, str(attachment.key)
+    rule = rt.Rule(_FURTHER, 0, 0, index, source=address)
+    return [
+        # ip route replace default via 169.254.1.1 dev net1 onlink table INDEX
+        NetlinkRequest(
+            "add the own route of", subject, rt.route_add(rt.Route(rt.ANY, 0, index, GATEWAY, index, onlink=True))
+        ),
+        # ip rule add priority 11800 from 10.0.0.5 lookup INDEX
+        NetlinkRequest("add the rule of", subject, rt.rule_add(rule), _THERE),
+    ]
+
+
+def opening(attachment: Attachment, index: int) -> NetlinkRequest:
+    """Equals `ip link show dev azv…`: asking is what opens the host end for sending.
+
+    It went up before the pod's end, without a carrier, and gets its queue only when the kernel's link watch has seen
+    the carrier; until then it drops what is sent to the pod (one first packet in ten, without this). Being asked, the
+    kernel does that work at once (rtnl_getlink, since 6.8; before, it follows by itself within about a millisecond).
+    """
+    return NetlinkRequest("open", attachment.host_ifname, rt.link_get(index))
+
+
+def teardown_requests(index: int, name: str, address: Address) -> list[NetlinkRequest]:
+    """The pod is unreachable after the first: without its route its packets also fail the anti-spoofing rule."""
+    return [
+        # ip link set azv… group DYING
+        NetlinkRequest("mark for deletion", name, rt.link_set(index, rt.link_group(host_veth.DYING)), _NO_LINK),
+        # ip route del 10.0.0.5/32 dev azv… proto 118
+        NetlinkRequest("delete the route to", address, rt.route_delete(rt.Route(address, 32, index)), _NO_ROUTE),
+        # ip neigh del 10.0.0.5 dev azv…
+        NetlinkRequest("delete the neighbour of", address, rt.neighbour_delete(address, index), _NO_NEIGHBOUR),
+    ]
+
+
+class Transparent:
+    """The DataPlane of pods that the host routes to. `opened` makes conversations; tests cut them short with it."""
+
+    def __init__(self, reaper: Reaper, opened: Callable[[int | None], NetlinkSocket] | None = None) -> None:
+        self._open = opened or (lambda descriptor: NetlinkSocket(descriptor=descriptor))
+        self._host = self._open(None)
+        self._reaper = reaper
+
+    def close(self) -> None:
+        self._host.close()
+
+    def attach(self, attachment: Attachment, handles: SandboxHandles) -> None:
+        host_veth.alias(attachment)  # refuses what could not be named, before anything is made
+        with self._open(handles.netlink_fd) as pod:
+            host_index, pod_index = self._born(attachment, handles, pod)
+            self._host.execute(host_steps(attachment, host_index))
+            pod.execute(pod_steps(attachment, pod_index))
+            self._host.execute([opening(attachment, host_index)])
+
+    def _born(self, attachment: Attachment, handles: SandboxHandles, pod: NetlinkSocket) -> tuple[int, int]:
+        """Indexes of host end and pod end, which exist when this returns."""
+        attempt = 0
+        for _ in range(host_veth.INDEX_ATTEMPTS + 2):  # dying or stale ends and older holders cost a round each
+            try:
+                self._host.execute([birth(attachment, attempt, handles.netns_fd)])
+            except DataPlaneError as error:
+                if error.errno not in _TAKEN:
+                    raise
+            else:
+                return host_veth.indexes(attachment.key, attempt)
+            there = self._pod_end(attachment, pod)
+            if there and (existing := self._existing(attachment, there, pod)):
+                return existing
+            if not there and not self._cleared(attachment):
+                attempt += 1  # neither name is in the way: it was an index
+        raise DataPlaneError("create the interface of", str(attachment.key), errno.EBUSY, "names or indexes stay taken")
+
+    def _pod_end(self, attachment: Attachment, pod: NetlinkSocket) -> rt.Link | None:
+        name = attachment.key.ifname
+        return pod.ask(NetlinkRequest("look for", name, rt.link_get(name=name)), rt.read_link)
+
+    def _existing(self, attachment: Attachment, there: rt.Link, pod: NetlinkSocket) -> tuple[int, int] | None:
+        """The ends that an earlier attach made. None when the pod's was only dying; then it is gone now.
+
+        Docker and cnitool delete and add in the same namespace, faster than the reaper. Raises InterfaceExists.
+        """
+        peer = NetlinkRequest("look for", f"the peer of {there.name}", rt.link_get(there.peer))
+        here = self._host.ask(peer, rt.read_link) if there.peer else None  # only a veth has one
+        if here and here.peer == there.index:
+            if here.group == host_veth.DYING:  # detached a moment ago, whoever it was
+                self._host.execute([NetlinkRequest("delete", here.name, rt.link_delete(here.index), _NO_LINK)])
+                return None
+            if host_veth.belongs_to(here, attachment):
+                return here.index, there.index
+        if self._pod_end(attachment, pod) != there:
+            return None  # the reaper was just at it
+        said = "the namespace has one that isn't ours"
+        raise InterfaceExists(f"create {there.name} of", str(attachment.key), errno.EEXIST, said)
+
+    def _cleared(self, attachment: Attachment) -> bool:
+        """Frees the host end's name, if something holds it. Raises DataPlaneError when that isn't ours to move."""
+        name = attachment.host_ifname
+        holder = self._host.ask(NetlinkRequest("look for", name, rt.link_get(name=name)), rt.read_link)
+        if holder is None:
+            return False
+        owned = host_veth.owner(holder)
+        if host_veth.belongs_to(holder, attachment):
+            # the same container's, left over from an earlier namespace of it
+            self._host.execute([NetlinkRequest("delete the stale", name, rt.link_delete(holder.index), _NO_LINK)])
+        elif owned:
+            self._move_aside(holder, *owned)
+        else:
+            raise DataPlaneError(
+                "create", name, errno.EEXIST, "the host has an interface of that name which isn't ours"
+            )
+        return True
+
+    def _move_aside(self, link: rt.Link, key: AttachmentKey, address: Address) -> None:
+        """An older sandbox of the same pod name keeps its traffic, under another name, until its own DEL."""
+        rename = NetlinkRequest(
+            "move aside", link.name, rt.link_set(link.index, rt.link_name(host_veth.aside_name(key))), _NO_LINK
+        )
+        try:
+            self._host.execute([rename])
+        except DataPlaneError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # before kernel 6.2 only while down, which costs its route and neighbour
+            neighbours = self._host.dump(
+                NetlinkRequest("list neighbours of", link.name, rt.neighbours_dump(link.index)), rt.read_neighbour
+            )
+            self._host.execute([NetlinkRequest("take down", link.name, rt.link_set(link.index, up=False)), rename])
+            if link.group == host_veth.DYING:
+                return
+            again = [NetlinkRequest("bring up", link.name, rt.link_set(link.index, up=True))]
+            again += [
+                NetlinkRequest("add the neighbour of", n.address, rt.neighbour_add(n.address, n.mac, n.index))
+                for n in neighbours
+                if n.permanent
+            ]
+            again += [NetlinkRequest("add the route to", address, rt.route_add(rt.Route(address, 32, link.index)))]
+            self._host.execute(again)
+
+    def _find(self, attachment: Attachment) -> rt.Link | None:
+        """The attachment's host end, by the places where it can be; what is found there counts only with the right
+        owner.
+        """
+        for attempt in range(host_veth.INDEX_ATTEMPTS):
+            index, _ = host_veth.indexes(attachment.key, attempt)
+            link = self._host.ask(NetlinkRequest("look for", str(attachment.key), rt.link_get(index)), rt.read_link)
+            if link and host_veth.belongs_to(link, attachment):
+                return link
+        return None
+
+    def detach(self, attachment: Attachment) -> None:
+        link = self._find(attachment)
+        if link:  # also when it is dying already: an earlier detach may have failed half-way
+            self._host.execute(teardown_requests(link.index, link.name, attachment.address))
+        self._reaper.bury(attachment.address)  # also without a link: the sandbox took it along, not its connections
+
+    def leaving(self) -> Collection[Address]:
+        return self._reaper.leaving()
+
+    def present(self, attachment: Attachment) -> bool:
+        return self._find(attachment) is not None
+
+    def check(self, attachment: Attachment, handles: SandboxHandles) -> Sequence[str]:
+        with self._open(handles.netlink_fd) as pod:
+            return deviations(attachment, self._find(attachment), self._host, pod)
+
+    def interfaces(self) -> Sequence[HostInterface]:
+        links = self._host.dump(NetlinkRequest("list links of", "the host", rt.links_dump()), rt.read_link)
+        return [host_veth.described(link) for link in links if host_veth.is_host_end(link)]
+
+    def remove(self, interface: HostInterface) -> None:
+        link = self._host.ask(NetlinkRequest("look for", interface.name, rt.link_get(interface.index)), rt.read_link)
+        if link is None or not host_veth.is_host_end(link) or host_veth.described(link) != interface:
+            return  # gone, or somebody else's by now
+        if interface.address is None:
+            self._host.execute([NetlinkRequest("delete", link.name, rt.link_delete(link.index), _NO_LINK)])
+        else:
+            self._host.execute(teardown_requests(link.index, link.name, interface.address))
+            self._reaper.bury(interface.address)

@@ -1,0 +1,344 @@
+"""What the address source says, and what follows from it on this node.
+
+One task, `PoolSync.run`. For every state of the pool, in this order: units that we once told the source are released go
+out of use (once, for a ledger that was lost), `trust` judges whether the list may be used, the host is asked which
+addresses it holds itself, the pool learns its own, the host state is declared, whoever waits is served, and the pool is
+saved as last known. That file is used at the next start, until the source has spoken: no address leaves a NIC without
+this node's consent, and what it consented to is in the ledger. So without a whole ledger the file isn't used, and in
+another boot (the disk may have been rolled back) only when nobody confirms the source's own list in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from vnetpods_agent.attachment import Address, Limits, expand
+from vnetpods_agent.config import Config
+from vnetpods_agent.dataplane import DataPlaneError, HostState, Nic
+from vnetpods_agent.dataplane.host.reconciler import HostReconciler
+from vnetpods_agent.dataplane.kernel_facts import uplink_limits
+from vnetpods_agent.events import Event, Events
+from vnetpods_agent.ipam.attachments import Attachments
+from vnetpods_agent.ipam.ledger.schema import Retire, Withdraw
+from vnetpods_agent.ipam.ledger.store import Ledger, LedgerError
+from vnetpods_agent.ipam.pool import Pool
+from vnetpods_agent.ipam.screening import Screened, screen
+from vnetpods_agent.ipam.worker import WorkerThread
+from vnetpods_agent.sync.reporter import Reporter
+from vnetpods_agent.sync.seal import Seal
+from vnetpods_agent.sync.source import AddressSource, Supply
+from vnetpods_agent.sync.trust import Trust
+from vnetpods_api import Status
+from vnetpods_kit.atomicfile import save
+
+_HOST_STATE = 1.5
+"""Seconds that a start waits for the host state; later pods find it in place anyway."""
+_BREATH = 0.5
+"""Seconds between two looks at the NICs, however much happens to the host's interfaces."""
+_SHOWN = 5
+"""How many of the refused are named."""
+_AGAIN = 1.0
+"""Seconds until a kernel that refused is asked again."""
+
+log = structlog.get_logger(component="listening")
+
+
+class NicLimits:
+    """What pods of each NIC get when they start, followed at run time; pods that are there already keep theirs.
+
+    `absent` are the MACs of NICs that this machine doesn't have: what is listed for them isn't this machine's. A VM
+    that was made again under its name has other NICs, and until the operator has seen it the pool lists addresses that
+    by now may be anybody's.
+    """
+
+    def __init__(self, kernel: WorkerThread) -> None:
+        self._kernel = kernel
+        self._known: dict[str, Limits] = {}
+        self.absent: frozenset[str] = frozenset()
+        self.seen: set[str] = set()  # was there since the machine has booted
+        self._wake = asyncio.Event()
+
+    @property
+    def foreign(self) -> frozenset[str]:
+        """Absent, and never seen here: the NICs of another machine."""
+        return self.absent - self.seen
+
+    def of(self, mac: str) -> Limits:
+        return self._known.get(mac, Limits())
+
+    async def learn(self, mac: str) -> None:
+        if mac not in self._known:
+            await self._look(mac)
+
+    def changed(self) -> None:
+        """One of the host's own interfaces may have."""
+        self._wake.set()
+
+    async def follow(self, period: float) -> None:
+        """Looks when something may have changed, and once in a `period`, since not every change is told."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(period):
+                    await self._wake.wait()
+            self._wake.clear()
+            for mac in list(self._known):
+                await self._look(mac)
+            await asyncio.sleep(_BREATH)
+
+    async def _look(self, mac: str) -> None:
+        try:
+            limits = await self._kernel.submit(uplink_limits, mac)
+        except DataPlaneError as error:
+            log.warning("NIC unknown", mac=mac, error=str(error))
+            return
+        self._known[mac] = limits or Limits()
+        self.absent = self.absent - {mac} if limits else self.absent | {mac}
+        if limits:
+            self.seen.add(mac)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is told."""
+
+    pool: Pool
+    ledger: Ledger
+    attachments: Attachments
+    reporter: Reporter
+    host: HostReconciler
+    kernel: WorkerThread
+    limits: NicLimits
+    events: Events
+    trust: Trust
+    unfit: Callable[[], str]
+
+
+class Saved(Status, kw_only=True, frozen=True):
+    """pool.json: the list as last used, with `agent` as our last report in the source's hands, and the view that it was
+    good for. `boot_id` is empty in those of former versions.
+    """
+
+    boot_id: str = ""
+
+
+class PoolSync:
+    """`fit` is set once an ADD could be served."""
+
+    def __init__(self, config: Config, source: AddressSource, parts: Parts) -> None:
+        self.fit = asyncio.Event()
+        self._config = config
+        self._source = source
+        self._parts = parts
+        self._status = Status()
+        self.screened = Screened()
+        self.macs: frozenset[str] = frozenset()  # of the NICs in what was read last, trusted or not
+        self._pending: Supply | None = None  # read, and not trusted yet
+        self._turn = asyncio.Lock()
+        self._boot_id = ""
+        self._saved: Saved | None = None
+        self._seal = Seal(config.paths.socket.with_name("pool.seal"))
+
+    @property
+    def cause(self) -> str:
+        """Why there are no more addresses, in the words of the pool's conditions."""
+        said = "; ".join(filter(None, (self.refusals, Supply(self._status).cause)))
+        return self._parts.trust.cause(time.monotonic()) if self._pending else said
+
+    @property
+    def refusals(self) -> str:
+        """What is listed and no pod can have, and why."""
+        reasons = self.screened.reasons
+        more = f" and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+        return f"not used: {'; '.join(reasons[:_SHOWN])}{more}" if reasons else ""
+
+    def is_another_machines(self) -> bool:
+        """Whether this machine has none of the NICs that are listed, nor had."""
+        return bool(self.macs) and self.macs <= self._parts.limits.foreign
+
+    async def recall(self, trouble: str, boot_id: str) -> None:
+        """At start: the pool as last known, unless something is wrong with the ledger. One of an earlier boot, or of a
+        state folder that was put back as it once was, may be out of date, and has to wait as the source's own has.
+        """
+        self._boot_id = boot_id
+        self._declare()  # what must hold without any NIC, too: no pod comes before
+        trust, attachments = self._parts.trust, self._parts.attachments
+        content, status = (b"", None) if trouble else _read(self._config.paths.pool)
+        if status is None:
+            trust.why = "the ledger was lost" if trouble not in ("", "new") else trust.why
+            return
+        self._saved = status
+        # a former version doesn't say; but no pod outlives a boot
+        here = status.boot_id == boot_id or (not status.boot_id and bool(attachments.by_key))
+        fits = self._seal.fits(content)
+        if here and fits:
+            trust.resume(status.agent)
+        elif not trust.always:
+            trust.why = "the state folder was put back as it once was" if here else "the machine has booted"
+            self._pending = Supply(status, live=False)
+            return
+        try:
+            await self._hear(Supply(status, live=False))
+        except DataPlaneError as error:
+            log.warning("the last known pool is of no use now", error=str(error))
+            return
+        if not await asyncio.to_thread(self._parts.host.wait, _HOST_STATE):
+            log.warning("host state is not in place yet")
+
+    async def tick(self) -> None:
+        """Now and then: what was waited for long enough is used as it is, and the file is there."""
+        trust = self._parts.trust
+        if (pending := self._pending) is not None and trust.waived(time.monotonic()):
+            said = f"the operator has not confirmed the list of addresses in {self._config.source.confirmation:g} s"
+            self._parts.events.say(Event("ListUnconfirmed", f"{said} ({trust.why}); it is used as it was listed last"))
+            with contextlib.suppress(DataPlaneError):
+                await self._hear(pending)
+        if self._saved is not None and not self._config.paths.pool.exists():
+            self._saved = None
+            await self._save()
+
+    async def run(self) -> None:
+        async for supply in self._source.watch():
+            while True:
+                try:
+                    await self._hear(supply)
+                    break
+                except DataPlaneError as error:
+                    log.warning("new addresses can't be used yet, tried again", error=str(error))
+                    await asyncio.sleep(_AGAIN)
+
+    async def _hear(self, supply: Supply) -> None:
+        """Raises DataPlaneError, before anything has been taken over."""
+        async with self._turn:
+            for interface in supply.interfaces:
+                await self._parts.limits.learn(interface.mac)
+            if supply.interfaces:
+                self.macs = frozenset(interface.mac for interface in supply.interfaces)
+            if supply.live and not await self._trusted(supply):
+                return
+            await self._take_over(supply)
+
+    async def _trusted(self, supply: Supply) -> bool:
+        """Whether the list may be used. What we have promised is believed of any list, and told whether or not."""
+        parts, status = self._parts, supply.status
+        if not parts.reporter.live:
+            await self._remember(parts.pool.believe(status.interfaces, status.released))
+        trusted = parts.trust.hear(status, supply.acknowledged, time.monotonic())
+        if trusted or not status.interfaces:
+            self._pending = None
+            return True
+        self._pending = supply
+        parts.pool.read(status.interfaces)
+        parts.reporter.heard(status)
+        parts.attachments.serve()
+        return False
+
+    async def _take_over(self, supply: Supply) -> None:
+        parts, status = self._parts, supply.status
+        known = self._status
+        if not status.interfaces:  # says nothing about addresses, but perhaps why there are none
+            parts.pool.read(())
+            status = msgspec.structs.replace(status, interfaces=known.interfaces, direct_cidrs=known.direct_cidrs)
+        new, unknown = status.interfaces != known.interfaces, not known.interfaces
+        there = await parts.kernel.submit(parts.host.glance) if new else frozenset()
+        # in one breath: an ADD that came in between could get an address that the host holds
+        self._status, self.screened = status, screen(status.interfaces)
+        if supply.interfaces:
+            parts.pool.supply(status.interfaces, status.release_request)
+        settled = parts.reporter.settle()
+        self._declare()
+        await settled
+        await parts.attachments.name_nics()
+        self._tell_missing()
+        if self.refusals:
+            parts.events.say(Event("AddressRefused", self.refusals))
+        if supply.live:
+            parts.reporter.heard(status)
+        if supply.live and status.interfaces:  # before what may take its time: a restart must find what pods were given
+            await self._save()
+        if unknown and status.interfaces:  # without its NICs the rule set would hide pods' addresses
+            await asyncio.to_thread(parts.host.wait, _HOST_STATE)
+        parts.attachments.serve()
+        if not parts.unfit():
+            self.fit.set()
+        if any(map(parts.pool.mac, there)) and await asyncio.to_thread(parts.host.wait, _HOST_STATE):
+            parts.attachments.serve()  # what was taken from the host
+
+    async def _remember(self, believed: list[tuple[str, str]]) -> None:
+        """What we have told the source and a lost ledger doesn't know any more is out of use all the same."""
+        if believed:
+            named = tuple((name, unit) for name, unit in believed if name)
+            with contextlib.suppress(LedgerError):
+                await self._parts.ledger.commit(Retire(named), Withdraw(tuple(believed)))
+
+    def _declare(self) -> None:
+        """The data plane cares for all addresses that pods may have, listed or missing."""
+        pool, attachments = self._parts.pool, self._parts.attachments.by_key
+        refused = self.screened.refused
+        missing = [attachments[key] for key in map(pool.holder, pool.missing()) if key in attachments]
+        nics = tuple(
+            Nic(
+                interface.mac,
+                Address(interface.primary_address),
+                interface.prefixes,
+                (
+                    *(unit for unit in interface.addresses if not refused.issuperset(expand(unit))),
+                    *(a.address for a in missing if a.nic_mac == interface.mac),
+                ),
+            )
+            for interface in self._status.interfaces
+            if interface.primary_address
+        )
+        config = self._config
+        self._parts.host.declare(HostState(nics, self._status.direct_cidrs, config.imds, config.take_from_host))
+
+    def _tell_missing(self) -> None:
+        pool, attachments = self._parts.pool, self._parts.attachments.by_key
+        for address in pool.missing():
+            key = pool.holder(address)
+            if key in attachments:
+                said = f"{address} is no longer on the NIC: the pod has no traffic until the operator has it back"
+                pod = attachments[key].pod
+                self._parts.events.say(Event("AddressMissing", said, pod if pod and pod.name else None))
+
+    async def _save(self) -> None:
+        status = self._status
+        kept = Saved(
+            interfaces=status.interfaces,
+            direct_cidrs=status.direct_cidrs,
+            conditions=status.conditions,
+            agent=self._parts.trust.kept,
+            boot_id=self._boot_id,
+        )
+        if self._saved is not None and _but_for_the_number(kept) == _but_for_the_number(self._saved):
+            return
+        content = msgspec.json.encode(kept)
+        try:
+            with self._seal.renewed(content):
+                await asyncio.to_thread(save, self._config.paths.pool, content)
+            self._saved = kept
+        except OSError as error:
+            log.warning("pool can't be saved", file=str(self._config.paths.pool), error=str(error))
+
+
+def _but_for_the_number(saved: Saved) -> Saved:
+    """Reports are too many to keep each on the disk: that the source has one of a process is what matters."""
+    return msgspec.structs.replace(saved, agent=saved.agent and msgspec.structs.replace(saved.agent, report=0))
+
+
+def _read(file: Path) -> tuple[bytes, Saved | None]:
+    try:
+        content = file.read_bytes()
+        return content, msgspec.json.decode(content, type=Saved)
+    except FileNotFoundError:
+        pass
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("last known pool can't be read", file=str(file), error=str(error))
+    return b"", None

@@ -1,0 +1,53 @@
+"""A Node's pool: made if it is missing, given to the present Node and machine, and read anew.
+
+Called by the reconciler at the beginning of each look. What the pool of another machine lists must not be handed out on
+this one, so the list is emptied before the pool names the machine: after a crash in between it is empty and names the
+former one, and the next look goes on from there. An agent that has read the former list takes no notice of an empty
+one; it knows another machine's NIC by its MAC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from vnetpods_api import NodeIPPool
+from vnetpods_kit.faultpoints import OperatorPoint, reach
+from vnetpods_operator.planning.machine import MachineId
+from vnetpods_operator.planning.node import Node
+from vnetpods_operator.reconcile import status
+from vnetpods_operator.state.cluster import ClusterState
+from vnetpods_operator.state.pools import Pools
+
+
+async def adopted(pools: Pools, cluster: ClusterState, node: Node, machine: MachineId | None) -> NodeIPPool:
+    """The node's pool, with the present Node as owner and the present machine."""
+    pool, said = cluster.pools.get(node.name), machine.id if machine else None
+    if pool is not None and (pool.spec.machine or "").lower() != (said or "").lower():
+        if pool.status.interfaces:
+            await _emptied(pools, cluster, pool)
+    elif pool is not None:
+        owners = [owner for owner in pool.metadata.owner_references if owner.kind == "Node"]
+        if owners == [node.owner]:
+            return pool
+    known = cluster.version(node.name)
+    found = await pools.adopt(node.name, node.owner, said)
+    reach(OperatorPoint.POOL_ADOPTED)
+    cluster.upsert_pool(found, known)
+    return found
+
+
+async def fresh(pools: Pools, cluster: ClusterState, name: str) -> NodeIPPool:
+    """The pool as the API server has it now, whatever was known."""
+    known = cluster.version(name)
+    found = await pools.get(name)
+    cluster.doubted.discard(name)
+    cluster.upsert_pool(found, known)
+    return found
+
+
+async def _emptied(pools: Pools, cluster: ClusterState, pool: NodeIPPool) -> None:
+    emptied = msgspec.structs.replace(pool, status=msgspec.structs.replace(pool.status, interfaces=(), lost=()))
+    cluster.upsert_pool(await pools.report(pool, status.status(emptied, status.Findings(), datetime.now(UTC))))
+    reach(OperatorPoint.POOL_EMPTIED)
