@@ -1,4 +1,4 @@
-"""How the configuration file is read: durations, and what is said of a mistake, as the operator says it.
+"""What both programs' configuration files have in common: durations, and what is said of a mistake.
 
 `file: key: value: what is expected`, with the choices where there are few.
 """

@@ -8,48 +8,27 @@ is expected. Nothing is read from the environment, except by azure-identity, who
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Collection, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
 
 from vnetpods_api import Sizing
+from vnetpods_kit.config import Duration, explain
 
 
 class ConfigError(Exception):
     """The configuration file can't be used; the text says file, key, value and what is expected."""
 
 
-class Duration(float):
-    """Seconds, written as `500ms`, `10s`, `5m`, `1h30m`."""
-
-    __slots__ = ()
-    _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-    _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}  # noqa: RUF012 - never changed
-
-    @classmethod
-    def parse(cls, text: str) -> Duration:
-        parts = cls._PART.findall(text)
-        if not parts or "".join(number + unit for number, unit in parts) != text:
-            raise ValueError(f"Expected a duration such as `30s`, `10m` or `1h30m`, got `{text}`")
-        return cls(sum(float(number) * cls._UNITS[unit] for number, unit in parts))
-
-
 class Interval(Duration):
     """What is done again and again, or waited for: never without a pause."""
 
     __slots__ = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Interval:
-        found = cls(Duration.parse(text))
-        if found <= 0:
-            raise ValueError(f"Expected more than nothing, such as `30s`, `10m` or `1h30m`, got `{text}`")
-        return found
+    LEAST = 0.001
 
 
 class AddressRange(str):
@@ -97,8 +76,6 @@ Place = Annotated[str, msgspec.Meta(pattern=r"^[^:]*:[0-9]+$")]
 
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 LogLevel = Literal["debug", "info", "warning", "error"]
-_CHOICES: dict[str, tuple[str, ...]] = {"operator": get_args(Operator), "logLevel": get_args(LogLevel)}
-"""By key; a refusal names them."""
 
 
 class Expression(_Section, frozen=True):
@@ -330,40 +307,13 @@ def parse(raw: Any, source: str) -> Config:
     try:
         return msgspec.convert({} if raw is None else raw, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(error, raw, source)) from error
+        said = explain(error, raw, source, Config, "docs/operator.md")
+        raise ConfigError(said.replace(f"`str` matching regex {_CIDR!r}", "a CIDR such as `10.0.0.0/8`")) from error
 
 
 def _decode(type_: type, value: Any) -> Any:
     if issubclass(type_, Duration):
-        if not isinstance(value, str):
-            raise ValueError(f"Expected a duration such as `30s`, `10m` or `1h30m`, got `{value}`")  # noqa: TRY004
-        return type_.parse(value)
+        return type_.read(value)
     if type_ is AddressRange:
         return AddressRange.parse(str(value))
     raise NotImplementedError(type_)
-
-
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
-_UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
-
-
-def _explain(error: msgspec.ValidationError, raw: Any, source: str) -> str:
-    """`file: key: value: what is expected`."""
-    found = _WHERE.match(str(error))
-    assert found is not None
-    what = found["what"].replace(f"`str` matching regex {_CIDR!r}", "a CIDR such as `10.0.0.0/8`")
-    where = (found["where"] or "$").removeprefix("$").lstrip(".")
-    choices = _CHOICES.get(where.rpartition(".")[2], ())
-    if choices:
-        what = f"Expected one of {', '.join(f'`{choice}`' for choice in choices)}"
-    unknown = _UNKNOWN.search(what)
-    if unknown:
-        key = f"{where}.{unknown['key']}".lstrip(".")
-        return f"{source}: {key}: unknown key; docs/operator.md lists the known ones"
-    value: Any = raw
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", where):
-        try:
-            value = value[int(index)] if index else value[name]
-        except (KeyError, IndexError, TypeError):
-            return f"{source}: {where or 'the file'}: {what}"
-    return f"{source}: {where or 'the file'}: {value!r}: {what}"

@@ -11,9 +11,10 @@ from structlog.testing import capture_logs
 
 from vnetpods_api import Sizing
 from vnetpods_api.version import VERSION
+from vnetpods_kit.config import Duration
 from vnetpods_operator.__main__ import main
 from vnetpods_operator.app import Operator
-from vnetpods_operator.config import AddressRange, Config, ConfigError, Duration, Group, Machines, Selector, load, parse
+from vnetpods_operator.config import AddressRange, Config, ConfigError, Group, Machines, Selector, load, parse
 
 DOCS = Path(__file__).parents[2] / "docs" / "operator.md"
 
@@ -34,7 +35,7 @@ def test_a_full_file() -> None:
         - nodes: {matchLabels: {size: big}, matchExpressions: [{key: zone, operator: In, values: [a, b]}]}
           minimum: 64
         - {minimum: 8, warm: 8, batch: 8, maximum: 100, blocks: true}
-        release: {after: 90s}
+        release: {after: 90}
         exclude: [10.0.0.9, 10.0.1.0-10.0.1.7, 10.0.2.0/24]
         directCIDRs: [192.168.0.0/16]
         azure: {endpoint: "http://127.0.0.1:8080", budget: {writes: {perSecond: 1, burst: 5}}}
@@ -55,7 +56,8 @@ REFUSED = [
     ("groups: [{warm: -1}]", "operator.yaml: groups[0].warm: -1: Expected `int` >= 0"),
     ("groups: [{minimum: 300}]", "Expected `minimum` <= `maximum`, got 300 and 250"),
     ("groups: [{nodes: {matchLabels: {a: 1}}}]", "groups[0].nodes.matchLabels"),
-    ("release: {after: 600}", "operator.yaml: release.after: 600: Expected a duration such as `30s`"),
+    ("release: {after: -1}", "operator.yaml: release.after: -1: Expected a duration of at least 0 s"),
+    ("release: {after: true}", "operator.yaml: release.after: True: Expected a duration such as `30s`"),
     ("release: {after: soon}", "Expected a duration such as `30s`, `10m` or `1h30m`, got `soon`"),
     ("audit: 5m3", "operator.yaml: audit: '5m3': Expected a duration"),
     ("exclude: [10.0.0.300]", "exclude[0]: '10.0.0.300': Expected an IPv4 address, `first-last` or a CIDR"),
@@ -65,18 +67,18 @@ REFUSED = [
     ("azure: {endpoint: 'ftp://x'}", "azure.endpoint: 'ftp://x': Expected"),
     ("azure: {budget: {reads: {perSecond: 0, burst: 1}}}", "azure.budget.reads.perSecond: 0: Expected `float` > 0"),
     ("election: {retry: 20s}", "Expected `retry` < `renew` < `duration`, got 20s, 10s and 15s"),
-    ("audit: 0s", "operator.yaml: audit: '0s': Expected more than nothing, such as `30s`"),
-    ("relist: 0ms", "operator.yaml: relist: '0ms': Expected more than nothing"),
-    ("azure: {poll: 0s}", "operator.yaml: azure.poll: '0s': Expected more than nothing"),
-    ("azure: {requestTimeout: 0s}", "azure.requestTimeout: '0s': Expected more than nothing"),
-    ("agents: {patience: 0s}", "agents.patience: '0s': Expected more than nothing"),
-    ("election: {retry: 0s}", "election.retry: '0s': Expected more than nothing"),
+    ("audit: 0s", "operator.yaml: audit: '0s': Expected a duration of at least 0.001 s"),
+    ("relist: 0ms", "operator.yaml: relist: '0ms': Expected a duration of at least 0.001 s"),
+    ("azure: {poll: 0s}", "operator.yaml: azure.poll: '0s': Expected a duration of at least 0.001 s"),
+    ("azure: {requestTimeout: 0s}", "azure.requestTimeout: '0s': Expected a duration of at least 0.001 s"),
+    ("agents: {patience: 0s}", "agents.patience: '0s': Expected a duration of at least 0.001 s"),
+    ("election: {retry: 0s}", "election.retry: '0s': Expected a duration of at least 0.001 s"),
     ("workers: true", "workers: True: Expected `int`, got `bool`"),
-    ("logLevel: loud", "logLevel: 'loud': Expected one of `debug`, `info`, `warning`, `error`"),
+    ("logLevel: loud", "logLevel: 'loud': Expected one of `debug`, `error`, `info`, `warning`"),
     ("logLevel: 3", "logLevel: 3: Expected one of `debug`"),
     (
         "nodes: {matchExpressions: [{key: a, operator: Equals}]}",
-        "nodes.matchExpressions[0].operator: 'Equals': Expected one of `In`, `NotIn`, `Exists`, `DoesNotExist`",
+        "nodes.matchExpressions[0].operator: 'Equals': Expected one of `DoesNotExist`, `Exists`, `In`, `NotIn`",
     ),
     ("[]", "operator.yaml: the file: []: Expected `object`, got `array`"),
 ]

@@ -16,9 +16,10 @@ import pytest
 from tests import pace
 from tests.kube.apiserver import ApiServer
 from tests.operator.worlds import NIC_READ, NIC_WRITE, World
+from vnetpods_kit.config import Duration
 from vnetpods_operator import kube
 from vnetpods_operator.app import Operator
-from vnetpods_operator.config import Duration, Election, Interval
+from vnetpods_operator.config import Election, Interval
 from vnetpods_operator.election import Elector, NotLeading
 from vnetpods_operator.kube import Kube
 
@@ -187,7 +188,8 @@ async def test_a_stuck_event_loop_does_not_keep_a_lost_leader_alive(
 import asyncio, sys, time
 from pathlib import Path
 from vnetpods_operator import kube
-from vnetpods_operator.config import Duration, Election, Interval
+from vnetpods_kit.config import Duration
+from vnetpods_operator.config import Election, Interval
 from vnetpods_operator.election import Elector, NotLeading
 async def main():
     election = Election(name={election.name!r}, duration=Duration(2.0), renew=Duration(1.0), retry=Interval(0.1))
