@@ -4,8 +4,8 @@ Start: health and metrics, ledger, last known pool, data plane and host state, f
 which ADDs wait for and nothing else; and only when an ADD can be served the shim and last the conflist, which is what
 makes the node Ready. Nothing here waits for the API server: a
 node that knows a pool serves from it. End (SIGTERM): waiting ADDs are sent back to ask the next agent, what is in
-flight is finished, the conflist stays. One event loop, two lanes (ledger, kernel), the data plane's own two threads and
-the watchdog.
+flight is finished, the conflist stays. One event loop, two workers (ledger, kernel), the data plane's own two threads
+and the watchdog.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Agent:
         self.limited = Lasting(lambda: self.host.failing)
         caught_up = asyncio.Event()
         self.guarded = asyncio.Event()
-        self.verbs = Commands(
+        self.commands = Commands(
             self.attachments,
             self.kernel,
             self.plane,
@@ -136,9 +136,9 @@ class Agent:
             caught_up,
             self.guarded,
         )
-        self.server = Server(config.paths.socket, self.verbs.handle)
+        self.server = Server(config.paths.socket, self.commands.handle)
         self.unreachable = Lasting(lambda: self.server.trouble)
-        self.spool = Spool(config.paths.spool, self.verbs.handle, caught_up=caught_up)
+        self.spool = Spool(config.paths.spool, self.commands.handle, caught_up=caught_up)
         paths = config.paths
         self.installation = (
             Installation(paths.shim, paths.cni_bin, paths.cni_conf, config.chained) if paths.shim else None

@@ -1,6 +1,6 @@
 """Ends the process when it is stuck: an agent that hangs is worse than one that is started again.
 
-A thread of its own, since what it watches are the others: the event loop has to answer a knock, no lane may be busy
+A thread of its own, since what it watches are the others: the event loop has to answer a knock, no worker may be busy
 with one job for longer than `limit`, and no thread may have ended. Before the end every thread's stack goes to standard
 error. Nothing is lost: all that was answered is durable, and what wasn't is asked again.
 """
@@ -25,11 +25,11 @@ log = structlog.get_logger(component="watchdog")
 
 
 class Watchdog(threading.Thread):
-    def __init__(self, lanes: Sequence[WorkerThread], limit: float, threads: Sequence[threading.Thread] = ()) -> None:
+    def __init__(self, workers: Sequence[WorkerThread], limit: float, threads: Sequence[threading.Thread] = ()) -> None:
         """`threads`: which count from their start until `close`."""
         super().__init__(name="watchdog", daemon=True)
         self._loop = asyncio.get_running_loop()
-        self._lanes = lanes
+        self._workers = workers
         self._limit = limit
         self._threads = threads
         self._answered = time.monotonic()
@@ -56,11 +56,11 @@ class Watchdog(threading.Thread):
     def _stuck(self, now: float) -> str:
         if now - self._answered > self._limit:
             return "event loop"
-        for lane in self._lanes:
-            since = lane.busy_since
+        for worker in self._workers:
+            since = worker.busy_since
             if since is not None and now - since > self._limit:
-                return f"{lane.name} thread"
-        for thread in (*self._lanes, *self._threads):
+                return f"{worker.name} thread"
+        for thread in (*self._workers, *self._threads):
             if thread.ident is not None and not thread.is_alive():
                 return f"{thread.name} thread has ended"
         return ""

@@ -19,7 +19,7 @@ from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_api import Interface
 
 COOLDOWN = 30.0
-DOORS = SandboxHandles(-1, -1)
+HANDLES = SandboxHandles(-1, -1)
 MAC = "00:0d:3a:1b:c7:21"
 
 
@@ -61,7 +61,7 @@ class Desk:
 
     async def add(self, name: str, within: float = 5.0, pod: str = "web-0") -> Attachment:
         deadline = asyncio.get_running_loop().time() + within
-        return await self.attachments.attach(wanted(name, pod), DOORS, deadline)
+        return await self.attachments.attach(wanted(name, pod), HANDLES, deadline)
 
     async def delete(self, name: str, before: Moment | None = None) -> Attachment | None:
         return await self.attachments.detach(wanted(name).key, before=before)

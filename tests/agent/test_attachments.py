@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.agent.desk import COOLDOWN, DOORS, MAC, desk, loaded, wanted
+from tests.agent.desk import COOLDOWN, HANDLES, MAC, desk, loaded, wanted
 from tests.agent.planes import DictPlane
 from vnetpods_agent.attachment import Address, Moment, Pod
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface
@@ -111,7 +111,7 @@ class TestRepeating:
         async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
             await made.add("x")
             moved = AttachRequest(wanted("x").key, "/run/netns/other", None)
-            attachment = await made.attachments.attach(moved, DOORS, 0.0)
+            attachment = await made.attachments.attach(moved, HANDLES, 0.0)
             assert (attachment.address, attachment.netns) == ("10.0.0.5", "/run/netns/other")
             assert attachment.pod == Pod("default", "web-0", "uid-web-0")
 

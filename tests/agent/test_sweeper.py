@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.agent.desk import DOORS, Desk, desk, wanted
+from tests.agent.desk import HANDLES, Desk, desk, wanted
 from vnetpods_agent.attachment import Address, AttachmentKey
 from vnetpods_agent.dataplane import HostInterface
 from vnetpods_agent.ipam.attachments import AttachRequest
@@ -85,7 +85,7 @@ async def test_two_interfaces_of_one_pod_both_stay(tmp_path: Path) -> None:
     async with desk(tmp_path, *ADDRESSES) as made:
         first = await made.add("a")
         second = AttachRequest(AttachmentKey("vnetpods", "a", "net1"), first.netns, first.pod)
-        await made.attachments.attach(second, DOORS, asyncio.get_running_loop().time() + 1)
+        await made.attachments.attach(second, HANDLES, asyncio.get_running_loop().time() + 1)
         made.now[0] += 2 * SUPERSEDED
         assert await sweeper(made).sweep() == Sweep()
 

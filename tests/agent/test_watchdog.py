@@ -15,9 +15,9 @@ from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_agent.watchdog import Watchdog
 
 async def main():
-    lane = WorkerThread("kernel")
-    lane.start()
-    Watchdog([lane], limit=2).start()
+    worker = WorkerThread("kernel")
+    worker.start()
+    Watchdog([worker], limit=2).start()
     {stuck}
     await asyncio.sleep(3)
     print("alive")
@@ -30,9 +30,9 @@ asyncio.run(main())
     ("stuck", "code", "said"),
     [
         pytest.param("pass", 0, "", id="nothing"),
-        pytest.param("[await lane.submit(time.sleep, 0.5) for _ in range(6)]", 0, "", id="busy"),
-        pytest.param("lane.submit(time.sleep, 30)", 70, "kernel thread", id="kernel"),
-        pytest.param("lane.close()", 70, "kernel thread has ended", id="ended"),
+        pytest.param("[await worker.submit(time.sleep, 0.5) for _ in range(6)]", 0, "", id="busy"),
+        pytest.param("worker.submit(time.sleep, 30)", 70, "kernel thread", id="kernel"),
+        pytest.param("worker.close()", 70, "kernel thread has ended", id="ended"),
         pytest.param("time.sleep(30)", 70, "event loop", id="loop"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The six verbs of CNI: what each makes sure of, and what is durable when it has answered.
+"""The six commands of CNI: what each makes sure of, and what is durable when it has answered.
 
 `Commands.handle` is called by the server once per connection, each in a task of its own, and by the spool. Errors
 inside are CniErrors, or those of attachments, ledger and data plane, which become CniErrors in one place; anything else
@@ -151,7 +151,7 @@ class Commands:
 
     async def _spool_first(self, ask: _Ask) -> None:
         """An ADD that is repeated for a container keeps what is attached, which an earlier DEL in the spool would then
-        take from a pod that runs. All other verbs may be served meanwhile.
+        take from a pod that runs. All other commands may be served meanwhile.
         """
         try:
             async with asyncio.timeout_at(ask.request.deadline):

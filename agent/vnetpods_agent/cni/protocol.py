@@ -1,7 +1,8 @@
 """CNI as bytes: what the runtime says and what it wants to hear, for versions 0.3.0 to 1.1.0.
 
-Pure: environment and standard input to a Call, an Attachment to a result, an error to its JSON. What a verb does is in
-`verbs`. The rules are the CNI specification's, sections 1 (configuration), 2 (execution protocol) and 5 (result types).
+Pure: environment and standard input to a Call, an Attachment to a result, an error to its JSON. What a command does is
+in `commands`. The rules are the CNI specification's, sections 1 (configuration), 2 (execution protocol) and 5 (result
+types).
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class ValidAttachment(msgspec.Struct, rename={"container_id": "containerID"}, fr
 class NetConf(msgspec.Struct, rename={"cni_version": "cniVersion", "prev_result": "prevResult"}, kw_only=True):
     """The part of a network configuration that concerns us. The rest, runtimeConfig included, is somebody else's.
 
-    What is raw is decoded only for the verbs that need it.
+    What is raw is decoded only for the commands that need it.
     """
 
     cni_version: str | None = None

@@ -30,16 +30,16 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def links(conversation: NetlinkSocket) -> list[Link]:
-    return conversation.dump(NetlinkRequest("list links of", "the host", links_dump()), read_link)
+def links(netlink: NetlinkSocket) -> list[Link]:
+    return netlink.dump(NetlinkRequest("list links of", "the host", links_dump()), read_link)
 
 
-def addresses(conversation: NetlinkSocket) -> list[HeldAddress]:
-    return conversation.dump(NetlinkRequest("list addresses of", "the host", addresses_dump()), read_address)
+def addresses(netlink: NetlinkSocket) -> list[HeldAddress]:
+    return netlink.dump(NetlinkRequest("list addresses of", "the host", addresses_dump()), read_address)
 
 
-def routes(conversation: NetlinkSocket) -> list[Route]:
-    return conversation.dump(NetlinkRequest("list routes of", "the host", routes_dump()), read_route)
+def routes(netlink: NetlinkSocket) -> list[Route]:
+    return netlink.dump(NetlinkRequest("list routes of", "the host", routes_dump()), read_route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ def uplink_limits(mac: str) -> Limits | None:
 
     More than the usual for TCP (BIG TCP, which somebody has to switch on) stays the NIC's own.
     """
-    with NetlinkSocket() as conversation:
-        found = uplinks([Nic(mac, Address(""), (), ())], links(conversation), [])
+    with NetlinkSocket() as netlink:
+        found = uplinks([Nic(mac, Address(""), (), ())], links(netlink), [])
     if not found:
         return None
     link = found[0].link

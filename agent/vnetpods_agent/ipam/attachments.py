@@ -1,6 +1,6 @@
-"""The only way into and out of the attachments of an address, in the one order that survives a crash.
+"""Assigns pod addresses and takes them back, in the one order that survives a crash; the only way to do either.
 
-Everything runs in the event loop; the ledger's and the kernel's lanes do what blocks.
+Everything runs in the event loop; the ledger's and the kernel's workers do what blocks.
     attach   pool (memory) -> ledger (durable) -> kernel -> answer
              The kernel never has what the ledger lacks; a crash leaves a row, which a repeated ADD or a sweep finds.
     detach   kernel -> ledger (durable) -> pool -> answer
@@ -38,16 +38,16 @@ _LEAVING = (0.25, 0.02)
 log = structlog.get_logger(component="attachments")
 
 
-class CustodyError(Exception):
+class AttachError(Exception):
     """├── NoAddress    none became free in time; says why
     └── Abandoned    the call lost its purpose while it was under way
     """
 
 
-class NoAddress(CustodyError): ...  # noqa: N818 - its name is the finding
+class NoAddress(AttachError): ...  # noqa: N818 - its name is the finding
 
 
-class Abandoned(CustodyError): ...  # noqa: N818
+class Abandoned(AttachError): ...  # noqa: N818
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class _PendingAdd:
 
 @dataclass(slots=True)
 class Surroundings:
-    """What attachments needs to know of the rest of the agent."""
+    """What attachments need to know of the rest of the agent."""
 
     clock: Callable[[], float]
     uptime: Callable[[], float]  # CLOCK_BOOTTIME
@@ -92,7 +92,7 @@ class Surroundings:
 
 
 class Attachments:
-    """All attachments of this node. `attachments` mirrors the ledger."""
+    """All attachments of this node. `by_key` mirrors the ledger."""
 
     def __init__(
         self, pool: Pool, ledger: Ledger, kernel: WorkerThread, plane: DataPlane, surroundings: Surroundings
@@ -104,8 +104,8 @@ class Attachments:
         self._plane = plane
         self._around = surroundings
         self._loop = asyncio.get_running_loop()
-        self._turns = KeyedLock()
-        self._errands: dict[AttachmentKey, _PendingAdd] = {}
+        self._locks = KeyedLock()
+        self._pending: dict[AttachmentKey, _PendingAdd] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -115,29 +115,29 @@ class Attachments:
 
     def busy(self, key: AttachmentKey) -> bool:
         """Whether a call for it is under way."""
-        return self._turns.busy(key)
+        return self._locks.busy(key)
 
     def of(self, container_id: str, ifname: str) -> list[AttachmentKey]:
         """What is attached there, or about to be, whatever the network is called."""
-        known = {**self.by_key, **self._errands}
+        known = {**self.by_key, **self._pending}
         return [key for key in known if (key.container_id, key.ifname) == (container_id, ifname)]
 
     async def attach(self, wanted: AttachRequest, handles: SandboxHandles, deadline: float) -> Attachment:
         """The attachment, durable and working. For one that exists already everything is made sure of again.
 
-        Waits for an address until `deadline` (loop time). Raises CustodyError, LedgerError, DataPlaneError.
+        Waits for an address until `deadline` (loop time). Raises AttachError, LedgerError, DataPlaneError.
         """
         key = wanted.key
-        async with self._turns.of(key):
+        async with self._locks.of(key):
             if (found := self.by_key.get(key)) is not None:
                 found = await self._updated(found, wanted)
                 await self._kernel.submit(self._plane.attach, found, handles)
                 return found
-            pending = self._errands[key] = _PendingAdd(self.now())
+            pending = self._pending[key] = _PendingAdd(self.now())
             try:
                 return await self._establish(wanted, handles, deadline, pending)
             finally:
-                del self._errands[key]
+                del self._pending[key]
 
     def now(self) -> Moment:
         return Moment(self._around.clock(), self._around.uptime(), self._around.boot_id)
@@ -147,10 +147,10 @@ class Attachments:
 
         `before` leaves alone what was attached after that moment. Raises DataPlaneError: the address stays held then.
         """
-        pending = self._errands.get(key)
+        pending = self._pending.get(key)
         if pending is not None and not self._after(pending.began, before):
             pending.abandon("the pod was deleted while its address was being set up")
-        async with self._turns.of(key):
+        async with self._locks.of(key):
             attachment = self.by_key.get(key)
             if attachment is None or self._after(attachment.attached, before):
                 return None
@@ -188,7 +188,7 @@ class Attachments:
         """The attachment has come to an end without us, when this boot began; nothing of it is in the kernel."""
         now = self.now()
         since = replace(now, wall=now.wall - now.boottime, boottime=0.0)
-        async with self._turns.of(attachment.key):
+        async with self._locks.of(attachment.key):
             if self.by_key.get(attachment.key) is attachment:
                 await self._through(self._record_release(attachment, since))
 
@@ -201,7 +201,7 @@ class Attachments:
         key, address = interface.key, interface.address
         if key is None or address is None:
             return ""
-        async with self._turns.of(key):
+        async with self._locks.of(key):
             if key in self.by_key or interface not in await self._kernel.submit(self._plane.interfaces):
                 return ""
             if self._pool.holder(address) is not None:
@@ -225,7 +225,7 @@ class Attachments:
     async def name_nics(self) -> None:
         """Adopted pods whose NIC wasn't known then."""
         for attachment in [a for a in self.by_key.values() if not a.nic_mac and self._pool.mac(a.address)]:
-            async with self._turns.of(attachment.key):
+            async with self._locks.of(attachment.key):
                 if self.by_key.get(attachment.key) is attachment:
                     mac = self._pool.mac(attachment.address)
                     limits = self._around.limits(mac)
@@ -239,7 +239,7 @@ class Attachments:
         now = self._around.uptime()
         leaving = bool(self._plane.leaving())
         for key, address in self._pool.serve(now):
-            future = self._errands[key].waiting
+            future = self._pending[key].waiting
             assert future is not None
             if future.done():  # abandoned in this very round
                 self._pool.untake(address)
@@ -255,7 +255,7 @@ class Attachments:
     def close(self) -> None:
         """The agent ends: whoever waits for an address is cancelled, so that the next agent is asked instead."""
         self._closing = True
-        for pending in self._errands.values():
+        for pending in self._pending.values():
             if pending.waiting is not None:
                 pending.waiting.cancel()
 

@@ -1,6 +1,6 @@
 """Ledger against kernel, now and then: what the runtime never told us.
 
-A task in the event loop; the look at the kernel is one job of its lane. A pod's sandbox that is gone shows at the host
+A task in the event loop; the look at the kernel is a job of its worker. A pod's sandbox that is gone shows at the host
 end of its veth, which the kernel removes with the namespace. The path of a namespace proves nothing: it may be reused,
 and the agent couldn't see it anyway. What a call is busy with is left alone, and every finding is looked at again in
 that attachment's turn.

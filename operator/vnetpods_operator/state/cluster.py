@@ -64,7 +64,7 @@ class NodeState:
     full_until: float = 0.0
     """The machine takes no further ipConfiguration."""
     barred: dict[str, tuple[object, int]] = field(default_factory=dict)
-    """By NIC: under which `exclude`, and how many (see situation.Nic)."""
+    """By NIC: under which `exclude`, and how many (see model.Nic)."""
     lost: dict[str, float] = field(default_factory=dict)
     """Addresses that the pool listed and the NICs lost, and when that was seen."""
     taken: int = 0

@@ -17,10 +17,10 @@ from vnetpods_agent.dataplane.pod.transparent import Transparent
 Flush = Callable[[NetlinkSocket, str], None]
 
 
-def one_by_one(conversation: NetlinkSocket, address: str) -> None:
+def one_by_one(netlink: NetlinkSocket, address: str) -> None:
     """What kernels before 6.8 need."""
     for direction in (conntrack._TUPLE_ORIG, conntrack._TUPLE_REPLY):
-        conntrack.flush_one_by_one(conversation, direction, address)
+        conntrack.flush_one_by_one(netlink, direction, address)
 
 
 def say(namespace: str, address: str, source: str = "") -> None:
@@ -54,11 +54,11 @@ def entries() -> list[str]:
 
 @pytest.mark.parametrize("flush", [conntrack.flush, one_by_one])
 def test_all_connections_of_the_address_and_no_other_are_forgotten(pods: list[PodHandle], flush: Flush) -> None:
-    with NetlinkSocket(NETLINK_NETFILTER) as conversation:
-        flush(conversation, "10.240.0.5")
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        flush(netlink, "10.240.0.5")
         [left] = entries()
         assert f"src=10.240.0.6 dst={PEER}" in left
-        flush(conversation, "10.240.0.5")
+        flush(netlink, "10.240.0.5")
 
 
 @pytest.mark.parametrize("errno_said", sorted(conntrack.UNABLE))

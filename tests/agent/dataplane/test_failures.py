@@ -101,11 +101,11 @@ def test_a_table_that_never_stands_still_is_no_answer(monkeypatch: pytest.Monkey
         return [], not (interrupted and interrupted.pop())
 
     monkeypatch.setattr(NetlinkSocket, "_dump_once", once)
-    with NetlinkSocket() as conversation:
-        assert conversation.dump(NetlinkRequest("list", "links", rt.links_dump()), rt.read_link) == []
+    with NetlinkSocket() as netlink:
+        assert netlink.dump(NetlinkRequest("list", "links", rt.links_dump()), rt.read_link) == []
         interrupted.extend([True] * 1000)
         before = REFUSALS.counts().get("EAGAIN", 0)
         with pytest.raises(DataPlaneError, match="the table changed") as caught:
-            conversation.dump(NetlinkRequest("list", "links", rt.links_dump()), rt.read_link)
+            netlink.dump(NetlinkRequest("list", "links", rt.links_dump()), rt.read_link)
     assert caught.value.errno == errno.EAGAIN
     assert REFUSALS.counts()["EAGAIN"] == before + 1

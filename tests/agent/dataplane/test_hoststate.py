@@ -37,7 +37,7 @@ from tests.agent.dataplane.world import (
 )
 from vnetpods_agent.attachment import Address, Limits
 from vnetpods_agent.dataplane import DataPlaneError, HostState, Nic
-from vnetpods_agent.dataplane.host.actions import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, Upkeep, list_tables
+from vnetpods_agent.dataplane.host.actions import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, HostActions, list_tables
 from vnetpods_agent.dataplane.host.reconciler import FAILED, REFUSED, HostReconciler
 from vnetpods_agent.dataplane.kernel_facts import uplink_limits
 from vnetpods_agent.dataplane.names import TABLE
@@ -245,7 +245,7 @@ def test_a_range_that_is_none_does_not_cost_the_rest(world: World, keeper: Keepe
 def test_a_defect_in_one_area_does_not_cost_the_others(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it is: without its thread the node would be open, and say nothing."""
     with monkeypatch.context() as patch:
-        patch.setattr(Upkeep, "_routing", lambda *_: 1 / 0)
+        patch.setattr(HostActions, "_routing", lambda *_: 1 / 0)
         keeper.reconciler.declare(STATE)
         eventually(lambda: TABLE in list_tables())
         eventually(lambda: "cannot put right" in keeper.reconciler.failing)
@@ -257,7 +257,7 @@ def test_a_defect_in_one_area_does_not_cost_the_others(keeper: Keeper, monkeypat
 
 def test_pods_that_come_too_fast_to_be_counted_are_no_event(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Upkeep, "_pods", raising(DataPlaneError("list links of", "the host", errno.EAGAIN)))
+        patch.setattr(HostActions, "_pods", raising(DataPlaneError("list links of", "the host", errno.EAGAIN)))
         keeper.reconciler.declare(STATE)
         eventually(lambda: TABLE in list_tables())
         assert not keeper.reconciler.wait(0.3)

@@ -388,8 +388,8 @@ def test_a_door_that_is_none_is_an_error_and_no_leak(world: World, plane: Transp
 
 
 def test_an_error_names_step_object_and_cause(world: World) -> None:
-    with NetlinkSocket() as conversation, pytest.raises(DataPlaneError) as caught:
-        conversation.execute(
+    with NetlinkSocket() as netlink, pytest.raises(DataPlaneError) as caught:
+        netlink.execute(
             [
                 NetlinkRequest("bring up", "lo", rt.link_set(rt.LOOPBACK, up=True)),
                 NetlinkRequest("add the route to", "10.0.0.9", rt.route_add(rt.Route("10.0.0.9", 32, 12345))),

@@ -51,7 +51,7 @@ class Change:
     message: str
 
 
-class Upkeep:
+class HostActions:
     """The eyes and hands of the host reconciler; belongs to its thread."""
 
     def __init__(self, sysctl: Path = SYSCTL) -> None:

@@ -23,7 +23,7 @@ import structlog
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import DataPlaneError, HostState, kernel_facts
 from vnetpods_agent.dataplane.host import actions
-from vnetpods_agent.dataplane.host.actions import SYSCTL, Change, Upkeep
+from vnetpods_agent.dataplane.host.actions import SYSCTL, Change, HostActions
 from vnetpods_agent.dataplane.host.declared import understood
 from vnetpods_agent.dataplane.names import TABLE
 from vnetpods_agent.dataplane.netlink.monitor import Area, NetlinkMonitor
@@ -87,7 +87,7 @@ class HostReconciler:
         self._failing: dict[Area, Exception] = {}
         self._last: dict[Area, list[Change]] = {}
         self._news = NetlinkMonitor()
-        self._upkeep = Upkeep(sysctl)
+        self._actions = HostActions(sysctl)
         self.thread = threading.Thread(target=self._run, name="host state", daemon=True)
 
     def start(self) -> None:
@@ -103,7 +103,7 @@ class HostReconciler:
         if self.thread.is_alive():
             self.thread.join()
         self._news.close()
-        self._upkeep.close()
+        self._actions.close()
 
     def declare(self, state: HostState) -> None:
         """What must hold from now on; the same again costs nothing. What can't be understood of it is left out."""
@@ -153,8 +153,8 @@ class HostReconciler:
         """What the host holds just now, before it is declared whose that is. It counts as held until the reconciler has
         looked at what was declared last, so that no pod gets an address in the moment before. Raises DataPlaneError.
         """
-        with NetlinkSocket() as conversation:
-            there = frozenset(Address(held.address) for held in kernel_facts.addresses(conversation))
+        with NetlinkSocket() as netlink:
+            there = frozenset(Address(held.address) for held in kernel_facts.addresses(netlink))
         with self._changed:
             self._glimpsed = there
         return there
@@ -166,7 +166,7 @@ class HostReconciler:
 
     def uninstall(self) -> list[str]:
         """Instead of `start`: takes everything of ours away; what must stay for running pods is said."""
-        return self._upkeep.uninstall()
+        return self._actions.uninstall()
 
     def _run(self) -> None:
         seen: HostState | None = None
@@ -199,7 +199,7 @@ class HostReconciler:
 
     def _look(self, area: Area, state: HostState) -> bool:
         try:
-            happenings = self._upkeep.look(area, state)
+            happenings = self._actions.look(area, state)
         except Exception as error:
             with self._changed:
                 earlier, self._failing[area] = self._failing.get(area), error
@@ -212,7 +212,7 @@ class HostReconciler:
         with self._changed:
             self._failing.pop(area, None)
             if area is Area.ADDRESSES:
-                self._held, self._seen = self._upkeep.held_by_host, state
+                self._held, self._seen = self._actions.held_by_host, state
         if area is Area.RULESET:
             self._guard()
         before, self._last[area] = self._last.get(area, []), happenings

@@ -28,15 +28,15 @@ UNABLE = {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}
 _GONE = frozenset({errno.ENOENT})
 
 
-def flush(conversation: NetlinkSocket, address: str) -> None:
+def flush(netlink: NetlinkSocket, address: str) -> None:
     """`conntrack -D --orig-src ADDRESS` (what the pod began) and `conntrack -D --reply-src ADDRESS` (what others
     began, DNAT included).
 
-    `conversation` is one of NETLINK_NETFILTER. Raises DataPlaneError.
+    `netlink` is one of NETLINK_NETFILTER. Raises DataPlaneError.
     """
     for direction in (_TUPLE_ORIG, _TUPLE_REPLY):
         try:
-            conversation.execute(
+            netlink.execute(
                 [
                     NetlinkRequest(
                         "forget connections of", address, request(_CT_DELETE, 0, _query(direction, address)), _GONE
@@ -46,14 +46,14 @@ def flush(conversation: NetlinkSocket, address: str) -> None:
         except DataPlaneError as error:
             if error.errno not in UNABLE:
                 raise
-            flush_one_by_one(conversation, direction, address)
+            flush_one_by_one(netlink, direction, address)
 
 
-def flush_one_by_one(conversation: NetlinkSocket, direction: int, address: str) -> None:
+def flush_one_by_one(netlink: NetlinkSocket, direction: int, address: str) -> None:
     """For kernels before 6.8; those before 5.8 ignore the filter and list everything, so it is looked at here again."""
     wanted = socket.inet_aton(address)
     listing = NetlinkRequest("list connections of", address, request(_CT_GET, NLM_F_DUMP, _query(direction, address)))
-    entries = conversation.dump(listing, lambda payload: payload)
+    entries = netlink.dump(listing, lambda payload: payload)
     deletions = []
     for entry in entries:
         found = dict(attributes(entry, len(_NFGENMSG)))
@@ -62,7 +62,7 @@ def flush_one_by_one(conversation: NetlinkSocket, direction: int, address: str) 
             victim = _NFGENMSG + attribute(_TUPLE_ORIG | NLA_F_NESTED, found[_TUPLE_ORIG]) + attribute(_ID, found[_ID])
             deletions.append(NetlinkRequest("forget a connection of", address, request(_CT_DELETE, 0, victim), _GONE))
     for start in range(0, len(deletions), 100):
-        conversation.execute(deletions[start : start + 100])
+        netlink.execute(deletions[start : start + 100])
 
 
 def _query(direction: int, address: str) -> bytes:

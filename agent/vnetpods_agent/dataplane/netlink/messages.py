@@ -1,6 +1,6 @@
 """What rtnetlink messages look like: packing requests and reading answers, byte by byte.
 
-Pure: no sockets here (see `conversation`). Packed by hand because this is the path of every ADD (0.5 ms for a whole
+Pure: no sockets here (see `netlink.socket`). Packed by hand because this is the path of every ADD (0.5 ms for a whole
 pod, against 3-10 ms through a general library) and because importing such a library costs 24 MB on every node; the
 tests decode what is packed here with pyroute2, and feed its packing to the readers. Each function shows the
 equivalent `ip` command.

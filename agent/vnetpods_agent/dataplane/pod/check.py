@@ -76,7 +76,7 @@ def _link(link: rt.Link, which: str, mac: str) -> Iterator[str]:
         yield f"{which} has MAC {link.mac} instead of {mac}"
 
 
-def _neighbour(conversation: NetlinkSocket, link: rt.Link, address: str, mac: str, which: str) -> Iterator[str]:
+def _neighbour(netlink: NetlinkSocket, link: rt.Link, address: str, mac: str, which: str) -> Iterator[str]:
     listing = NetlinkRequest("list neighbours of", link.name, rt.neighbours_dump(link.index))
-    if rt.Neighbour(link.index, address, mac, permanent=True) not in conversation.dump(listing, rt.read_neighbour):
+    if rt.Neighbour(link.index, address, mac, permanent=True) not in netlink.dump(listing, rt.read_neighbour):
         yield f"{which} has no permanent neighbour {address} with {mac}"

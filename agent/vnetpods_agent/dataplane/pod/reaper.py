@@ -56,8 +56,8 @@ class Reaper:
 
     def start(self) -> None:
         """Takes over what an earlier process left dying."""
-        with NetlinkSocket() as conversation:
-            links = conversation.dump(NetlinkRequest("list links of", "the host", links_dump()), read_link)
+        with NetlinkSocket() as netlink:
+            links = netlink.dump(NetlinkRequest("list links of", "the host", links_dump()), read_link)
         for link in links:
             owned = host_veth.owner(link)
             if link.group == host_veth.DYING and owned:

@@ -2,7 +2,7 @@
 
 End state of an attachment, and who would undo it:
 - host: veth `azv…` with the owner in its alias, MAC and MTU as in the row, up, no IPv6 address, deaf to ARP (who asks
-  under many addresses would else fill the machine's neighbour table), with IPv4 settings of its own (see `hostend`);
+  under many addresses would else fill the machine's neighbour table), with IPv4 settings of its own (see `host_veth`);
 - host: route ADDRESS/32 to it (protocol 118), permanent neighbour ADDRESS -> the pod end's MAC;
 - pod: lo up; eth0 with MAC and MTU, up, ADDRESS/32; route to 169.254.1.1, default via it, permanent neighbour -> the
   host end's MAC.
@@ -14,7 +14,7 @@ The pod's side is told through the netlink socket that the shim opened there, so
 
 All methods are called from one thread, the kernel's, and keep no state but the reaper's: each looks at the kernel
 again, so they can be repeated after a crash at any step. The birth is one message (all or nothing) and makes
-what follows attributable (see `hostend`); every later step replaces what it finds.
+what follows attributable (see `host_veth`); every later step replaces what it finds.
 """
 
 from __future__ import annotations
