@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests import pace
 from tests.agent import truths
+from tests.agent.dataplane.world import inside
 from tests.agent.machine import Machine, machine, until
 from tests.agent.shim import Outcome
 from tests.kube import binaries
@@ -153,6 +156,10 @@ async def test_chained_with_portmap_and_bandwidth(tmp_path: Path, programs: dict
         assert added.exit_code == 0, added
         assert added.json["ips"][0]["address"] == "10.240.0.5/32"
         assert "8080" in _nft(node)
+        with inside(Path(netns).name):
+            server = socket.create_server(("0.0.0.0", 80))
+        with server, inside(node.name):  # for which portmap changes a setting of the pod's link
+            socket.create_connection(("127.0.0.1", 8080), timeout=pace.stretched(5)).close()
         checked = await cnitool("check", netns, **arguments)
         assert checked.exit_code == 0, checked
         deleted = await cnitool("del", netns, **arguments)

@@ -103,7 +103,7 @@ def test_host_ends_have_settings_of_their_own(world: World, keeper: Keeper, plan
     assert caller_seen(world.outside, pod.namespace, pod.address) is not None
 
 
-@pytest.mark.parametrize("setting", HARDENED)
+@pytest.mark.parametrize("setting", [setting for setting in HARDENED if not setting.startswith("route_localnet")])
 @pytest.mark.parametrize("who", ["it", "all"])
 def test_and_keep_them(pod: PodHandle, who: str, setting: str) -> None:
     """Tools that harden a host write them to every interface, with or without the kernel's telling."""
@@ -112,6 +112,16 @@ def test_and_keep_them(pod: PodHandle, who: str, setting: str) -> None:
     run(f"sysctl -qw net.ipv4.conf.{pod.host_ifname}.{setting}")
     ours = next(each for each in OURS if each.startswith(name)).partition("=")[2]
     eventually(lambda: run(f"sysctl -n net.ipv4.conf.{pod.host_ifname}.{name}").strip() == ours, 15)
+
+
+def test_but_leave_portmap_its_own(pod: PodHandle, plane: Transparent, keeper: Keeper) -> None:
+    keeper.declare(STATE)
+    conf = f"net.ipv4.conf.{pod.host_ifname}"
+    run(f"sysctl -qw {conf}.route_localnet=1")
+    run(f"sysctl -qw {conf}.proxy_arp=1")
+    eventually(lambda: run(f"sysctl -n {conf}.proxy_arp").strip() == "0", 15)
+    assert run(f"sysctl -n {conf}.route_localnet").strip() == "1"
+    assert plane.check(pod.attachment, pod.handles) == []
 
 
 def test_ipv6_from_a_pod_goes_nowhere(world: World, pod: PodHandle) -> None:

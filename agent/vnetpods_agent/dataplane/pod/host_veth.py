@@ -32,10 +32,13 @@ SETTINGS = {
     rt.ACCEPT_REDIRECTS: 0,
     rt.SEND_REDIRECTS: 0,
     rt.ACCEPT_SOURCE_ROUTE: 0,
-    rt.ROUTE_LOCALNET: 0,
 }
 """What a new link would inherit from net.ipv4.conf.default, which hardened hosts set as they need it for themselves. No
 reverse path filter: the rule set checks sources already, and on a link without an address loose is as strict as strict.
+"""
+BIRTH_SETTINGS = SETTINGS | {rt.ROUTE_LOCALNET: 0}
+"""portmap switches `route_localnet` on for a pod with a hostPort, so that the node itself reaches it under 127.0.0.1:
+set once, and left to whoever changes it.
 """
 INDEX_ATTEMPTS = 3
 _ALIAS_MARK = "vnetpods"

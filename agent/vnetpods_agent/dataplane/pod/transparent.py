@@ -31,7 +31,7 @@ from vnetpods_agent.dataplane.pod.check import deviations
 from vnetpods_agent.dataplane.pod.host_veth import GATEWAY
 from vnetpods_agent.dataplane.pod.reaper import Reaper
 
-_SETTINGS = rt.link_settings(host_veth.SETTINGS)  # packed once: every ADD sends them
+_SETTINGS = rt.link_settings(host_veth.BIRTH_SETTINGS)  # packed once: every ADD sends them
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT})  # a kernel without IPv6, or an MTU below 1280
 _NO_ROUTE = frozenset({errno.ESRCH, errno.ENODEV})
 _NO_NEIGHBOUR = frozenset({errno.ENOENT, errno.ENODEV})
