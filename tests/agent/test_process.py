@@ -105,6 +105,7 @@ async def test_a_second_agent_waits_also_when_the_state_folder_is_made_anew(tmp_
         node.state.mkdir(0o700)
         await node.start(serving=False)
         await until(lambda: node.events("another agent runs with this folder; waiting for it to end"))
+        await until((node.state / "ledger.db").exists)
         await until(lambda: truths.ledger(node.state / "ledger.db") == {"c1/eth0": held})
         await until(lambda: node.events("the folder was replaced while in use"))
         assert await node.add("c2", node.sandbox()) != held

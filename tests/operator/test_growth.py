@@ -266,7 +266,7 @@ TROUBLE = st.sampled_from([RACE, *SELDOM])
 
 
 @settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
