@@ -53,6 +53,7 @@ from vnetpods_agent.sync.source import AddressSource
 from vnetpods_agent.sync.trust import Trust
 from vnetpods_agent.watchdog import EXIT_CODE, Watchdog
 from vnetpods_api.version import VERSION
+from vnetpods_kit.clock import boottime
 
 _SWITCH_INTERVAL = 0.0005
 """Python's default of 5 ms would let a thread that comes back from the kernel wait that long for the loop."""
@@ -98,7 +99,7 @@ class Agent:
         self.limits = NicLimits(self.kernel)
         surroundings = Surroundings(
             clock=time.time,
-            uptime=_uptime,
+            uptime=boottime,
             boot_id=config.paths.boot_id.read_text().strip(),
             limits=self.limits.of,
             cause=self.cause,
@@ -121,8 +122,8 @@ class Agent:
         )
         self.listener = PoolSync(config, self.source, parts)
         self.reporter.another_machines = self.listener.is_another_machines
-        self.sweeper = Sweeper(self.attachments, self.kernel, self.plane, _uptime)
-        self.metrics = metrics.Metrics(lambda: self.pool.usage(_uptime()), self._gauges(), REFUSALS.counts)
+        self.sweeper = Sweeper(self.attachments, self.kernel, self.plane, boottime)
+        self.metrics = metrics.Metrics(lambda: self.pool.usage(boottime()), self._gauges(), REFUSALS.counts)
         self.limited = Lasting(lambda: self.host.failing)
         caught_up = asyncio.Event()
         self.guarded = asyncio.Event()
@@ -408,7 +409,7 @@ class Agent:
         return True
 
     async def _report(self) -> None:
-        await self.reporter.run(_uptime)
+        await self.reporter.run(boottime)
 
     async def _sweep(self) -> None:
         while self._unmet:
@@ -435,11 +436,6 @@ class Agent:
         while True:
             await asyncio.to_thread(self.installation.ensure)
             await asyncio.sleep(_INSTALL_PERIOD)
-
-
-def _uptime() -> float:
-    """Seconds since the machine has booted: nobody sets this clock, and it goes on while the machine is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _api(config: Config) -> KubeApi:

@@ -18,6 +18,8 @@ import structlog
 
 from vnetpods_agent.attachment import Pod
 from vnetpods_agent.kube import KubeApi, KubeError
+from vnetpods_api.names import GROUP
+from vnetpods_kit.events import EventWriter
 
 QUIET = 600.0
 _QUEUE = 256
@@ -72,23 +74,12 @@ def _named(pod: Pod | None) -> str:
 
 
 def _body(event: Event, node: str, now: datetime) -> dict[str, Any]:
-    """As events.k8s.io/v1 wants it; `note` has at most 1024 bytes."""
     regarding: dict[str, str] = {"kind": "Node", "name": node, "uid": node}  # as the kubelet names a Node
     namespace = _NODE_NAMESPACE
     if event.pod is not None:
         namespace = event.pod.namespace
         regarding = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": event.pod.name}
         regarding |= {"uid": event.pod.uid} if event.pod.uid else {}
-    return {
-        "apiVersion": "events.k8s.io/v1",
-        "kind": "Event",
-        "metadata": {"name": f"vnetpods-{secrets.token_hex(8)}", "namespace": namespace},
-        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "reportingController": "vnetpods.io/agent",
-        "reportingInstance": node[:128],
-        "action": "Networking",
-        "reason": event.reason,
-        "regarding": regarding,
-        "note": event.message.encode()[:1024].decode(errors="ignore"),
-        "type": "Warning",
-    }
+    writer = EventWriter(f"{GROUP}/agent", node, "Networking")
+    name = (namespace, f"vnetpods-{secrets.token_hex(8)}")
+    return writer.warning(name, regarding, event.reason, event.message, now)

@@ -25,6 +25,8 @@ from typing import Any
 
 import structlog
 
+from vnetpods_kit.atomicfile import sync_folder
+
 SHIM = "vnetpods"
 CONFLIST = "05-vnetpods.conflist"
 """The runtime takes the alphabetically first file of its folder."""
@@ -126,7 +128,7 @@ def uninstall(bin_dir: Path, conf_dir: Path, *, name: str = CONFLIST) -> None:
                 _log.info("removing", file=str(target))
             try:
                 target.unlink(missing_ok=True)
-                _sync(target.parent)
+                sync_folder(target.parent)
             except OSError as error:
                 raise InstallError(f"{target} can't be removed: {error.strerror}") from error
 
@@ -149,7 +151,7 @@ def _put(target: Path, content: bytes, *, mode: int) -> bool:
             _await_writers(temporary)
             temporary.replace(target)
             undo.pop_all()
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise InstallError(
             f"{target} can't be written: {error.strerror}; is its folder mounted into the agent's pod, and writable?"
@@ -189,11 +191,3 @@ def _remove_leftovers(target: Path, *, older_than: float) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - leftover.stat().st_mtime >= older_than:
                 leftover.unlink()
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

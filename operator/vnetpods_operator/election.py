@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +28,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from vnetpods_kit.clock import boottime
 from vnetpods_operator.config import Election
 from vnetpods_operator.kube import Kube, KubeError, NotFound, Outdated
 
@@ -61,11 +61,6 @@ class _Lease(msgspec.Struct, rename="camel", omit_defaults=True):
 
 class NotLeading(Exception):  # noqa: N818 - named after what happened
     """The Lease is not ours any more: nothing may be written."""
-
-
-def now() -> float:
-    """Seconds on a clock that nobody sets and that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _version(lease: _Lease) -> int:
@@ -101,7 +96,7 @@ class Elector:
     async def acquire(self) -> None:
         """Returns when the Lease is ours."""
         while True:
-            asked = now()
+            asked = boottime()
             try:
                 if await self._try(asked):
                     self._renewed = asked
@@ -117,7 +112,7 @@ class Elector:
         """Renews until cancelled; the watchdog ends the process when that fails for too long."""
         while True:
             await asyncio.sleep(float(self._config.retry))
-            asked = now()
+            asked = boottime()
             try:
                 if await self._try(asked):
                     self._renewed = asked
@@ -130,7 +125,7 @@ class Elector:
 
     def check(self) -> None:
         """Raises NotLeading when the Lease is not surely ours: to be asked right before each write."""
-        if self.leads and not self._over and now() - self._renewed > self._config.renew:
+        if self.leads and not self._over and boottime() - self._renewed > self._config.renew:
             self._over = True
             log.error("Lease lost, nothing is written any more", lease=self._config.name)
             self._lost()
@@ -209,7 +204,7 @@ class Elector:
     def _watch(self) -> None:
         """The watchdog, in a thread of its own: a stuck event loop must not keep a lost leader alive."""
         while not self._stop.wait(0.1 * float(self._config.retry)):
-            if now() - self._renewed > self._config.renew:
+            if boottime() - self._renewed > self._config.renew:
                 self._over = True
                 log.error("Lease lost, ending at once", lease=self._config.name, renew=float(self._config.renew))
                 self._lost()

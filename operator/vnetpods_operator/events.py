@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import structlog
 
 from vnetpods_api.names import GROUP
+from vnetpods_kit.events import EventWriter, note, stamp
 from vnetpods_operator.kube import MERGE, Kube, KubeError, NotFound
 from vnetpods_operator.planning.model import Problem
 from vnetpods_operator.planning.node import Node
@@ -23,8 +24,6 @@ QUIET_SECONDS = 300.0
 """The same matter is written again after this at the earliest."""
 MOST = 2000
 """Matters that are remembered; beyond that the oldest are forgotten."""
-NOTE_BYTES = 1024
-"""What the API server allows."""
 NAMESPACE = "default"
 """Where Events about cluster-scoped objects live."""
 
@@ -81,11 +80,11 @@ class Recorder:
                     log.warning("Event not written", node=matter.node.name, error=str(error))
 
     async def _put(self, matter: _EventSeries) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        now = datetime.now(UTC)
         path = f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events"
-        note = matter.problem.message.encode()[:NOTE_BYTES].decode(errors="ignore")
-        if matter.name and matter.note == note:  # of an Event that is there only the series may change
-            series = {"count": matter.count, "lastObservedTime": now}
+        text = note(matter.problem.message)
+        if matter.name and matter.note == text:  # of an Event that is there only the series may change
+            series = {"count": matter.count, "lastObservedTime": stamp(now)}
             body = {"series": series}
             try:
                 await self.kube.request("PATCH", f"{path}/{matter.name}", body=body, content_type=MERGE)
@@ -94,28 +93,10 @@ class Recorder:
             else:
                 return
         reason = matter.problem.reason.value
-        digest = hashlib.sha256(f"{matter.node.uid} {reason} {now}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{matter.node.uid} {reason} {stamp(now)}".encode()).hexdigest()[:16]
         name = f"{matter.node.name[:200].rstrip('.-')}.{digest}"
-        await self.kube.request(
-            "POST",
-            path,
-            body={
-                "apiVersion": "events.k8s.io/v1",
-                "kind": "Event",
-                "metadata": {"name": name, "namespace": NAMESPACE},
-                "eventTime": now,
-                "type": "Warning",
-                "reason": reason,
-                "action": "Reconcile",
-                "note": note,
-                "reportingController": f"{GROUP}/operator",
-                "reportingInstance": self.instance[:128],
-                "regarding": {
-                    "apiVersion": "v1",
-                    "kind": "Node",
-                    "name": matter.node.name,
-                    "uid": matter.node.uid,
-                },
-            },
-        )
-        matter.name, matter.note = name, note
+        node = {"apiVersion": "v1", "kind": "Node", "name": matter.node.name, "uid": matter.node.uid}
+        writer = EventWriter(f"{GROUP}/operator", self.instance, "Reconcile")
+        body = writer.warning((NAMESPACE, name), node, reason, text, now)
+        await self.kube.request("POST", path, body=body)
+        matter.name, matter.note = name, text

@@ -10,7 +10,8 @@ import pytest
 
 from tests.operator.worlds import World
 from vnetpods_api import Reason
-from vnetpods_operator.events import MOST, NOTE_BYTES, Recorder
+from vnetpods_kit.events import NOTE_BYTES
+from vnetpods_operator.events import MOST, Recorder
 from vnetpods_operator.planning.model import Problem
 from vnetpods_operator.planning.node import Node, node_from
 

@@ -35,6 +35,7 @@ from vnetpods_agent.cni.frames import (
     Response,
 )
 from vnetpods_agent.cni.protocol import SHOWN, cut
+from vnetpods_kit.atomicfile import sync_folder
 
 KEPT_BAD = 16
 TEMPORARY_LIFE = 3600.0
@@ -101,7 +102,7 @@ class Spool:
             done += sum(await asyncio.gather(*(self._replay(path, spooled_at) for path, spooled_at in batch)))
         self._failed = {path.name: self._failed[path.name] for path, _ in waiting if path.name in self._failed}
         if done:
-            await asyncio.to_thread(self._sync)
+            await asyncio.to_thread(sync_folder, self.folder)
             _log.info("spool replayed", done=done, left=len(waiting) - done)
         return done
 
@@ -159,13 +160,6 @@ class Spool:
                 old.unlink(missing_ok=True)
         except OSError as error:
             _log.warning("spooled call can't be set aside, it stays", file=path.name, error=str(error))
-
-    def _sync(self) -> None:
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _request(path: Path, spooled_at: float) -> Request:

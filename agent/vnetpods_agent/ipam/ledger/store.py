@@ -16,7 +16,6 @@ may be given out.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import sqlite3
 import time
@@ -39,6 +38,7 @@ from vnetpods_agent.ipam.ledger.schema import (
     statements,
 )
 from vnetpods_agent.ipam.worker import Job, Outcome, WorkerThread, settle
+from vnetpods_kit.atomicfile import sync_folder
 from vnetpods_kit.faultpoints import AgentPoint, reach
 
 REBUILT = "LedgerRebuilt"
@@ -225,7 +225,7 @@ class Ledger(WorkerThread):
             connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
             if new:
                 create(connection)
-                _sync_folder(self._path.parent)
+                sync_folder(self._path.parent)
                 self._behind = True
             undo.pop_all()
         self._connection, self._inode = connection, self._path.stat().st_ino
@@ -287,7 +287,7 @@ class Ledger(WorkerThread):
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         self._behind = True
         return aside
 
@@ -309,11 +309,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
