@@ -166,9 +166,20 @@ class TestDel:
 
     async def test_an_add_that_can_not_wait_for_the_spool_says_so(self, tmp_path: Path) -> None:
         async with plugin(tmp_path, "10.0.0.5") as cni:
+            await cni.ok(Command.ADD)
             cni.verbs.caught_up.clear()
             code, said = await cni.refused(Command.ADD, within=0.01)
             assert (code, "pod default/web-0 has to wait for the DELs" in said) == (11, True)
+
+    async def test_a_newcomer_does_not_wait_for_the_spool(self, tmp_path: Path) -> None:
+        """Its container isn't attached, so no DEL of before can be meant for what it gets."""
+        async with plugin(tmp_path, "10.0.0.5") as cni:
+            cni.verbs.caught_up.clear()
+            spooled = Moment(cni.desk.now[0])
+            cni.desk.now[0] += 1
+            await cni.ok(Command.ADD)
+            await cni.ok(Command.DEL, spooled=spooled)
+            assert await cni.desk.agree() == {"c1": "10.0.0.5"}
 
 
 class TestCheck:

@@ -165,6 +165,7 @@ async def test_a_full_spool_is_replayed_beside_live_calls(tmp_path: Path) -> Non
         busy = memory(node)
         status, address = await asyncio.gather(node.call("STATUS", ""), node.add("c1", node.sandbox()))
         assert (status.exit_code, address) == (0, "10.240.0.6")
+        assert list((node.state / "spool").iterdir()), "neither waits for all of it"
         await until(lambda: not list((node.state / "spool").iterdir()), within=60)
         assert truths.ledger(node.state / "ledger.db") == {"c1/eth0": address}
         assert memory(node) - busy < 16 << 20

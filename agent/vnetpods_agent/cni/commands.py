@@ -151,8 +151,10 @@ class Commands:
 
     async def _spool_first(self, ask: _Ask) -> None:
         """An ADD that is repeated for a container keeps what is attached, which an earlier DEL in the spool would then
-        take from a pod that runs. All other commands may be served meanwhile.
+        take from a pod that runs. What is attached anew is spared by DELs of before, so nobody else has to wait.
         """
+        if not self.attachments.of(ask.call.key.container_id, ask.call.key.ifname):
+            return
         try:
             async with asyncio.timeout_at(ask.request.deadline):
                 await self.caught_up.wait()
