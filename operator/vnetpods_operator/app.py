@@ -26,7 +26,7 @@ from vnetpods_api import NodeIPPool, Reason
 from vnetpods_operator import azure, health, proxies
 from vnetpods_operator import config as configuration
 from vnetpods_operator import kube as kubernetes
-from vnetpods_operator.azure.budget import Budget, Kind
+from vnetpods_operator.azure.budget import Budget, rates
 from vnetpods_operator.config import Config, ConfigError
 from vnetpods_operator.election import Elector, exit_now
 from vnetpods_operator.events import Recorder
@@ -75,7 +75,7 @@ class Operator:
         self._elector: Elector | None = None
         self._kube: Kube | None = None
         self._metrics = Metrics(self._cluster, self._state)
-        self._budget = Budget(self._rates, self._metrics.held_back)
+        self._budget = Budget(lambda kind: rates(self.config.azure.budget, kind), self._metrics.held_back)
         self._queue.crowded = self._budget.give_way
 
     async def run(self) -> None:
@@ -281,11 +281,6 @@ class Operator:
         elif not waiting and record.waiting_since is not None:
             self._metrics.granted(now - record.waiting_since)
             record.waiting_since = None
-
-    def _rates(self, kind: Kind) -> tuple[float, float]:
-        budget = self.config.azure.budget
-        allowance = budget.reads if kind is Kind.READ else budget.writes
-        return allowance.per_second, float(allowance.burst)
 
     @property
     def _leads(self) -> bool:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from vnetpods_operator import config
 from vnetpods_operator.caller import Caller, GaveWay, Priority, caller
 from vnetpods_operator.errors import Throttled
 
@@ -37,6 +38,12 @@ class Kind(StrEnum):
 
     READ = "read"
     WRITE = "write"
+
+
+def rates(configured: config.Budget, kind: Kind) -> tuple[float, float]:
+    """Requests per second, and how many at once."""
+    allowance = configured.reads if kind is Kind.READ else configured.writes
+    return allowance.per_second, float(allowance.burst)
 
 
 @dataclass(slots=True)

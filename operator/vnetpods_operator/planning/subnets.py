@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vnetpods_operator.planning import model
 from vnetpods_operator.planning.machine import ENTRIES_PER_NIC
 
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
@@ -23,6 +24,10 @@ class Limits:
     grow_most: int = ENTRIES_PER_NIC
     refusals: int = 0
     blocks_after: float = 0.0
+
+    def on(self, view: model.Nic) -> model.Nic:
+        """A NIC in such a subnet."""
+        return replace(view, grow_after=self.grow_after, grow_most=self.grow_most, blocks_after=self.blocks_after)
 
 
 class Subnets:

@@ -27,6 +27,7 @@ from vnetpods_operator.planning.release_request import acknowledged
 from vnetpods_operator.planning.subnets import Subnets
 from vnetpods_operator.planning.trail import Trail
 from vnetpods_operator.reconcile.status import PREFIXES_MOST
+from vnetpods_operator.reconcile.writing import Usages
 from vnetpods_operator.state.cluster import ClusterState, NodeState
 
 log = structlog.get_logger()
@@ -35,7 +36,7 @@ SURPRISED_SECONDS = 0.5
 """How long to wait before something surprising is read again."""
 
 
-class Networks(Protocol):
+class Networks(Usages, Protocol):
     """What is known of virtual networks (see vnetpods_operator.azure.networks). None of it fails: it knows or it
     doesn't.
     """
@@ -45,9 +46,6 @@ class Networks(Protocol):
 
     def direct(self, subnet: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
         """Address space of the subnet's VNet, and of its peers, as far as it was read."""
-
-    async def left(self, subnet: str) -> int | None:
-        """How many addresses Azure says are left."""
 
 
 @dataclass(slots=True)
@@ -210,17 +208,10 @@ class Observer:
 
     def _limited(self, view: model.Nic, subnet: str, look: Look) -> model.Nic:
         """With what was learned about the subnet and the machine."""
-        limits = self._subnets.limits(subnet)
         exclude, barred = look.record.barred.get(view.name, (None, 0))
         slots = 0 if self._clock() < look.record.full_until else view.slots
-        return replace(
-            view,
-            grow_after=limits.grow_after,
-            grow_most=limits.grow_most,
-            blocks_after=limits.blocks_after,
-            slots=slots,
-            barred=barred if exclude == look.naming.exclude else 0,
-        )
+        limited = self._subnets.limits(subnet).on(view)
+        return replace(limited, slots=slots, barred=barred if exclude == look.naming.exclude else 0)
 
 
 def _surprising(pool: NodeIPPool, nics: tuple[Nic, ...], trail: Trail) -> bool:

@@ -36,6 +36,7 @@ from vnetpods_operator.reconcile.ensure_pool import adopted, fresh
 from vnetpods_operator.reconcile.observe import Look, Observer, unconfirmed
 from vnetpods_operator.reconcile.parts import Outcome, Parts
 from vnetpods_operator.reconcile.unfinished import cut_short
+from vnetpods_operator.reconcile.writing import Writer
 from vnetpods_operator.state.cluster import NodeState
 
 ATTEMPTS = 5
@@ -57,6 +58,7 @@ class Reconciler:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._observer = Observer(parts.subnets, parts.networks, parts.cluster, self._now)
+        self._writer = Writer(parts.subnets, parts.networks, parts.random)
 
     async def reconcile(self, name: str) -> Outcome:
         """One look; see the module's text."""
@@ -193,19 +195,10 @@ class Reconciler:
             nic = written[change.nic]
             if look.record.caller.outdated():
                 raise GaveWay
-            try:
-                written[nic.name] = await look.machine.write(nic, change)
-            except errors.Changed:
-                await asyncio.sleep(self._jitter(0.1))
-                return errors.Busy("somebody else changed the NIC each time it was to be written", "Changed")
-            except (errors.SubnetFull, errors.Refused) as error:
-                if change.blocks:  # which code says that no aligned block is free is not documented
-                    self._parts.subnets.no_blocks(nic.subnet, self._now())
-                elif isinstance(error, errors.SubnetFull):
-                    await self._subnet_full(look, nic, change, error)
-                else:
-                    raise
-                return error
+            answer = await self._writer.write(look.machine, nic, change, {"node": look.node.name})
+            if isinstance(answer, errors.AzureError):
+                return answer
+            written[nic.name] = answer
             reach(OperatorPoint.NIC_WRITTEN)
             look.record.trail.wrote(nic, change, written[nic.name].carries)
             self._done(look, nic, change)
@@ -216,20 +209,6 @@ class Reconciler:
         look.nics = nics
         await self._observer.from_azure(look)
         return None
-
-    async def _subnet_full(self, look: Look, nic: Nic, change: Change, error: errors.SubnetFull) -> None:
-        asked = change.add + model.BLOCK * change.blocks + len(change.restore)
-        left = await self._parts.networks.left(nic.subnet)
-        limits = self._parts.subnets.refused(nic.subnet, asked, left, self._now())
-        log.warning(
-            "subnet full",
-            node=look.node.name,
-            subnet=nic.subnet,
-            asked=asked,
-            left=left,
-            again_in=round(max(0.0, limits.grow_after - self._now())),
-            error=str(error),
-        )
 
     def _done(self, look: Look, nic: Nic, change: Change) -> None:
         """A write worked."""
