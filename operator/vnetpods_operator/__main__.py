@@ -1,5 +1,6 @@
 """`vnetpods-operator --config FILE [--kubeconfig FILE]`: reads the configuration, sets up logs, runs the operator.
 
+`vnetpods-operator nic …` is a command of its own, see vnetpods_operator.nic.
 Exit codes: 0 told to stop · 1 something failed · 2 bad arguments or configuration · 3 the Lease was lost.
 """
 
@@ -23,14 +24,23 @@ QUIET = ("azure", "kopf", "aiohttp.access", "msal")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The process's entry point."""
-    parser = argparse.ArgumentParser(prog="vnetpods-operator", description="Gives nodes' NICs addresses for pods.")
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["nic"]:
+        from vnetpods_operator.nic import command  # noqa: PLC0415 - the SDK; --check does without
+
+        return command.main(words[1:])
+    parser = argparse.ArgumentParser(
+        prog="vnetpods-operator",
+        description="Gives nodes' NICs addresses for pods.",
+        epilog="For one VM without a cluster: vnetpods-operator nic --help",
+    )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="configuration, see docs/operator.md"
     )
     parser.add_argument("--version", action="version", version=f"vnetpods-operator {VERSION}")
     parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="instead of the cluster we run in")
     parser.add_argument("--check", action="store_true", help="only check the configuration")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     try:
         config = configuration.load(given.config)
         if given.kubeconfig is not None:
