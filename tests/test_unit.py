@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from tests import pace
+from tests import pace, unit
 from tests.kube.machine import Identity
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +45,26 @@ def test_lasts(up):
 def runner(folder: Path) -> subprocess.Popen[str]:
     """Starts it with a part for each file in the folder."""
     return subprocess.Popen([sys.executable, "-c", RUNNER, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def files_of(arguments: Sequence[str]) -> list[Path]:
+    """As pytest takes them: `--ignore` counts for what it finds in folders, not for files that are named."""
+    ignored = [argument.partition("=")[2] for argument in arguments if argument.startswith("--ignore")]
+    found: list[Path] = []
+    for argument in (argument for argument in arguments if not argument.startswith("-")):
+        for path in ROOT.glob(argument):
+            inside = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+            found += [
+                file
+                for file in inside
+                if path.is_file() or not any(file.match(i) or ROOT / i in file.parents for i in ignored)
+            ]
+    return found
+
+
+def test_every_file_of_tests_is_in_one_part() -> None:
+    taken = Counter(chain.from_iterable(map(files_of, unit.PARTS.values())))
+    assert taken == Counter((ROOT / "tests").rglob("test_*.py"))
 
 
 def test_every_part_is_shown_and_one_that_fails_fails_all(tmp_path: Path) -> None:
