@@ -1,4 +1,4 @@
-"""What both programs' configuration files have in common: durations, and what is said of a mistake.
+"""What both programs' configuration files have in common: durations, ranges, and what is said of a mistake.
 
 `file: key: value: what is expected`, with the choices where there are few.
 """
@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from msgspec import inspect
+
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_CIDR = rf"^({_OCTET}[.]){{3}}{_OCTET}/(3[0-2]|[12]?[0-9])$"
+CIDR = Annotated[str, msgspec.Meta(pattern=_CIDR)]
+"""A range of IPv4 addresses."""
 
 
 class Duration(float):
@@ -56,7 +61,8 @@ def explain(error: msgspec.ValidationError, raw: Any, source: str, config: type,
     """`document` describes the keys of `config`; `raw` is what was read from `source`."""
     found = _WHERE.match(str(error))
     assert found is not None
-    what, where = found["what"], (found["where"] or "$").removeprefix("$").lstrip(".")
+    what = found["what"].replace(f"`str` matching regex {_CIDR!r}", "a CIDR such as `10.0.0.0/8`")
+    where = (found["where"] or "$").removeprefix("$").lstrip(".")
     if unknown := _UNKNOWN.search(what):
         key = f"{where}.{unknown['key']}".lstrip(".")
         return f"{source}: {key}: unknown key; {document} lists the known ones"

@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from vnetpods_api import Sizing
-from vnetpods_kit.config import Duration, explain
+from vnetpods_kit.config import CIDR, Duration, explain
 
 
 class ConfigError(Exception):
@@ -66,10 +66,6 @@ class _Section(msgspec.Struct, rename="camel", forbid_unknown_fields=True, froze
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
-_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-_CIDR = rf"^({_OCTET}[.]){{3}}{_OCTET}/(3[0-2]|[12]?[0-9])$"
-CIDR = Annotated[str, msgspec.Meta(pattern=_CIDR)]
-
 
 Place = Annotated[str, msgspec.Meta(pattern=r"^[^:]*:[0-9]+$")]
 
@@ -307,8 +303,7 @@ def parse(raw: Any, source: str) -> Config:
     try:
         return msgspec.convert({} if raw is None else raw, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        said = explain(error, raw, source, Config, "docs/operator.md")
-        raise ConfigError(said.replace(f"`str` matching regex {_CIDR!r}", "a CIDR such as `10.0.0.0/8`")) from error
+        raise ConfigError(explain(error, raw, source, Config, "docs/operator.md")) from error
 
 
 def _decode(type_: type, value: Any) -> Any:
