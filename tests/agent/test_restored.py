@@ -305,7 +305,8 @@ async def test_killed_where_an_operator_confirms(operator: Operator, tmp_path: P
     """As `test_crash`, with a view and reports that somebody remembers: what was promised stays so, whoever asks."""
     async with node_of(operator, tmp_path) as node:
         view = await serving(operator, node, FIVE, SIX)
-        await until(lambda: view.encode() in (node.state / "pool.json").read_bytes())
+        saved = node.state / "pool.json"
+        await until(lambda: saved.exists() and view.encode() in saved.read_bytes())
         held = await node.add("c1", node.sandbox("p-c1"))
         await node.stop()
         await node.start(fault=point, serving=False)
