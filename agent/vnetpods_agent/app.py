@@ -45,6 +45,7 @@ from vnetpods_agent.ipam.sweeper import LEAKED, Sweep, Sweeper
 from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_agent.kube import KubeApi, from_kubeconfig, in_cluster
 from vnetpods_agent.sync.file import FileSource
+from vnetpods_agent.sync.imds import ImdsSource
 from vnetpods_agent.sync.nodeippool import NodeIPPoolSource
 from vnetpods_agent.sync.operator_watch import OperatorWatch
 from vnetpods_agent.sync.pool_sync import NicLimits, Parts, PoolSync
@@ -74,10 +75,8 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
-        api = None if config.source.file else _api(config)
-        self.source: AddressSource = (
-            FileSource(config.source.file) if config.source.file else NodeIPPoolSource(api or _api(config), config.node)
-        )
+        api = _api(config) if config.source.is_kubernetes else None
+        self.source = self._source(api)
         self.events = Events(api, config.node)
         self.ledger = Ledger(
             config.paths.ledger, notify=lambda reason, message: self.events.say(Event(reason, message))
@@ -151,6 +150,15 @@ class Agent:
         self._lacking = ""  # what was wrong with the ledger at the start
         self._unmet = "the interfaces of running pods have not been looked at yet"  # empty once they were
 
+    def _source(self, api: KubeApi | None) -> AddressSource:
+        source = self.config.source
+        if api is not None:
+            return NodeIPPoolSource(api, self.config.node)
+        if source.imds:
+            return ImdsSource(source.imds, lambda: self.listener.interfaces, lambda: self.limits.absent)
+        assert source.file
+        return FileSource(source.file)
+
     # what the parts ask each other
 
     def unfit(self) -> str:
@@ -198,10 +206,13 @@ class Agent:
         return f"the NIC with the MAC {macs} is gone from this machine at present"
 
     def _elsewhere(self) -> frozenset[Address]:
-        """Addresses on the host's own interfaces, of NICs that this machine doesn't have, and those that can't be any
-        pod's.
+        """Addresses on the host's own interfaces, of NICs that this machine doesn't have, those that can't be any
+        pod's, and those of which the source isn't sure.
         """
-        return self.host.held_by_host() | self.pool.of(self.limits.absent) | self.listener.screened.refused
+        listener = self.listener
+        return (
+            self.host.held_by_host() | self.pool.of(self.limits.absent) | listener.screened.refused | listener.withheld
+        )
 
     def _waits_long(self, wanted: AttachRequest, cause: str) -> None:
         self.operator.waits(wanted.pod)

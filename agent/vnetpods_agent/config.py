@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from vnetpods_kit.config import Duration, explain
+from vnetpods_kit.config import CIDR, Duration, explain
 
 
 class Seconds(Duration):
@@ -41,6 +41,13 @@ class Patience(Period):
     LEAST = 1
 
 
+class Interval(Period):
+    """Of questions to a service that answers five a second."""
+
+    __slots__ = ()
+    LEAST = 1
+
+
 class ConfigError(Exception):
     """The file can't be used; says which key of which file, what it holds and what was expected."""
 
@@ -55,14 +62,30 @@ class Kubernetes(_Section, kw_only=True, frozen=True):
     kubeconfig: Path | None = None
 
 
+class Imds(_Section, kw_only=True, frozen=True):
+    """Instance metadata. `direct_cidrs`: destinations reached under the pod's own address, beside the NICs' subnets;
+    metadata doesn't know the VNet, and Azure routes no private destination but to VNets and what is joined to them.
+    """
+
+    interval: Interval = Interval(15)
+    direct_cidrs: tuple[CIDR, ...] = msgspec.field(
+        default=("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"), name="directCIDRs"
+    )
+
+
 class Source(_Section, kw_only=True, frozen=True):
-    """Where addresses come from: `file` (a NodeIPPool's status as YAML or JSON), else the Kubernetes API.
+    """Where addresses come from: `file` (a NodeIPPool's status as YAML or JSON) or `imds`, else the Kubernetes API.
     `confirmation`: seconds to wait for the operator to confirm the list (see `trust`).
     """
 
     kubernetes: Kubernetes = Kubernetes()
     file: Path | None = None
+    imds: Imds | None = None
     confirmation: Seconds = Seconds(60)
+
+    @property
+    def is_kubernetes(self) -> bool:
+        return self.file is None and self.imds is None
 
 
 class Paths(_Section, kw_only=True, frozen=True):
@@ -146,7 +169,9 @@ def load(path: Path, environment: dict[str, str] | None = None) -> Config:
     if not config.node:
         name = (os.environ if environment is None else environment).get("NODE_NAME", "")
         config = msgspec.structs.replace(config, node=name)
-    if not config.node and config.source.file is None:
+    if config.source.file and config.source.imds:
+        raise ConfigError(f"{path}: source: `file` and `imds` both say where addresses come from; keep one of them")
+    if not config.node and config.source.is_kubernetes:
         raise ConfigError(f"{path}: node: is missing, and so is the environment variable NODE_NAME")
     return config
 

@@ -149,7 +149,7 @@ class Machine:
             else:
                 await asyncio.gather(carry(reader, outer), carry(inner, writer))
 
-        self.door = await asyncio.start_server(enter, sock=_listening_in(self.name, port))
+        self.door = await asyncio.start_server(enter, sock=listening_in(self.name, port))
         return server.admin_kubeconfig
 
     def disconnect(self) -> None:
@@ -339,7 +339,7 @@ class Machine:
         return list(json.loads(_ip(f"-n {self.name} -j {what}") or "[]"))
 
 
-def _listening_in(netns: str, port: int) -> socket.socket:
+def listening_in(netns: str, port: int, address: str = "127.0.0.1") -> socket.socket:
     """A socket belongs to the namespace that it was made in, whoever uses it."""
     made: list[socket.socket] = []
 
@@ -347,7 +347,7 @@ def _listening_in(netns: str, port: int) -> socket.socket:
         with Path(f"/run/netns/{netns}").open() as there:
             if ctypes.CDLL(None, use_errno=True).setns(there.fileno(), 0):
                 raise OSError(ctypes.get_errno(), f"setns {netns}")
-        made.append(socket.create_server(("127.0.0.1", port)))
+        made.append(socket.create_server((address, port)))
 
     thread = threading.Thread(target=make)  # which ends with it
     thread.start()

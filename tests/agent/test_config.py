@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetpods_agent.config import Config, ConfigError, load
+from vnetpods_agent.config import Config, ConfigError, Imds, Interval, load
 
 
 def written(folder: Path, text: str) -> Path:
@@ -39,6 +39,13 @@ def test_keys(tmp_path: Path) -> None:
     assert config.source.file == Path("/tmp/pool.yaml")
 
 
+def test_instance_metadata_as_the_source(tmp_path: Path) -> None:
+    """It needs no node's name."""
+    assert load(written(tmp_path, "source: {imds: {}}"), {}).source.imds == Imds(interval=Interval(15))
+    imds = load(written(tmp_path, "source: {imds: {interval: 1m, directCIDRs: [10.8.0.0/16]}}"), {}).source.imds
+    assert imds == Imds(interval=Interval(60), direct_cidrs=("10.8.0.0/16",))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -58,6 +65,17 @@ def test_keys(tmp_path: Path) -> None:
         pytest.param("chained: [portmap, 3]", "chained[1]: 3: Expected `str`", id="list-item"),
         pytest.param("- a", "the file: ['a']: Expected `object`", id="no-mapping"),
         pytest.param("a: [", "is not YAML", id="no-yaml"),
+        pytest.param(
+            "source: {imds: {}, file: /tmp/p}", "source: `file` and `imds` both say where addresses come from", id="two"
+        ),
+        pytest.param(
+            "source: {imds: {interval: 500ms}}", "source.imds.interval: '500ms': Expected a duration", id="too-often"
+        ),
+        pytest.param(
+            "source: {imds: {directCIDRs: [all]}}",
+            "source.imds.directCIDRs[0]: 'all': Expected a CIDR such as `10.0.0.0/8`",
+            id="range",
+        ),
         pytest.param("{}", "node: is missing, and so is the environment variable NODE_NAME", id="no-node"),
     ],
 )

@@ -99,6 +99,7 @@ class Cloud:
         raise NotImplementedError
 
     truth = True
+    lasting = True
 
     @property
     def trouble(self) -> str:

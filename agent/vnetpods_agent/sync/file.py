@@ -30,6 +30,7 @@ class FileSource:
     """An AddressSource."""
 
     truth = True
+    lasting = True
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -54,6 +54,7 @@ class NodeIPPoolSource:
     """An AddressSource. It owns the API session it is given."""
 
     truth = False
+    lasting = False
 
     def __init__(self, api: KubeApi, node: str) -> None:
         self._api = api

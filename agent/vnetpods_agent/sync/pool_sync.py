@@ -36,7 +36,7 @@ from vnetpods_agent.sync.reporter import Reporter
 from vnetpods_agent.sync.seal import Seal
 from vnetpods_agent.sync.source import AddressSource, Supply
 from vnetpods_agent.sync.trust import Trust
-from vnetpods_api import Status
+from vnetpods_api import Interface, Status
 from vnetpods_kit.atomicfile import save
 
 _HOST_STATE = 1.5
@@ -139,12 +139,18 @@ class PoolSync:
         self._parts = parts
         self._status = Status()
         self.screened = Screened()
+        self.withheld: frozenset[Address] = frozenset()
         self.macs: frozenset[str] = frozenset()  # of the NICs in what was read last, trusted or not
         self._pending: Supply | None = None  # read, and not trusted yet
         self._turn = asyncio.Lock()
         self._boot_id = ""
         self._saved: Saved | None = None
         self._seal = Seal(config.paths.socket.with_name("pool.seal"))
+
+    @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """The NICs whose addresses are in use."""
+        return self._status.interfaces
 
     @property
     def cause(self) -> str:
@@ -180,9 +186,10 @@ class PoolSync:
         fits = self._seal.fits(content)
         if here and fits:
             trust.resume(status.agent)
-        elif not trust.always:
+        elif not self._source.lasting:
             trust.why = "the state folder was put back as it once was" if here else "the machine has booted"
-            self._pending = Supply(status, live=False)
+            if not trust.always:  # else the source itself will say
+                self._pending = Supply(status, live=False)
             return
         try:
             await self._hear(Supply(status, live=False))
@@ -251,6 +258,7 @@ class PoolSync:
         # in one breath: an ADD that came in between could get an address that the host holds
         self._status, self.screened = status, screen(status.interfaces)
         if supply.interfaces:
+            self.withheld = supply.withheld
             parts.pool.supply(status.interfaces, status.release_request)
         settled = parts.reporter.settle()
         self._declare()
@@ -304,7 +312,7 @@ class PoolSync:
         for address in pool.missing():
             key = pool.holder(address)
             if key in attachments:
-                said = f"{address} is no longer on the NIC: the pod has no traffic until the operator has it back"
+                said = f"{address} is no longer on the NIC: the pod has no traffic until it is there again"
                 pod = attachments[key].pod
                 self._parts.events.say(Event("AddressMissing", said, pod if pod and pod.name else None))
 

@@ -1,8 +1,9 @@
 """Where addresses come from, and what is told back: the protocol between the agent and a pool of addresses.
 
 Decided here: nothing; these are the types. The event loop iterates `watch` for as long as the agent lives and calls
-`publish` from the reporter. Implementations: `nodeippool` (the Kubernetes API) and `filesource` (a file, for a machine
-without Kubernetes). They speak in terms of a NodeIPPool's status, since that is the contract with whoever fills it.
+`publish` from the reporter. Implementations: `nodeippool` (the Kubernetes API), and for a machine without
+Kubernetes `file` and `imds` (instance metadata). They speak in terms of a NodeIPPool's status, since that is the
+contract with whoever fills it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vnetpods_agent.attachment import Address
 from vnetpods_api import AgentReport, ConditionStatus, ConditionType, Interface, Status, Usage, find
 
 
@@ -28,12 +30,14 @@ class Supply:
 
     `live` is False for what an earlier process saved: good enough to go on giving out addresses (none leaves a NIC
     without this node's consent), but no step of the release handshake is taken on it. `acknowledged` is the last report
-    that the source was known to have when this was asked for, or told.
+    that the source was known to have when this was asked for, or told. `withheld` are listed addresses of which the
+    source isn't sure: a pod that holds one keeps it, and no other gets it.
     """
 
     status: Status
     live: bool = True
     acknowledged: AgentReport | None = None
+    withheld: frozenset[Address] = frozenset()
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
@@ -101,6 +105,13 @@ class AddressSource(Protocol):
     @property
     def truth(self) -> bool:
         """Whether what it says is right by definition, and nobody has to confirm it (see `trust`)."""
+        ...
+
+    @property
+    def lasting(self) -> bool:
+        """Whether what was saved of it, before a boot or with another state folder, is used until it speaks. If not, it
+        is used when nobody confirms the source's own list in time, and of a source that is the truth never.
+        """
         ...
 
     @property
