@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from vnetpods_api import Reason
 from vnetpods_operator import errors
 from vnetpods_operator.nic import order as ordering
 from vnetpods_operator.nic.order import Order, Repairs
@@ -62,8 +63,11 @@ class Filling:
         """Whether nothing is left to do."""
         await self._look()
         assert self.plan is not None
-        if not self.plan.changes:
+        if not self.plan.changes or self.plan.limit is Reason.NIC_FAILED:
             return True
+        if self.repairs.vain >= planner.HOPELESS:
+            text = f"ipConfigurations of {self._names} are Failed again after {self.repairs.vain} writes"
+            raise errors.Unavailable(text, "StillFailed")
         written = {nic.name: nic for nic in self.nics}
         for change in self.plan.changes:
             answer = await self._written(written[change.nic], change)
@@ -86,8 +90,9 @@ class Filling:
             if self._rests() or (self.plan is not None and self.plan.changes):
                 return
             if _now() > end:
-                names = ", ".join(nic.name for nic in self.nics)
-                raise errors.Unavailable(f"Azure works on {names} for {self.patience:.0f} s and more", "StillBusy")
+                raise errors.Unavailable(
+                    f"Azure works on {self._names} for {self.patience:.0f} s and more", "StillBusy"
+                )
             self.say("the machine's NICs are being changed or mended; waiting")
             assert self.plan is not None
             await asyncio.sleep(max(0.0, (self.plan.look_again or 0.0) - _now()))
@@ -100,6 +105,10 @@ class Filling:
         assert self.plan is not None
         waits = self.plan.look_again is not None and math.isfinite(self.plan.look_again)
         return not self.plan.changes and (not waits or self.plan.limit is not None)
+
+    @property
+    def _names(self) -> str:
+        return "NIC " + ", ".join(nic.name for nic in self.nics)
 
     async def _written(self, nic: Nic, change: Change) -> Nic | errors.AzureError:
         self.say(f"writing NIC {nic.name}: {_described(change)}")
@@ -118,7 +127,7 @@ class Filling:
     def _learn(self, change: Change, after: Nic) -> None:
         if change.add or change.blocks:
             self.writer.subnets.granted(after.subnet)
-        if after.state == "Failed":
+        if ordering.failed(after):
             vain = self.repairs.vain + 1
             wait = wait_after(errors.Busy(""), vain) if vain < planner.HOPELESS else math.inf
             self.repairs = Repairs(vain, _now() + wait)
@@ -133,7 +142,7 @@ class Filling:
                     raise errors.SignInRefused(str(error), error.code) from error
                 changed = error.code == "Changed"  # worth another look at once, unless reads are late
                 wait = wait_after(errors.Changed("") if changed else error, failures)
-                if wait > self.patience or error.code == "StillBusy":
+                if wait > self.patience or error.code in ("StillBusy", "StillFailed"):
                     raise
                 self.say(f"{error}; again in {round(wait, 1):g} s")
                 await asyncio.sleep(wait)

@@ -38,6 +38,11 @@ def ours(nic: Nic) -> list[Entry]:
     return [entry for entry in nic.entries if entry.ours and entry.address]
 
 
+def failed(nic: Nic) -> bool:
+    """Whether a write is due to mend it, or an entry of ours."""
+    return nic.state == "Failed" or any(entry.ours and entry.state == "Failed" for entry in nic.entries)
+
+
 def held(nics: Sequence[Nic]) -> int:
     """How many addresses of ours there are."""
     return model.count(entry.address or "" for nic in nics for entry in ours(nic))

@@ -148,7 +148,8 @@ def _words(card: Card, written: bool) -> Iterator[str]:
     if card.rewrite:
         yield f"  in state Failed: {'was' if written else would + 'be'} written again as it is"
     if card.subnet_left is not None:
-        yield f"  {_some(card.subnet_left, 'address')} left in the subnet, Azure says"
+        fewer = "" if written or card.subnet_left >= card.add else ": no more than these can be added"
+        yield f"  {_some(card.subnet_left, 'address')} left in the subnet, Azure says{fewer}"
     if card.add or card.remove:
         yield f"  {_some(card.after, 'address')} of ours {end}"
     elif not card.rewrite:
