@@ -30,6 +30,27 @@ except RuntimeError:
 """
 
 
+LIBRARIES = """
+import logging
+from vnetpods_kit import logs
+
+logs.configure("info", ["chatty"])
+logging.getLogger("chatty.part").info("each step of mine")
+logging.getLogger("chatty.part").warning("trouble with %s", "it")
+try:
+    {}["token"]
+except KeyError:
+    logging.getLogger("asyncio").exception("never retrieved")
+"""
+
+
+def test_what_libraries_log_goes_the_same_way() -> None:
+    said = subprocess.run([sys.executable, "-c", LIBRARIES], capture_output=True, text=True, check=True).stderr
+    trouble, failed = map(json.loads, said.splitlines())
+    assert (trouble["event"], trouble["level"], trouble["logger"]) == ("trouble with it", "warning", "chatty.part")
+    assert (failed["event"], failed["exception"][0]["exc_type"]) == ("never retrieved", "KeyError")
+
+
 def test_a_trace_tells_where_and_not_what_was_at_hand() -> None:
     said = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True, check=True).stderr
     line = json.loads(said)
