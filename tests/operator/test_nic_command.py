@@ -187,6 +187,7 @@ async def test_release_removes_what_is_in_excess_and_then_all(desk: Desk, vm: st
     dry = await desk.run(vm, 2, "--release")
     assert "  would remove 4 ipConfigurations: " in dry.out
     assert "Nobody is asked whether containers use" in dry.out
+    assert dry.out.endswith("Nothing was written; --write --yes does it.\n")
     assert desk.ours("w1-nic") == before
     ended = await desk.write(vm, 2, "--release", "--yes")
     assert [one["name"] for one in ended.nic["remove"]] == before[2:], "the last that were added"
@@ -280,6 +281,8 @@ async def test_a_nearly_full_subnet_whose_usage_may_not_be_read(desk: Desk) -> N
 
 async def test_a_role_without_the_right_to_write(desk: Desk, vm: str) -> None:
     desk.build.assign_role("operator", ["*/read"])
+    words = await desk.run(vm, 4, "--write")
+    assert words.out.endswith("  nothing was changed\n")
     ended = await desk.write(vm, 4)
     assert (ended.code, ended.json["error"]["reason"]) == (1, "Forbidden")
     assert f"needs {NIC_WRITE} on " in ended.told

@@ -120,19 +120,21 @@ def failure(problem: Problem) -> Failure:
 
 def text(result: Result, *, release: bool) -> str:
     """In words."""
-    lines = [line for card in result.nics for line in _words(card, result.written)]
+    lines = [line for card in result.nics for line in _words(card, result)]
     surplus = sum(card.after for card in result.nics) - result.count
-    if result.nics and surplus > 0:
+    if result.nics and surplus > 0 and result.error is None:
         why = "they are in /28 blocks, which can't be divided" if release else "--release removes them"
         lines.append(f"{surplus} more than the {result.count} that are asked for: {why}")
     if not result.written and any(card.remove for card in result.nics):
         lines.append("Nobody is asked whether containers use what would be removed: stop them first.")
-    if not result.written and any(card.add or card.remove or card.rewrite for card in result.nics):
+        lines.append("Nothing was written; --write --yes does it.")
+    elif not result.written and any(card.add or card.rewrite for card in result.nics):
         lines.append("Nothing was written; --write does it.")
     return "".join(line + "\n" for line in lines)
 
 
-def _words(card: Card, written: bool) -> Iterator[str]:
+def _words(card: Card, result: Result) -> Iterator[str]:
+    written = result.written
     would, end = ("", "now") if written else ("would ", "then")
     place = "/".join(card.subnet.split("/")[-3::2])
     there = f"{_some(card.before, 'address')} of ours, {_some(card.others, 'ipConfiguration')} of others"
@@ -153,7 +155,7 @@ def _words(card: Card, written: bool) -> Iterator[str]:
     if card.add or card.remove:
         yield f"  {_some(card.after, 'address')} of ours {end}"
     elif not card.rewrite:
-        yield "  nothing to do"
+        yield "  nothing to do" if result.error is None else "  nothing was changed"
 
 
 def _some(number: int, what: str) -> str:
