@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,18 @@ from tests.install import building
 REPOSITORY = Path(__file__).parents[2]
 built = pytest.mark.skipif(not building.ARCHIVE.exists(), reason=f"{building.ARCHIVE} is missing: make image")
 PROGRAMS = ("opt/vnetpods/bin/vnetpods-operator", "opt/vnetpods/bin/vnetpods-agent", "usr/libexec/vnetpods/shim")
+
+
+def test_every_package_of_the_wheel_is_sent_to_the_builder_and_copied() -> None:
+    """A room that is missing there is missed only when somebody builds the image."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    sent = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().split() if line.startswith("!")}
+    copied = set(re.findall(r"(?m)^COPY (?!--)(.+) \S+$", (REPOSITORY / "Dockerfile").read_text()))
+    for package in packages:
+        room = package.partition("/")[0]
+        assert room in sent
+        assert copied & {room, package}
 
 
 @built
