@@ -262,7 +262,7 @@ def test_a_proxy_is_not_asked_for_the_api_server() -> None:
         pytest.param({"operator": {"replicas": "two"}}, "replicas", id="wrong type"),
         pytest.param({"operator": {"replicas": 0}}, "replicas", id="too few"),
         pytest.param({"operator": {"config": {"grups": []}}}, "grups", id="unknown key of the operator's file"),
-        pytest.param({"operator": {"config": {"audit": 5}}}, "audit", id="a duration that is a number"),
+        pytest.param({"operator": {"config": {"audit": "5 minutes"}}}, "audit", id="a duration in words"),
         pytest.param({"operator": {"config": {"release": {"batch": 0}}}}, "batch", id="out of bounds"),
         pytest.param({"operator": {"config": {"directCIDRs": ["10.0.0.0"]}}}, "directCIDRs", id="no CIDR"),
         pytest.param({"agent": {"config": {"cooldown": "soon"}}}, "cooldown", id="the agent's file"),
