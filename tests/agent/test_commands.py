@@ -171,6 +171,15 @@ class TestDel:
             code, said = await cni.refused(Command.ADD, within=0.01)
             assert (code, "pod default/web-0 has to wait for the DELs" in said) == (11, True)
 
+    async def test_an_add_into_a_namespace_whose_former_container_is_in_the_spool_waits(self, tmp_path: Path) -> None:
+        async with plugin(tmp_path, "10.0.0.5", "10.0.0.6") as cni:
+            await cni.ok(Command.ADD)
+            cni.verbs.caught_up.clear()
+            other = {"CNI_CONTAINERID": "c2"}
+            code, said = await cni.refused(Command.ADD, env=other, within=0.01)
+            assert (code, "has to wait for the DELs" in said) == (11, True)
+            assert (await cni.ok(Command.ADD, env=other | {"CNI_NETNS": "/run/netns/n2"}))["ips"]
+
     async def test_a_newcomer_does_not_wait_for_the_spool(self, tmp_path: Path) -> None:
         """Its container isn't attached, so no DEL of before can be meant for what it gets."""
         async with plugin(tmp_path, "10.0.0.5") as cni:

@@ -151,9 +151,10 @@ class Commands:
 
     async def _spool_first(self, ask: _Ask) -> None:
         """An ADD that is repeated for a container keeps what is attached, which an earlier DEL in the spool would then
-        take from a pod that runs. What is attached anew is spared by DELs of before, so nobody else has to wait.
+        take from a pod that runs; and one into a namespace where such a DEL has left an interface would be refused.
+        What is attached anew is spared by DELs of before, so nobody else has to wait.
         """
-        if not self.attachments.of(ask.call.key.container_id, ask.call.key.ifname):
+        if self.caught_up.is_set() or not self._former(ask.call):
             return
         try:
             async with asyncio.timeout_at(ask.request.deadline):
@@ -161,6 +162,13 @@ class Commands:
         except TimeoutError:
             said = f"{_whose(ask.request)} has to wait for the DELs that came while no agent ran"
             raise CniError(Code.TRY_AGAIN_LATER, said, "they are being done") from None
+
+    def _former(self, call: protocol.Call) -> bool:
+        """Whether the container, or another one in the same namespace, is attached under that interface name."""
+        key = call.key
+        known = self.attachments.by_key.items()
+        there = any(a.netns == call.netns and k.ifname == key.ifname for k, a in known)
+        return there or bool(self.attachments.of(key.container_id, key.ifname))
 
     async def _guard_first(self, ask: _Ask) -> None:
         """Without the rule set a pod would reach what is the node's alone."""

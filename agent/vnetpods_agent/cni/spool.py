@@ -2,8 +2,8 @@
 
 The shim writes a file (temporary name, fsync, rename, fsync of the folder), here it is read, handed to the same handler
 as a live call, and unlinked once that has succeeded. `run` is a task in the event loop. Live calls are served
-meanwhile, but an ADD that is repeated for an attached container waits until the first round is through (`caught_up`):
-it mustn't overtake an old DEL of that container.
+meanwhile, but an ADD of an attached container, or into the namespace of one, waits until the first round is through
+(`caught_up`): it mustn't overtake an old DEL.
 
 After a crash at any point a file is still there or its DEL is done; a DEL done twice changes nothing. A file that
 will never succeed (cut, zeroed by a power cut, of a call that says no container) is set aside as `.bad`,
