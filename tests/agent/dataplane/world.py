@@ -178,7 +178,11 @@ def caller_seen(
         caller = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     with listener, caller:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("0.0.0.0", port))
+        for _ in range(50):  # the listener of the call before may not be gone yet
+            with contextlib.suppress(OSError):
+                listener.bind(("0.0.0.0", port))
+                break
+            time.sleep(0.1)
         listener.listen()
         listener.settimeout(timeout)
         caller.settimeout(timeout)
