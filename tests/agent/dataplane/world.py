@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import itertools
 import os
 import re
@@ -159,6 +160,22 @@ def eventually(claim: Callable[[], object], seconds: float = 5.0) -> None:
         time.sleep(0.05)
 
 
+def listening(port: int) -> socket.socket:
+    """A TCP server in the namespace of the calling thread. Raises OSError.
+
+    The listener of a call before is closed, but a program that another thread starts meanwhile holds a copy of it until
+    its exec: then the port is in use for a moment longer.
+    """
+    deadline = time.monotonic() + pace.stretched(5.0)
+    while True:
+        try:
+            return socket.create_server(("", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
 def caller_seen(
     client: str,
     server: str,
@@ -173,17 +190,10 @@ def caller_seen(
     None when nothing got through. `dialled`: the port the client asks for, if something leads it to the server's.
     """
     with inside(server):
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener = listening(port)
     with inside(client):
         caller = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     with listener, caller:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        for _ in range(50):  # the listener of the call before may not be gone yet
-            with contextlib.suppress(OSError):
-                listener.bind(("0.0.0.0", port))
-                break
-            time.sleep(0.1)
-        listener.listen()
         listener.settimeout(timeout)
         caller.settimeout(timeout)
         try:
@@ -206,7 +216,7 @@ AMOUNT = 1 << 18
 def carried(client: str, server: str, address: str, timeout: float = 2.0) -> int:
     """How many of AMOUNT bytes reach a TCP server in one go: full-sized packets, unlike a handshake."""
     with inside(server):
-        listener = socket.create_server(("", 80))
+        listener = listening(80)
     with inside(client):
         caller = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     with listener, caller:
