@@ -23,8 +23,8 @@ import msgspec.inspect as types
 import yaml
 
 from vnetpods_agent.config import Config as AgentConfig
-from vnetpods_kit.config import Duration as AgentDuration
-from vnetpods_operator.config import AddressRange, Duration
+from vnetpods_kit.config import Duration
+from vnetpods_operator.config import AddressRange
 from vnetpods_operator.config import Config as OperatorConfig
 
 CHART = Path(__file__).parent / "vnetpods"
@@ -95,7 +95,7 @@ def schema_of(type_: types.Type) -> dict[str, Any]:  # noqa: C901, PLR0911 - one
         case types.StructType(fields=fields):
             return _closed({field.encode_name: schema_of(field.type) for field in fields})
         case types.CustomType(cls=cls):
-            return _duration(cls) if issubclass(cls, AgentDuration) else CUSTOM[_known(cls)]
+            return _duration(cls) if issubclass(cls, Duration) else CUSTOM[_known(cls)]
         case types.StrType(pattern=pattern, max_length=longest):
             return _without_none({"type": "string", "pattern": pattern, "maxLength": longest})
         case types.BoolType():
@@ -121,7 +121,7 @@ def _known(cls: type) -> type:
     return next(base for base in cls.__mro__ if base in CUSTOM)
 
 
-def _duration(cls: type[AgentDuration]) -> dict[str, Any]:
+def _duration(cls: type[Duration]) -> dict[str, Any]:
     most = None if math.isinf(cls.MOST) else cls.MOST
     return {"anyOf": [CUSTOM[Duration], _without_none({"type": "number", "minimum": cls.LEAST, "maximum": most})]}
 

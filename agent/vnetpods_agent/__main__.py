@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnetpods_agent.config import Config, ConfigError, load
+from vnetpods_agent.config import Config, load
 from vnetpods_api.version import VERSION
 from vnetpods_kit import logs
+from vnetpods_kit.config import ConfigError
 
 _USAGE_ERROR = 2
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from vnetpods_kit.config import CIDR, Duration, explain
+from vnetpods_kit.config import CIDR, ConfigError, Duration, Section, content, explain
 
 
 class Seconds(Duration):
@@ -48,21 +48,13 @@ class Interval(Period):
     LEAST = 1
 
 
-class ConfigError(Exception):
-    """The file can't be used; says which key of which file, what it holds and what was expected."""
-
-
-class _Section(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Keys in camelCase, unknown ones refused."""
-
-
-class Kubernetes(_Section, kw_only=True, frozen=True):
+class Kubernetes(Section, kw_only=True, frozen=True):
     """`kubeconfig`: a file as kubectl reads it; without it the pod's ServiceAccount is used."""
 
     kubeconfig: Path | None = None
 
 
-class Imds(_Section, kw_only=True, frozen=True):
+class Imds(Section, kw_only=True, frozen=True):
     """Instance metadata. `direct_cidrs`: destinations reached under the pod's own address, beside the NICs' subnets;
     metadata doesn't know the VNet, and Azure routes no private destination but to VNets and what is joined to them.
     """
@@ -73,7 +65,7 @@ class Imds(_Section, kw_only=True, frozen=True):
     )
 
 
-class Source(_Section, kw_only=True, frozen=True):
+class Source(Section, kw_only=True, frozen=True):
     """Where addresses come from: `file` (a NodeIPPool's status as YAML or JSON) or `imds`, else the Kubernetes API.
     `confirmation`: seconds to wait for the operator to confirm the list (see `trust`).
     """
@@ -88,7 +80,7 @@ class Source(_Section, kw_only=True, frozen=True):
         return self.file is None and self.imds is None
 
 
-class Paths(_Section, kw_only=True, frozen=True):
+class Paths(Section, kw_only=True, frozen=True):
     """Files on the node. `shim` is the program to install, for this machine's architecture; nothing is installed
     without it. `sysctl`: where the network settings of /proc/sys/net can be written; in a container that is a mount.
     """
@@ -114,14 +106,14 @@ class Paths(_Section, kw_only=True, frozen=True):
         return self.state / "spool"
 
 
-class Http(_Section, kw_only=True, frozen=True):
+class Http(Section, kw_only=True, frozen=True):
     """Metrics and health. Port 0: any free one, which the log names."""
 
     address: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9809
 
 
-class Operator(_Section, kw_only=True, frozen=True):
+class Operator(Section, kw_only=True, frozen=True):
     """The operator's Lease, which is read while pods wait; without `lease` it isn't. `patience`: seconds for which it
     may go unrenewed.
     """
@@ -131,7 +123,7 @@ class Operator(_Section, kw_only=True, frozen=True):
     patience: Period = Period(60)
 
 
-class Config(_Section, kw_only=True, frozen=True):
+class Config(Section, kw_only=True, frozen=True):
     """Everything. `cooldown`: seconds an address rests after its pod; `report_interval`: between reports that nobody
     waits for.
     """
@@ -154,14 +146,7 @@ class Config(_Section, kw_only=True, frozen=True):
 
 def load(path: Path, environment: dict[str, str] | None = None) -> Config:
     """Raises ConfigError."""
-    import yaml  # noqa: PLC0415 - only where it is needed
-
-    try:
-        document = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    document = content(path)
     try:
         config = msgspec.convert({} if document is None else document, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:

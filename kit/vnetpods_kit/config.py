@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
@@ -15,6 +16,14 @@ _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _CIDR = rf"^({_OCTET}[.]){{3}}{_OCTET}/(3[0-2]|[12]?[0-9])$"
 CIDR = Annotated[str, msgspec.Meta(pattern=_CIDR)]
 """A range of IPv4 addresses."""
+
+
+class ConfigError(Exception):
+    """The file can't be used; says which key of which file, what it holds and what was expected."""
+
+
+class Section(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Keys in camelCase, unknown ones refused."""
 
 
 class Duration(float):
@@ -50,6 +59,18 @@ class Duration(float):
         if seconds > cls.MOST:
             raise ValueError(f"Expected a duration of at most {cls.MOST:g} s")
         return cls(seconds)
+
+
+def content(path: Path) -> Any:
+    """What the YAML file holds. Raises ConfigError."""
+    import yaml  # noqa: PLC0415 - only where it is needed
+
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
 
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)

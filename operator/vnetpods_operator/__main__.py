@@ -16,6 +16,7 @@ import structlog
 
 from vnetpods_api.version import VERSION
 from vnetpods_kit import logs
+from vnetpods_kit.config import ConfigError
 from vnetpods_operator import config as configuration
 
 QUIET = ("azure", "kopf", "aiohttp.access", "msal")
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = configuration.load(given.config)
         if given.kubeconfig is not None:
             configuration.readable(given.kubeconfig)
-    except configuration.ConfigError as error:
+    except ConfigError as error:
         print(f"vnetpods-operator: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
         return 2
     if given.check:

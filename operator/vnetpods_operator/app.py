@@ -23,11 +23,12 @@ import msgspec
 import structlog
 
 from vnetpods_api import NodeIPPool, Reason
+from vnetpods_kit.config import ConfigError
 from vnetpods_operator import azure, health, proxies
 from vnetpods_operator import config as configuration
 from vnetpods_operator import kube as kubernetes
 from vnetpods_operator.azure.budget import Budget, rates
-from vnetpods_operator.config import Config, ConfigError
+from vnetpods_operator.config import Config
 from vnetpods_operator.election import Elector, exit_now
 from vnetpods_operator.events import Recorder
 from vnetpods_operator.kube import Kube, KubeError

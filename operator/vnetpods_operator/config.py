@@ -14,14 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 
 from vnetpods_api import Sizing
-from vnetpods_kit.config import CIDR, Duration, explain
-
-
-class ConfigError(Exception):
-    """The configuration file can't be used; the text says file, key, value and what is expected."""
+from vnetpods_kit.config import CIDR, ConfigError, Duration, Section, content, explain
 
 
 class Interval(Duration):
@@ -60,10 +55,6 @@ class AddressRange(str):
         return self._bounds(self)
 
 
-class _Section(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Common settings of every section: camelCase, unknown keys refused."""
-
-
 Count = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -74,7 +65,7 @@ Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-class Expression(_Section, frozen=True):
+class Expression(Section, frozen=True):
     """One requirement on labels, as in a Kubernetes LabelSelector."""
 
     key: str
@@ -94,10 +85,10 @@ class Expression(_Section, frozen=True):
                 return value is None
 
 
-class Selector(_Section, frozen=True):
+class Selector(Section, frozen=True):
     """Which Nodes; empty means all. The form is that of a Kubernetes LabelSelector."""
 
-    match_labels: dict[str, str] = {}
+    match_labels: dict[str, str] = msgspec.field(default_factory=dict)
     match_expressions: tuple[Expression, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
@@ -106,7 +97,7 @@ class Selector(_Section, frozen=True):
         )
 
 
-class Group(_Section, frozen=True):
+class Group(Section, frozen=True):
     """How many addresses the Nodes that match `nodes` get. Units: addresses."""
 
     nodes: Selector = Selector()
@@ -135,7 +126,7 @@ class Group(_Section, frozen=True):
         return msgspec.structs.replace(self, **said)
 
 
-class Release(_Section, frozen=True):
+class Release(Section, frozen=True):
     """When addresses that nobody needs go back to the subnet."""
 
     after: Duration = Duration(600)
@@ -146,13 +137,13 @@ class Release(_Section, frozen=True):
     """How long to wait for an agent that does not answer, and before an address that a pod kept is asked for again."""
 
 
-class Interfaces(_Section, frozen=True):
+class Interfaces(Section, frozen=True):
     """Which NICs of a machine carry pod addresses: the primary, and those that match one of these."""
 
     primary: bool = True
     names: tuple[str, ...] = ()
     """Shell patterns for NIC names."""
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = msgspec.field(default_factory=dict)
     """Tags that a NIC must all have."""
 
     def chosen(self, name: str, primary: bool, tags: Mapping[str, str]) -> bool:
@@ -163,7 +154,7 @@ class Interfaces(_Section, frozen=True):
         return by_name or by_tag
 
 
-class Machines(_Section, frozen=True):
+class Machines(Section, frozen=True):
     """Which machines a Node may name: whoever may register a Node chooses its providerID."""
 
     resource_groups: tuple[str, ...] = ()
@@ -182,14 +173,14 @@ class Machines(_Section, frozen=True):
         )
 
 
-class Allowance(_Section, frozen=True):
+class Allowance(Section, frozen=True):
     """One token bucket: requests per second in the long run, and how many at once after a rest."""
 
     per_second: Rate
     burst: Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Budget(_Section, frozen=True):
+class Budget(Section, frozen=True):
     """Requests to ARM, per subscription.
 
     Microsoft.Network allows 33 reads and 3.3 writes per second in the long run, to everybody in it together.
@@ -199,7 +190,7 @@ class Budget(_Section, frozen=True):
     writes: Allowance = Allowance(per_second=2, burst=40)
 
 
-class Azure(_Section, frozen=True):
+class Azure(Section, frozen=True):
     """Where ARM is and how it is used. Credentials: azure-identity's default chain."""
 
     endpoint: Annotated[str, msgspec.Meta(pattern="^https?://[^/]+/?$")] = "https://management.azure.com"
@@ -217,7 +208,7 @@ class Azure(_Section, frozen=True):
     """Other than the SDK's own, for clouds that lag behind."""
 
 
-class Election(_Section, frozen=True):
+class Election(Section, frozen=True):
     """The Lease that makes one of several operators the leader."""
 
     namespace: str = "kube-system"
@@ -233,7 +224,7 @@ class Election(_Section, frozen=True):
             raise ValueError(f"Expected `retry` < `renew` < `duration`, got {got}")
 
 
-class Agents(_Section, frozen=True):
+class Agents(Section, frozen=True):
     """The agents' Pods, whose Ready conditions tell which of them are there. Without namespace only the Nodes tell."""
 
     namespace: str = ""
@@ -242,7 +233,7 @@ class Agents(_Section, frozen=True):
     """How long an agent may be unwell and write nothing before it is taken to be silent."""
 
 
-class Config(_Section, frozen=True):
+class Config(Section, frozen=True):
     """The whole file."""
 
     listen: Place = "0.0.0.0:9461"
@@ -281,13 +272,7 @@ class Config(_Section, frozen=True):
 
 def load(path: Path) -> Config:
     """The file's content; ConfigError when it can't be used."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
-    return parse(raw, str(path))
+    return parse(content(path), str(path))
 
 
 def readable(path: Path) -> None:

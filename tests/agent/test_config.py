@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vnetpods_agent.config import Config, ConfigError, Imds, Interval, load
+from vnetpods_agent.config import Config, Imds, Interval, load
+from vnetpods_kit.config import ConfigError
 
 
 def written(folder: Path, text: str) -> Path:

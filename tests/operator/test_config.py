@@ -11,10 +11,10 @@ from structlog.testing import capture_logs
 
 from vnetpods_api import Sizing
 from vnetpods_api.version import VERSION
-from vnetpods_kit.config import Duration
+from vnetpods_kit.config import ConfigError, Duration
 from vnetpods_operator.__main__ import main
 from vnetpods_operator.app import Operator
-from vnetpods_operator.config import AddressRange, Config, ConfigError, Group, Machines, Selector, load, parse
+from vnetpods_operator.config import AddressRange, Config, Group, Machines, Selector, load, parse
 
 DOCS = Path(__file__).parents[2] / "docs" / "operator.md"
 

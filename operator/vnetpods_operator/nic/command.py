@@ -16,6 +16,7 @@ from random import Random
 import msgspec
 
 from vnetpods_kit import logs
+from vnetpods_kit.config import ConfigError
 from vnetpods_operator import azure, proxies
 from vnetpods_operator import config as configuration
 from vnetpods_operator.azure.budget import Budget, Kind, rates
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
             "G/providers/Microsoft.Compute/virtualMachines/NAME) nor of an instance of a scale set "
             "(…/virtualMachineScaleSets/NAME/virtualMachines/NUMBER)"
         )
-    except configuration.ConfigError as error:
+    except ConfigError as error:
         parser.error(str(error))
     if given.release and given.write and not given.yes:
         parser.error(
