@@ -1,7 +1,8 @@
 /*
  * vnetpods: the CNI plugin that a container runtime starts. It decides nothing and knows no JSON: it carries a call
  * (CNI_* environment, stdin) to the agent of this node and brings back what to write on stdout and the exit code.
- * The frame is described in docs/architecture.md, "Between shim and agent"; the agent's end is vnetpods_agent/cni/frames.py.
+ * The frame is described in docs/architecture.md, "Between shim and agent"; the agent's end is
+ * vnetpods_agent/cni/frames.py.
  *
  * Three things it does itself, because only this process can:
  *

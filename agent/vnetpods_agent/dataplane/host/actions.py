@@ -90,7 +90,7 @@ class HostActions:
         return found, links, kernel_facts.routes(self._route)
 
     def _addresses(self, state: HostState) -> list[Change]:
-        """The host must not own pods' addresses: it would answer for them itself. See `hostaddresses`."""
+        """The host must not own pods' addresses: it would answer for them itself. See `addresses`."""
         links, held = kernel_facts.links(self._route), kernel_facts.addresses(self._route)
         uplinks = kernel_facts.uplinks(state.nics, links, held)
         taken: list[str] = []

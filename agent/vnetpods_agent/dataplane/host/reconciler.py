@@ -3,7 +3,7 @@ it.
 
 systemd-networkd, NetworkManager, cloud agents, firewalls and people flush rules and routes that they don't know. A
 thread of its own listens to the kernel's news, looks at the areas concerned and puts right what differs (see
-`upkeep`). Nothing is durable: a new process declares again. `declare`, `glance`, `held_by_host`, `wait`, `failing` and
+`actions`). Nothing is durable: a new process declares again. `declare`, `glance`, `held_by_host`, `wait`, `failing` and
 `unguarded` may be called from any thread, `on_event`, `on_links` and `on_guarded` are called from the reconciler's.
 
 An area is looked at at most once per `PAUSE` however much happens, and every `PERIOD` even if nothing is heard; one
