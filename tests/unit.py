@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -50,10 +51,17 @@ class Part:
         return {pid: command for pid, session, command in _processes() if session == self.process.pid}
 
     def end(self) -> None:
-        """Ends what is left, and says what that was."""
-        for pid, command in self.leftovers().items():
-            print(f"{self.name} left running, ended now: {pid} {command}", flush=True)
-            os.kill(pid, signal.SIGKILL)
+        """Ends what is left, and says what that was; returns when it is gone."""
+        said: set[int] = set()
+        deadline = time.monotonic() + pace.stretched(GRACE)
+        while (left := self.leftovers()) and time.monotonic() < deadline:
+            for pid, command in left.items():
+                if pid not in said:
+                    print(f"{self.name} left running, ended now: {pid} {command}", flush=True)
+                said.add(pid)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)  # a killed process runs until the kernel gives it its turn
 
 
 def main(parts: Mapping[str, Sequence[str]] = PARTS, folder: Path = FOLDER) -> int:
