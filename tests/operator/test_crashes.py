@@ -150,8 +150,9 @@ async def test_c18_release(world: World, point: OperatorPoint, nth: int) -> None
         agent.end(28)
         await crash(world, point, nth)
         async with world.operator():
-            pool = await world.until_allocated(node, 10)  # 2 held, twice `warm` free
+            await world.until_allocated(node, 10)  # 2 held, twice `warm` free
             await world.until("the agent to forget", lambda: _forgotten(world, node))
+            pool = await world.pool(node)
     assert agent.held <= world.addresses("one-nic")
     assert set(pool.status.interfaces[0].addresses) == world.addresses("one-nic")
     assert 1 <= accepted(world) - writes <= 3  # more than one only if held addresses were among those asked for

@@ -60,7 +60,7 @@ class World:
             },
             "azure": {"endpoint": azure.url, "scope": "https://management.azure.com/.default", "poll": "50ms"},
             "groups": [{"minimum": 4, "warm": 4, "batch": 4}],
-            "release": {"after": "300ms", "patience": "1s"},
+            "release": {"after": "300ms", "patience": f"{pace.stretched(1):.0f}s"},  # a late agent isn't a silent one
             "workers": 8,
         }
 
