@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -45,19 +44,7 @@ async def living(world: World, agent: Agent, nic: str) -> AsyncIterator[None]:
 
 async def crash(world: World, point: OperatorPoint, nth: int) -> None:
     """Runs the operator until it dies at the point."""
-    world.config()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.operator.crashing",
-        point.value,
-        str(nth),
-        "--config",
-        str(world.path),
-        "--kubeconfig",
-        str(world.kubeconfig),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    process = await world.started(fault=f"{point.value}:{nth}")
     try:
         assert await asyncio.wait_for(process.wait(), pace.stretched(30)) == -signal.SIGKILL
     finally:

@@ -17,11 +17,13 @@ import yaml
 
 from tests.azure.arm.builder import Builder
 from tests.azure.arm.server import Emulator
+from tests.zygote import Fork, zygote
 
 VM_READ = "Microsoft.Compute/virtualMachines/read"
 NIC_READ = "Microsoft.Network/networkInterfaces/read"
 NIC_WRITE = "Microsoft.Network/networkInterfaces/write"
 INSTANCE_WRITE = "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/write"
+SDK = tuple(f"azure.mgmt.{service}.{part}" for service in ("network", "compute") for part in ("aio", "models"))
 CONFIGURATION = {"name", "address"}
 CARD = {
     *("name", "id", "subnet", "subnetLeft", "others", "before", "add", "blocks", "remove", "after", "rewrite"),
@@ -54,13 +56,13 @@ class Desk:
     azure: Emulator
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
-    started: list[asyncio.subprocess.Process] = field(default_factory=list)
+    started: list[Fork] = field(default_factory=list)
 
     @property
     def build(self) -> Builder:
         return self.azure.build
 
-    async def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
+    async def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Fork:
         config = self.folder / "operator.yaml"
         config.write_text(yaml.safe_dump({"azure": {"endpoint": self.azure.url, "poll": "50ms"}} | self.settings))
         # azure-identity's own variables, as on a VM with a managed identity
@@ -68,12 +70,9 @@ class Desk:
             "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
             "AZURE_POD_IDENTITY_AUTHORITY_HOST": self.azure.url,
         }
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "vnetpods_operator", "nic", "--config", str(config), *arguments),
-            env={**os.environ, **identity, **(environment or {})},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        whole = {**os.environ, **identity, **(environment or {})}
+        operator = zygote("vnetpods_operator.__main__", "vnetpods_operator.nic.command", *SDK)
+        process = await operator.start("nic", "--config", str(config), *arguments, environment=whole, piped=True)
         self.started.append(process)
         return process
 
@@ -427,7 +426,6 @@ async def test_no_way_to_sign_in(desk: Desk, vm: str) -> None:
 async def test_ended_by_hand_while_azure_works(desk: Desk, vm: str) -> None:
     desk.build.set_duration("Microsoft.Network/networkInterfaces", 3600.0)
     process = await desk.start("--machine", vm, "--count", "4", "--write")
-    assert process.stderr is not None
     assert b"writing NIC w1-nic" in await process.stderr.readline()
     assert b"Azure works on NIC w1-nic for 10 s" in await process.stderr.readline()
     assert len(desk.ours("w1-nic")) == 4

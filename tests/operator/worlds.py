@@ -1,7 +1,7 @@
 """A small world for tests of the operator: the ARM emulator, a real API server, Nodes, and the operator itself.
 
-The operator runs in the test's own event loop (or as a process, see `crashing.py`), with the real SDK and managed
-identity, and serves only the Nodes of its world: the API server is shared by the session.
+The operator runs in the test's own event loop (or as a process), with the real SDK and managed identity, and serves
+only the Nodes of its world: the API server is shared by the session.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tests import pace
 from tests.azure.arm.server import Emulator
 from tests.kube.apiserver import ApiServer
 from tests.operator.agents import Agent
+from tests.zygote import Process, zygote
 from vnetpods_api import Condition, NodeIPPool, find
 from vnetpods_api.conditions import ConditionType
 from vnetpods_operator import config as configuration
@@ -31,6 +32,7 @@ from vnetpods_operator.state.pools import PATH, Pools
 
 NIC_WRITE = "Microsoft.Network/networkInterfaces/write"
 NIC_READ = "Microsoft.Network/networkInterfaces/read"
+PROGRAM = ("vnetpods_operator.__main__", "vnetpods_operator.app", "azure.mgmt.network.aio", "azure.mgmt.network.models")
 
 
 LEASE = 60.0
@@ -190,11 +192,9 @@ class World:
         assert not lost
 
     @contextlib.asynccontextmanager
-    async def process(self) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def process(self) -> AsyncIterator[Process]:
         """The operator as a process of its own; it ends in good order when it is told to."""
-        self.config()
-        arguments = ["--config", str(self.path), "--kubeconfig", str(self.kubeconfig)]
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "vnetpods_operator", *arguments)
+        process = await self.started()
         try:
             yield process
             if process.returncode is None:
@@ -204,6 +204,12 @@ class World:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+    async def started(self, fault: str = "") -> Process:
+        """The operator as a process; with `fault` it kills itself there."""
+        self.config()
+        arguments = ("--config", str(self.path), "--kubeconfig", str(self.kubeconfig))
+        return await zygote(*PROGRAM).start(*arguments, environment={**os.environ, "VNETPODS_FAULT": fault})
 
     async def free_the_lease(self) -> None:
         """As if the duration of a dead leader's Lease had passed."""

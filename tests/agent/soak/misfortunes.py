@@ -17,6 +17,7 @@ from tests.agent.soak.model import Violation
 from tests.agent.soak.runtime import Load
 from tests.clock import SteppingClock
 from tests.kube import apiserver
+from tests.zygote import Process
 from vnetpods_kit.faultpoints import AgentPoint
 
 ENDS = {"kill": 3, "stop": 2, "fault": 4, "double": 2}
@@ -66,7 +67,7 @@ class NodeLife:
             raise Violation(f"the agent ended with {code} instead of {expected}")
         self.done[f"agent ended by {point.partition(':')[0] or how}"] += 1
 
-    async def _double(self, first: asyncio.subprocess.Process) -> None:
+    async def _double(self, first: Process) -> None:
         """Either may end first; now and then somebody has taken the state folder away from under the first."""
         await asyncio.sleep(self.chance.uniform(0, 3))
         if self.node.state.exists() and self.chance.random() < 0.3:
