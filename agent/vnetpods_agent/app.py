@@ -34,13 +34,16 @@ from vnetpods_agent.dataplane.host.reconciler import FAILED, HostReconciler
 from vnetpods_agent.dataplane.netlink.socket import REFUSALS
 from vnetpods_agent.dataplane.pod.reaper import Reaper
 from vnetpods_agent.dataplane.pod.transparent import Transparent
+from vnetpods_agent.docker.driver import Driver
+from vnetpods_agent.docker.server import DockerServer
 from vnetpods_agent.events import Event, Events
 from vnetpods_agent.installer import Installation
 from vnetpods_agent.instance_lock import Tenure
-from vnetpods_agent.ipam.attachments import Attachments, AttachRequest, Surroundings
+from vnetpods_agent.ipam.attachments import Attachments
 from vnetpods_agent.ipam.ledger.schema import Retire, Withdraw
 from vnetpods_agent.ipam.ledger.store import REBUILT, UNAVAILABLE, Ledger, LedgerError
 from vnetpods_agent.ipam.pool import Pool
+from vnetpods_agent.ipam.requests import AttachRequest, Surroundings
 from vnetpods_agent.ipam.sweeper import LEAKED, Sweep, Sweeper
 from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_agent.kube import KubeApi, from_kubeconfig, in_cluster
@@ -138,6 +141,7 @@ class Agent:
         )
         self.server = Server(config.paths.socket, self.commands.handle)
         self.unreachable = Lasting(lambda: self.server.trouble)
+        self.docker = self._docker()
         self.spool = Spool(config.paths.spool, self.commands.handle, caught_up=caught_up)
         paths = config.paths
         self.installation = (
@@ -159,6 +163,19 @@ class Agent:
         assert source.file
         return FileSource(source.file)
 
+    def _docker(self) -> DockerServer | None:
+        if (config := self.config.docker) is None:
+            return None
+        driver = Driver(
+            self.attachments,
+            self.guarded,
+            self.unfit,
+            lambda: [prefix for interface in self.listener.interfaces for prefix in interface.prefixes],
+            self.metrics.observe,
+            config.ports == "ignore",
+        )
+        return DockerServer(config, driver)
+
     # what the parts ask each other
 
     def unfit(self) -> str:
@@ -175,7 +192,8 @@ class Agent:
         """What is not as it should be, for whoever watches the agent."""
         if self._starting:
             return "the agent is starting"
-        return self.server.trouble or self.unfit() or (self.installation.trouble if self.installation else "")
+        deaf = self.server.trouble or (self.docker.trouble if self.docker else "")
+        return deaf or self.unfit() or (self.installation.trouble if self.installation else "")
 
     def barred(self) -> str:
         """Why no address may be given out, whatever the pool lists: somebody may have it, or it may be promised."""
@@ -285,6 +303,8 @@ class Agent:
         await self.listener.recall(self._lacking, self._boot_id)
         await self._meet()
         await self.server.start()
+        if self.docker is not None:
+            await self.docker.ensure()
         self._starting = False
         for part in (
             self.listener.run,
@@ -314,6 +334,8 @@ class Agent:
     async def stop(self) -> None:
         log.info("stopping", in_flight=self.server.in_flight)
         self.attachments.close()
+        if self.docker is not None:
+            await self.docker.stop()
         await self.server.stop(self.config.stop_grace)
         self.reporter.stopping = True
         self.reporter.changed()
@@ -397,6 +419,8 @@ class Agent:
                 log.critical("this agent is not alone, the process ends", why=why)
                 os._exit(EXIT_CODE)  # at once, as by kill -9: whatever it still did, it would do beside the other
             self.server.ensure()
+            if self.docker is not None:
+                await self.docker.ensure()
             self.ledger.submit(self.ledger.look)
             self.limited(), self.unreachable()  # how long it lasts is seen by asking often, and others may ask rarely
             if self.ledger.unread and not await self._late():

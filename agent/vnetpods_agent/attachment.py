@@ -17,6 +17,10 @@ Address = NewType("Address", str)
 
 _LARGEST_BLOCK = 28  # Azure's block size for a NIC; anything wider is somebody's mistake
 
+TAKEN = "@"
+"""Begins the names of networks, none of which can be CNI's, whose runtime takes the pod's end into the sandbox itself
+and sets it up there.
+"""
 HOST_PREFIX = "azv"
 """What Calico's policy engine is told to look for (FELIX_INTERFACEPREFIX=azv)."""
 
@@ -38,12 +42,21 @@ def expand(unit: str) -> tuple[Address, ...]:
 @dataclass(frozen=True, slots=True, order=True)
 class AttachmentKey:
     """The CNI specification's key of an attachment: network name, container id and interface name (section 2,
-    "Parameters").
+    "Parameters"). One without interface name is a reservation: an address that nobody has yet and nobody else gets.
     """
 
     network: str
     container_id: str
     ifname: str
+
+    @property
+    def reserves(self) -> bool:
+        return not self.ifname
+
+    @property
+    def taken(self) -> bool:
+        """Whether the runtime takes the pod's end (see TAKEN)."""
+        return self.network.startswith(TAKEN)
 
     def __str__(self) -> str:
         """The form used in logs and in the host interface's alias."""
@@ -146,8 +159,10 @@ class Attachment:
 
 
 def mac(end: str, key: AttachmentKey) -> str:
-    """The MAC of an attachment's "pod" or "host" end."""
-    digest = hashlib.sha1(f"{end} {key.network} {key}".encode(), usedforsecurity=False).digest()
+    """The MAC of an attachment's "pod" or "host" end. An end that the runtime takes asks nobody by ARP and sends all to
+    its own MAC: the host's end has the same.
+    """
+    digest = hashlib.sha1(f"{'pod' if key.taken else end} {key.network} {key}".encode(), usedforsecurity=False).digest()
     octets = bytes([digest[0] & 0xFE | 0x02]) + digest[1:6]
     return octets.hex(":")
 

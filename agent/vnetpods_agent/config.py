@@ -123,6 +123,15 @@ class Operator(Section, kw_only=True, frozen=True):
     patience: Period = Period(60)
 
 
+class Docker(Section, kw_only=True, frozen=True):
+    """Docker's network and address driver, which is called what the socket is called. `ports`: what becomes of a
+    container whose ports are to be published.
+    """
+
+    socket: Path = Path("/run/docker/plugins/vnetpods.sock")
+    ports: Literal["refuse", "ignore"] = "refuse"
+
+
 class Config(Section, kw_only=True, frozen=True):
     """Everything. `cooldown`: seconds an address rests after its pod; `report_interval`: between reports that nobody
     waits for.
@@ -133,6 +142,7 @@ class Config(Section, kw_only=True, frozen=True):
     paths: Paths = Paths()
     http: Http = Http()
     operator: Operator = Operator()
+    docker: Docker | None = None
     cooldown: Seconds = Seconds(30)
     sweep_interval: SweepPeriod = SweepPeriod(30)
     report_interval: Period = Period(10)

@@ -69,7 +69,7 @@ class Metrics:
         self.calls.labels(verb, outcome).observe(seconds)
 
     def sweep(self, sweep: Sweep) -> None:
-        for finding in ("gone", "superseded", "adopted", "removed"):
+        for finding in ("gone", "superseded", "unclaimed", "adopted", "removed"):
             self.swept.labels(finding).inc(getattr(sweep, finding))
 
 

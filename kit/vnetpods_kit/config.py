@@ -100,7 +100,9 @@ def explain(error: msgspec.ValidationError, raw: Any, source: str, config: type,
 
 
 def _below(kind: inspect.Type, name: str) -> inspect.Type:
-    """The type of a field, or (without a name) of a list's items."""
+    """The type of a field, or (without a name) of a list's items. A section that may be left out counts as one."""
+    if isinstance(kind, inspect.UnionType):
+        kind = next((each for each in kind.types if isinstance(each, inspect.StructType)), kind)
     if isinstance(kind, inspect.StructType):
         return next((field.type for field in kind.fields if field.encode_name == name), inspect.AnyType())
     return kind.item_type if isinstance(kind, inspect.VarTupleType) else inspect.AnyType()

@@ -11,10 +11,11 @@ from typing import Any
 
 from tests.agent.planes import DictPlane
 from vnetpods_agent.attachment import Attachment, AttachmentKey, Limits, Moment, Pod, SandboxHandles
-from vnetpods_agent.ipam.attachments import Attachments, AttachRequest, Surroundings
+from vnetpods_agent.ipam.attachments import Attachments
 from vnetpods_agent.ipam.ledger.schema import Content
 from vnetpods_agent.ipam.ledger.store import Ledger
 from vnetpods_agent.ipam.pool import Pool
+from vnetpods_agent.ipam.requests import AttachRequest, Surroundings
 from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_api import Interface
 

@@ -144,7 +144,7 @@ async def fuzz_server(chance: random.Random, runs: int, folder: Path) -> None:
         null = os.open("/dev/null", os.O_RDONLY)
         before = _descriptors()
         for _ in range(runs):
-            await _disturb(chance, server.path, null)
+            await _disturb(chance, server.file.path, null)
         for _ in range(200):
             if not server.in_flight:
                 break

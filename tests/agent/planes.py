@@ -42,7 +42,7 @@ class DictPlane:
         if step in self.refuses:
             raise DataPlaneError(step, str(subject), errno.EIO)
 
-    def attach(self, attachment: Attachment, handles: SandboxHandles) -> None:
+    def attach(self, attachment: Attachment, handles: SandboxHandles | None) -> None:
         self._step("attach", attachment.key)
         if attachment.netns in self.taken:
             raise InterfaceExists("create", str(attachment.key), errno.EEXIST)

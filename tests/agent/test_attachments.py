@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.agent.desk import COOLDOWN, HANDLES, MAC, desk, loaded, wanted
+from tests.agent.desk import COOLDOWN, HANDLES, MAC, Desk, desk, loaded, wanted
 from tests.agent.planes import DictPlane
-from vnetpods_agent.attachment import Address, Moment, Pod
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Moment, Pod
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface
-from vnetpods_agent.ipam.attachments import Abandoned, AttachRequest, NoAddress
 from vnetpods_agent.ipam.ledger.schema import Content
 from vnetpods_agent.ipam.ledger.store import LedgerUnavailable
+from vnetpods_agent.ipam.pool import ANY, Wish
+from vnetpods_agent.ipam.requests import Abandoned, AttachRequest, NoAddress
 from vnetpods_agent.ipam.sweeper import Sweep, Sweeper
 
 
@@ -224,6 +225,105 @@ class TestWaiting:
             late = started(made.add("b"))
             await asyncio.gather(add, late, return_exceptions=True)
             assert (add.cancelled(), late.cancelled()) == (True, True)
+
+
+def reservation(name: str) -> AttachmentKey:
+    return AttachmentKey("vnetpods", name, "")
+
+
+async def reserved(made: Desk, name: str = "r", wish: Wish = ANY) -> Attachment:
+    return await made.attachments.reserve(reservation(name), wish, asyncio.get_running_loop().time() + 1)
+
+
+async def claimed(made: Desk, name: str, of: Attachment) -> Attachment:
+    request = replace(wanted(name, name), wish=Wish(address=of.address), claims=of.key)
+    return await made.attachments.attach(request, None, asyncio.get_running_loop().time() + 1)
+
+
+class TestReserving:
+    async def test_a_reservation_is_durable_and_nothing_in_the_kernel(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
+            assert (await reserved(made)).address == "10.0.0.5"
+            assert (await made.add("a")).address == "10.0.0.6"
+            assert list(made.plane.there) == [wanted("a").key]
+            await asyncio.to_thread(made.ledger.close)
+            content, _ = await loaded(made.path)
+            assert content.attachments[reservation("r")].address == "10.0.0.5"
+
+    async def test_given_back_it_needs_nothing_of_the_kernel(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            made.plane.refuses.add("detach")
+            await reserved(made)
+            assert await made.attachments.detach(reservation("r"))
+            assert await made.attachments.detach(reservation("r")) is None
+            assert await made.agree() == {}
+
+    async def test_claimed_it_is_the_attachments_address(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
+            kept = await reserved(made)
+            assert (await claimed(made, "a", kept)).address == kept.address
+            assert (await claimed(made, "a", kept)).address == kept.address, "repeated"
+            assert await made.attachments.detach(kept.key) is None
+            assert await made.agree() == {"a": "10.0.0.5"}
+
+    async def test_claimed_after_it_was_given_back(self, tmp_path: Path) -> None:
+        """That very address, if it is free."""
+        async with desk(tmp_path, "10.0.0.5", "10.0.0.6") as made:
+            kept = await reserved(made)
+            await made.attachments.detach(kept.key)
+            assert (await claimed(made, "a", kept)).address == kept.address
+            with pytest.raises(NoAddress, match="is in use, by a/eth0"):
+                await claimed(made, "b", kept)
+            assert await made.agree() == {"a": "10.0.0.5"}
+
+    async def test_a_disk_that_is_full_leaves_it_reserved(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            kept = await reserved(made)
+            made.ledger.full = True
+            with pytest.raises(LedgerUnavailable):
+                await claimed(made, "a", kept)
+            assert made.attachments.holder(kept.address) == kept.key
+            made.ledger.full = False
+            await claimed(made, "a", kept)
+            assert await made.agree() == {"a": "10.0.0.5"}
+
+    @pytest.mark.parametrize("full", [False, True])
+    async def test_a_claim_whose_caller_goes_away(self, tmp_path: Path, full: bool) -> None:
+        """Is either done, and undone, or wasn't begun; nothing is between."""
+        async with desk(tmp_path, "10.0.0.5") as made:
+            kept = await reserved(made)
+            made.ledger.full = full
+            claim = started(claimed(made, "a", kept))
+            await asyncio.sleep(0)
+            claim.cancel()
+            await asyncio.gather(claim, return_exceptions=True)
+            made.ledger.full = False
+            assert made.attachments.holder(kept.address) == (kept.key if full else None)
+            await made.attachments.detach(kept.key)
+            assert await made.agree() == {}
+
+    async def test_a_kernel_that_refuses_frees_the_address(self, tmp_path: Path) -> None:
+        async with desk(tmp_path, "10.0.0.5") as made:
+            kept = await reserved(made)
+            made.plane.refuses.add("attach")
+            with pytest.raises(DataPlaneError):
+                await claimed(made, "a", kept)
+            assert await made.agree() == {}
+
+    async def test_made_sure_of_again_is_only_what_is_there(self, tmp_path: Path) -> None:
+        """Also when it is being deleted at the moment."""
+        async with desk(tmp_path, "10.0.0.5") as made:
+            assert await made.attachments.renew(wanted("a").key, None) is None
+            kept = await claimed(made, "a", await reserved(made))
+            assert await made.attachments.renew(kept.key, None) == kept
+            go_on = made.plane.hold("detach")
+            deleting = started(made.delete("a"))
+            await reached(made.plane, "detach")
+            renewing = started(made.attachments.renew(kept.key, None))
+            go_on.set()
+            assert await deleting
+            assert await renewing is None
+            assert await made.agree() == {}
 
 
 class TestFailing:

@@ -116,7 +116,7 @@ async def test_what_is_too_long_is_answered_over_the_socket(
         await server.start()
         try:
             with capture_logs() as logs:
-                reader, writer = await asyncio.open_unix_connection(server.path)
+                reader, writer = await asyncio.open_unix_connection(server.file.path)
                 writer.write(encode_request(RequestFrame(verb, 5000, encode_environment(variables), stdin)))
                 answer = decode_answer(await reader.read())
                 writer.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetpods_agent.config import Config, Imds, Interval, load
+from vnetpods_agent.config import Config, Docker, Imds, Interval, load
 from vnetpods_kit.config import ConfigError
 
 
@@ -47,9 +47,18 @@ def test_instance_metadata_as_the_source(tmp_path: Path) -> None:
     assert imds == Imds(interval=Interval(60), direct_cidrs=("10.8.0.0/16",))
 
 
+def test_docker_is_served_only_when_asked_for(tmp_path: Path) -> None:
+    base = "source: {imds: {}}"
+    assert load(written(tmp_path, base), {}).docker is None
+    assert load(written(tmp_path, f"{base}\ndocker: {{}}"), {}).docker == Docker()
+    docker = load(written(tmp_path, f"{base}\ndocker: {{socket: /run/d.sock, ports: ignore}}"), {}).docker
+    assert docker == Docker(socket=Path("/run/d.sock"), ports="ignore")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        pytest.param("docker: {ports: publish}", "docker.ports: 'publish': Expected one of", id="choice-of-docker"),
         pytest.param("cooldwon: 5", "cooldwon: unknown key; docs/agent.md lists the known ones", id="unknown-key"),
         pytest.param("paths: {sate: /x}", "paths.sate: unknown key", id="unknown-key-below"),
         pytest.param("cooldown: soon", "cooldown: 'soon': Expected a duration such as `30s`", id="type"),

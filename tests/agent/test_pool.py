@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from vnetpods_agent.attachment import Address, AttachmentKey, expand
-from vnetpods_agent.ipam.pool import Pool
+from vnetpods_agent.ipam.pool import Pool, Wish
 from vnetpods_api import Interface, Usage
 
 COOLDOWN = 30.0
@@ -168,6 +168,44 @@ class TestQueue:
         assert made.take(key("b"), NOW) is None
         assert made.serve(NOW) == [(key("a"), "10.0.0.5")]
         assert made.usage(NOW) == Usage(assigned=1, waiting=1)
+
+
+class TestWish:
+    def test_one_of_a_network_or_none(self) -> None:
+        made = pool("10.0.0.5", "10.1.0.5")
+        assert made.take(key("a"), NOW, Wish("10.1.0.0/16")) == "10.1.0.5"
+        assert made.take(key("b"), NOW, Wish("10.1.0.0/16")) is None
+        assert made.take(key("c"), NOW) is None
+        assert made.serve(NOW) == [(key("c"), "10.0.0.5")], "who waits for something else is in nobody's way"
+        made.release(Address("10.1.0.5"), NOW)
+        assert made.serve(NOW + COOLDOWN) == [(key("b"), "10.1.0.5")]
+
+    def test_one_that_is_named_needs_no_cool_down(self) -> None:
+        made = pool("10.0.0.5", "10.0.0.6")
+        made.take(key("a"), NOW)
+        made.release(Address("10.0.0.5"), NOW)
+        assert made.take(key("b"), NOW, Wish(address=Address("10.0.0.5"))) == "10.0.0.5"
+        assert made.take(key("c"), NOW) == "10.0.0.6"
+
+    def test_one_that_is_named_waits_until_its_former_interface_is_gone(self) -> None:
+        leaving = {Address("10.0.0.5")}
+        made = Pool(COOLDOWN, leaving=lambda: leaving)
+        made.supply([interface("10.0.0.5", "10.0.0.6")])
+        assert made.take(key("a"), NOW, Wish(address=Address("10.0.0.5"))) is None
+        leaving.clear()
+        assert made.serve(NOW) == [(key("a"), "10.0.0.5")]
+
+    def test_naming_what_is_asked_back_is_no_way_to_get_it(self) -> None:
+        made = pool()
+        made.supply([interface("10.0.0.5", releasing=("10.0.0.5",))])
+        assert made.take(key("a"), NOW, Wish(address=Address("10.0.0.5"))) is None
+
+    @pytest.mark.parametrize(("address", "why"), [("10.0.0.5", "in use, by a/eth0"), ("10.0.0.9", "none of")])
+    def test_when_waiting_is_no_use(self, address: str, why: str) -> None:
+        made = pool("10.0.0.5", "10.0.0.6")
+        made.take(key("a"), NOW)
+        assert why in made.hopeless(Wish(address=Address(address)))
+        assert made.hopeless(Wish(address=Address("10.0.0.6"))) == made.hopeless(Wish("10.9.0.0/16")) == ""
 
 
 class TestRelease:

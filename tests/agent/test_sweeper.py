@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from tests.agent.desk import HANDLES, Desk, desk, wanted
 from vnetpods_agent.attachment import Address, AttachmentKey
 from vnetpods_agent.dataplane import HostInterface
-from vnetpods_agent.ipam.attachments import AttachRequest
-from vnetpods_agent.ipam.sweeper import SUPERSEDED, Sweep, Sweeper
+from vnetpods_agent.ipam.pool import ANY
+from vnetpods_agent.ipam.requests import AttachRequest
+from vnetpods_agent.ipam.sweeper import SUPERSEDED, UNCLAIMED, Sweep, Sweeper
 
 ADDRESSES = [f"10.0.0.{n}" for n in range(5, 12)]
 
@@ -131,3 +133,37 @@ async def test_a_clock_that_was_set_back_between_two_sandboxes_makes_the_live_on
         await made.passes(2)
         assert await sweeper(made).sweep() == Sweep(superseded=1)
         assert list(await made.agree()) == ["live"]
+
+
+async def test_what_no_sandbox_comes_for_is_given_back(tmp_path: Path) -> None:
+    """An address that is only reserved, and an interface that was never taken, or came back."""
+    async with desk(tmp_path, *ADDRESSES) as made:
+        sweeps = sweeper(made)
+        await made.add("a")
+        await made.add("b", pod="b")
+        await made.attachments.reserve(AttachmentKey("vnetpods", "r", ""), ANY, asyncio.get_running_loop().time() + 1)
+        waits = wanted("b").key
+        made.plane.there[waits] = replace(made.plane.there[waits], untaken=True)
+        assert await sweeps.sweep() == Sweep()
+        made.now[0] += UNCLAIMED - 1
+        assert await sweeps.sweep() == Sweep()
+        made.now[0] += 1
+        found = await sweeps.sweep()
+        assert found == Sweep(unclaimed=2)
+        assert "10.0.0.6 of pod default/b: no sandbox came for it" in found.said
+        assert await made.agree() == {"a": "10.0.0.5"}
+
+
+async def test_what_a_sandbox_has_come_for_meanwhile_stays(tmp_path: Path) -> None:
+    async with desk(tmp_path, *ADDRESSES) as made:
+        sweeps = sweeper(made)
+        await made.add("a")
+        taken = made.plane.there[wanted("a").key]
+        made.plane.there[wanted("a").key] = replace(taken, untaken=True)
+        await sweeps.sweep()
+        made.plane.there[wanted("a").key] = taken
+        made.now[0] += UNCLAIMED
+        assert await sweeps.sweep() == Sweep()
+        made.plane.there[wanted("a").key] = replace(taken, untaken=True)
+        made.now[0] += UNCLAIMED
+        assert await sweeps.sweep() == Sweep(), "by what was seen, not by when it was made"

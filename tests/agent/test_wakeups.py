@@ -10,9 +10,10 @@ import pytest
 
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Limits, SandboxHandles
 from vnetpods_agent.dataplane import HostInterface
-from vnetpods_agent.ipam.attachments import Attachments, AttachRequest, Surroundings
+from vnetpods_agent.ipam.attachments import Attachments
 from vnetpods_agent.ipam.ledger.store import Ledger
 from vnetpods_agent.ipam.pool import Pool
+from vnetpods_agent.ipam.requests import AttachRequest, Surroundings
 from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_api import Interface
 
@@ -31,7 +32,7 @@ class Plane:
     def leaving(self) -> frozenset[Address]:
         return frozenset(self._leaving.pop(0) if self._leaving else ())
 
-    def attach(self, attachment: Attachment, handles: SandboxHandles) -> None: ...
+    def attach(self, attachment: Attachment, handles: SandboxHandles | None) -> None: ...
     def detach(self, attachment: Attachment) -> None: ...
     def present(self, attachment: Attachment) -> bool:
         return True

@@ -35,8 +35,9 @@ from vnetpods_agent.cni import protocol
 from vnetpods_agent.cni.frames import Command, Request, Response
 from vnetpods_agent.cni.protocol import Call, CniError, Code
 from vnetpods_agent.dataplane import DataPlane, DataPlaneError, InterfaceExists
-from vnetpods_agent.ipam.attachments import Abandoned, Attachments, AttachRequest, NoAddress
+from vnetpods_agent.ipam.attachments import Attachments
 from vnetpods_agent.ipam.ledger.store import LedgerError
+from vnetpods_agent.ipam.requests import Abandoned, AttachRequest, NoAddress
 from vnetpods_agent.ipam.worker import WorkerThread
 
 _OWN = Path("/proc/self/ns/net")

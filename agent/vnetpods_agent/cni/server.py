@@ -20,7 +20,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import resource
@@ -43,6 +42,7 @@ from vnetpods_agent.cni.frames import (
     answer_version,
     encode_answer,
 )
+from vnetpods_agent.socketfile import SocketFile
 
 __all__ = ["Command", "Limits", "Request", "Response", "Server"]
 
@@ -73,7 +73,7 @@ class Server:
     """Listens from `start` to `stop`. `uid` is the only user that may call."""
 
     def __init__(self, path: Path, handle: Handler, *, limits: Limits = Limits(), uid: int = 0) -> None:
-        self.path = path
+        self.file = SocketFile(path)
         self.limits = limits
         self.uid = uid
         self.handle = handle
@@ -82,7 +82,6 @@ class Server:
         self._idle = asyncio.Event()
         self.trouble = ""  # why nobody can call
         self._listener: socket.socket | None = None
-        self._file = (0, 0)  # device and inode of the socket file
         self._accepting = False
 
     @property
@@ -100,20 +99,20 @@ class Server:
         if self._listener is None:
             return
         try:
-            if _identity(self.path) == self._file:
+            if not self.file.lost():
                 trouble = ""
-            elif _answers(self.path):
-                trouble = f"another process listens at {self.path}"
+            elif self.file.taken():
+                trouble = f"another process listens at {self.file.path}"
             else:
                 trouble = self._listen_again()
         except OSError as error:
-            trouble = f"{self.path} can't be bound: {error.strerror}"
+            trouble = f"{self.file.path} can't be bound: {error.strerror}"
         if trouble != self.trouble:
             self.trouble = trouble
             _log.log(logging.ERROR if trouble else logging.INFO, "socket", trouble=trouble)
 
     def _listen_again(self) -> str:
-        _log.warning("the socket is gone, it is bound again", path=str(self.path))
+        _log.warning("the socket is gone, it is bound again", path=str(self.file.path))
         self._accept(drain=True)
         self._pause()
         former, self._listener = self._listener, None
@@ -128,30 +127,15 @@ class Server:
         return ""
 
     def _listen(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        os.fchmod(listener.fileno(), 0o600)  # the mode that bind(2) gives the file: it is never open to others
-        try:
-            listener.bind(str(temporary))
-            listener.listen(_BACKLOG)
-            self._file = _identity(temporary)
-            temporary.replace(self.path)
-        except OSError:
-            listener.close()
-            raise
-        self._listener = listener
+        self._listener = self.file.bind(_BACKLOG)
         self._resume()
-        _log.info("listening", path=str(self.path))
+        _log.info("listening", path=str(self.file.path))
 
     async def stop(self, grace: float) -> None:
         """Takes no new calls, gives those in flight `grace` seconds, then closes what is left unanswered."""
         if self._listener is None:
             return
-        with contextlib.suppress(FileNotFoundError):
-            if _identity(self.path) == self._file:  # else it is the next agent's already
-                self.path.unlink()
+        self.file.remove()
         self._accept(drain=True)
         self._pause()
         self._listener.close()
@@ -335,21 +319,6 @@ class _Connection:
             os.close(fd)
         self._fds.clear()
         self._server.forget(self)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """Of the file there, no matter which one a path led to before; zeroes when there is none."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return (0, 0)
-    return found.st_dev, found.st_ino
-
-
-def _answers(path: Path) -> bool:
-    """Whether a process listens there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
-        return caller.connect_ex(str(path)) in (0, errno.EAGAIN)
 
 
 def _raise_descriptor_limit() -> None:

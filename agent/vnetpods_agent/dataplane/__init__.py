@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, SandboxHandles
@@ -49,13 +49,18 @@ class HostInterface:
     address: Address | None
     created: float | None = None
     uid: str = ""
+    untaken: bool = field(default=False, compare=False)
+    """The pod's end is in the host's namespace: no sandbox has it (yet, or any more)."""
 
 
 class DataPlane(Protocol):
     """One way of connecting pods (transparent; bridge later). Errors: DataPlaneError with step, object and errno."""
 
-    def attach(self, attachment: Attachment, handles: SandboxHandles) -> None:
+    def attach(self, attachment: Attachment, handles: SandboxHandles | None) -> None:
         """Makes the pod's interface exist and carry traffic. Repeating it for the same attachment changes nothing.
+
+        Without handles the pod's end stays in the host's namespace, under the key's interface name, for the runtime to
+        take (see TAKEN).
 
         Raises InterfaceExists when the namespace has an interface of that name which isn't ours (nothing was changed
         then).

@@ -5,6 +5,8 @@ Everything runs in the event loop; the ledger's and the kernel's workers do what
              The kernel never has what the ledger lacks; a crash leaves a row, which a repeated ADD or a sweep finds.
     detach   kernel -> ledger (durable) -> pool -> answer
              A crash leaves a row without interface, which a repeated DEL or a sweep finds.
+A reservation is an attachment without an interface: the address first, whoever it is for later (Docker's IPAM).
+    reserve  pool (memory) -> ledger (durable) -> answer; `detach` gives it back, or `attach` claims it for its own
 Calls for one attachment take turns, calls for different ones overlap. A detach that finds an attach under way abandons
 it: that ADD fails and undoes what it did before the detach has its turn (ACN#4829: DEL overtakes ADD). A caller that
 goes away while it waits for an address gives back its place in the queue; one that goes away later is abandoned in the
@@ -15,18 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Limits, Moment, Pod, SandboxHandles
+from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Moment, Pod, SandboxHandles
 from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface
 from vnetpods_agent.ipam.keyed_lock import KeyedLock
-from vnetpods_agent.ipam.ledger.schema import Adopt, Assign, Content, Release
+from vnetpods_agent.ipam.ledger.schema import Adopt, Assign, Claim, Content, Release
 from vnetpods_agent.ipam.ledger.store import AddressTaken, Ledger, LedgerUnavailable
-from vnetpods_agent.ipam.pool import Pool
+from vnetpods_agent.ipam.pool import Pool, Wish
+from vnetpods_agent.ipam.requests import AttachRequest, NoAddress, PendingAdd, Surroundings
 from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_kit.faultpoints import AgentPoint, reach
 
@@ -36,59 +39,6 @@ _LEAVING = (0.25, 0.02)
 """Seconds until former pods' interfaces are looked at again: when nobody waits, and when somebody does."""
 
 log = structlog.get_logger(component="attachments")
-
-
-class AttachError(Exception):
-    """├── NoAddress    none became free in time; says why
-    └── Abandoned    the call lost its purpose while it was under way
-    """
-
-
-class NoAddress(AttachError): ...  # noqa: N818 - its name is the finding
-
-
-class Abandoned(AttachError): ...  # noqa: N818
-
-
-@dataclass(frozen=True, slots=True)
-class AttachRequest:
-    """An attachment to be."""
-
-    key: AttachmentKey
-    netns: str
-    pod: Pod | None
-
-
-@dataclass(slots=True)
-class _PendingAdd:
-    """An attach under way."""
-
-    began: Moment
-    abandoned: str = ""
-    waiting: asyncio.Future[Address] | None = None
-
-    def abandon(self, why: str) -> None:
-        self.abandoned = why
-        if self.waiting is not None and not self.waiting.done():
-            self.waiting.set_exception(Abandoned(why))
-
-    def check(self) -> None:
-        if self.abandoned:
-            raise Abandoned(self.abandoned)
-
-
-@dataclass(slots=True)
-class Surroundings:
-    """What attachments need to know of the rest of the agent."""
-
-    clock: Callable[[], float]
-    uptime: Callable[[], float]  # CLOCK_BOOTTIME
-    boot_id: str
-    limits: Callable[[str], Limits]  # of the NIC with that MAC
-    cause: Callable[[], str]  # why there are no more addresses
-    changed: Callable[[], None]  # counts have changed
-    waits_long: Callable[[AttachRequest, str], None]
-    barred: Callable[[], str] = str  # why no address may be given out at present, whatever there is
 
 
 class Attachments:
@@ -105,7 +55,7 @@ class Attachments:
         self._around = surroundings
         self._loop = asyncio.get_running_loop()
         self._locks = KeyedLock()
-        self._pending: dict[AttachmentKey, _PendingAdd] = {}
+        self._pending: dict[AttachmentKey, PendingAdd] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -122,8 +72,23 @@ class Attachments:
         known = {**self.by_key, **self._pending}
         return [key for key in known if (key.container_id, key.ifname) == (container_id, ifname)]
 
-    async def attach(self, wanted: AttachRequest, handles: SandboxHandles, deadline: float) -> Attachment:
-        """The attachment, durable and working. For one that exists already everything is made sure of again.
+    def holder(self, address: Address) -> AttachmentKey | None:
+        return self._pool.holder(address)
+
+    async def reserve(self, key: AttachmentKey, wish: Wish, deadline: float) -> Attachment:
+        """An address that nobody else gets, durable. Waits and raises as `attach` does."""
+        async with self._locks.of(key):
+            pending = self._pending[key] = PendingAdd(self.now())
+            try:
+                attachment = await self._assigned(AttachRequest(key, "", None, wish), deadline, pending)
+            finally:
+                del self._pending[key]
+            self._around.changed()
+            return attachment
+
+    async def attach(self, wanted: AttachRequest, handles: SandboxHandles | None, deadline: float) -> Attachment:
+        """The attachment, durable and working. For one that exists already everything is made sure of again. Without
+        handles the runtime takes the pod's end itself.
 
         Waits for an address until `deadline` (loop time). Raises AttachError, LedgerError, DataPlaneError.
         """
@@ -133,11 +98,21 @@ class Attachments:
                 found = await self._updated(found, wanted)
                 await self._kernel.submit(self._plane.attach, found, handles)
                 return found
-            pending = self._pending[key] = _PendingAdd(self.now())
+            pending = self._pending[key] = PendingAdd(self.now())
             try:
-                return await self._establish(wanted, handles, deadline, pending)
+                if wanted.claims is None:
+                    return await self._establish(wanted, handles, deadline, pending)
+                async with self._locks.of(wanted.claims):
+                    return await self._establish(wanted, handles, deadline, pending)
             finally:
                 del self._pending[key]
+
+    async def renew(self, key: AttachmentKey, handles: SandboxHandles | None) -> Attachment | None:
+        """Everything made sure of again of what is attached; None when nothing is. Raises DataPlaneError."""
+        async with self._locks.of(key):
+            if (found := self.by_key.get(key)) is not None:
+                await self._kernel.submit(self._plane.attach, found, handles)
+            return found
 
     def now(self) -> Moment:
         return Moment(self._around.clock(), self._around.uptime(), self._around.boot_id)
@@ -262,8 +237,25 @@ class Attachments:
     # attach
 
     async def _establish(
-        self, wanted: AttachRequest, handles: SandboxHandles, deadline: float, pending: _PendingAdd
+        self, wanted: AttachRequest, handles: SandboxHandles | None, deadline: float, pending: PendingAdd
     ) -> Attachment:
+        reservation = self.by_key.get(wanted.claims) if wanted.claims else None
+        if reservation is None:
+            attachment = await self._assigned(wanted, deadline, pending)
+        else:
+            attachment = await self._claimed(wanted, reservation, pending)
+        try:
+            await self._kernel.submit(self._plane.attach, attachment, handles)
+            reach(AgentPoint.ADD_ATTACHED)
+            pending.check()
+        except BaseException:
+            await self._undo(attachment)
+            raise
+        self._around.changed()
+        return attachment
+
+    async def _assigned(self, wanted: AttachRequest, deadline: float, pending: PendingAdd) -> Attachment:
+        """Chosen and durable."""
         address = await self._address(wanted, deadline, pending)
         reach(AgentPoint.ADD_CHOSEN)
         attachment = self._attachment(wanted, address)
@@ -282,19 +274,33 @@ class Attachments:
             await self._through(self._unused(attachment))
             raise
         self.by_key[attachment.key] = attachment
+        await self._still_wanted(attachment, pending)
+        return attachment
+
+    async def _claimed(self, wanted: AttachRequest, reservation: Attachment, pending: PendingAdd) -> Attachment:
+        """Durable, in place of the reservation, which stays when the ledger refuses."""
+        attachment = self._attachment(wanted, reservation.address)
+        outcome, cancelled = self._ledger.commit(Claim(reservation.key, attachment)), False
+        try:
+            await outcome
+        except asyncio.CancelledError:
+            if outcome.exception():
+                raise
+            cancelled = True
+        del self.by_key[reservation.key]
+        self.by_key[attachment.key] = attachment
+        self._pool.adopt(attachment.address, attachment.key)
+        if cancelled:
+            await self._through(self._unused(attachment))
+            raise asyncio.CancelledError
+        await self._still_wanted(attachment, pending)
+        return attachment
+
+    async def _still_wanted(self, attachment: Attachment, pending: PendingAdd) -> None:
         reach(AgentPoint.ADD_DURABLE)
         if pending.abandoned:
             await self._through(self._unused(attachment))
             pending.check()
-        try:
-            await self._kernel.submit(self._plane.attach, attachment, handles)
-            reach(AgentPoint.ADD_ATTACHED)
-            pending.check()
-        except BaseException:
-            await self._undo(attachment)
-            raise
-        self._around.changed()
-        return attachment
 
     def _attachment(self, wanted: AttachRequest, address: Address) -> Attachment:
         mac = self._pool.mac(address)
@@ -314,10 +320,12 @@ class Attachments:
             arrival=self._arrivals,
         )
 
-    async def _address(self, wanted: AttachRequest, deadline: float, pending: _PendingAdd) -> Address:
+    async def _address(self, wanted: AttachRequest, deadline: float, pending: PendingAdd) -> Address:
         if why := self._around.barred():
             raise NoAddress(why)
-        address = self._pool.take(wanted.key, self._around.uptime())
+        if why := self._pool.hopeless(wanted.wish):
+            raise NoAddress(why)
+        address = self._pool.take(wanted.key, self._around.uptime(), wanted.wish)
         if address is not None:
             return address
         waiting: asyncio.Future[Address] = self._loop.create_future()
@@ -381,7 +389,8 @@ class Attachments:
 
     async def _give_back(self, attachment: Attachment) -> None:
         reach(AgentPoint.DEL_BEGUN)
-        await self._kernel.submit(self._plane.detach, attachment)
+        if not attachment.key.reserves:
+            await self._kernel.submit(self._plane.detach, attachment)
         reach(AgentPoint.DEL_DETACHED)
         await self._record_release(attachment, self.now())
         reach(AgentPoint.DEL_RELEASED)

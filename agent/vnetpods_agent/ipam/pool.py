@@ -20,8 +20,10 @@ handshake speaks of units and of the names of the ipConfigurations behind them, 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vnetpods_agent.attachment import Address, AttachmentKey, expand
 from vnetpods_api import Interface, Usage
@@ -48,6 +50,27 @@ def _entries(interfaces: Iterable[Interface]) -> dict[str, _Entry]:
         for names in [interface.names]
         for unit in interface.addresses
     }
+
+
+@lru_cache(maxsize=4096)
+def _within(address: Address, network: str) -> bool:
+    return ipaddress.IPv4Address(address) in ipaddress.IPv4Network(network)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the address has to be: one of `network`, if that says something; or just `address`, which is given without a
+    cool-down: who names it knows whose it was.
+    """
+
+    network: str = ""
+    address: Address | None = None
+
+    def fits(self, address: Address) -> bool:
+        return not self.network or _within(address, self.network)
+
+
+ANY = Wish()
 
 
 class Pool:
@@ -79,7 +102,7 @@ class Pool:
         self._held: dict[Address, AttachmentKey] = {}
         self._idle: dict[Address, None] = {}  # in the order of last use
         self._since: dict[Address, float] = {}  # when an address was released last, in that order
-        self._queue: dict[AttachmentKey, None] = {}
+        self._queue: dict[AttachmentKey, Wish] = {}
 
     # what others know
 
@@ -125,23 +148,37 @@ class Pool:
 
     # pods
 
-    def take(self, key: AttachmentKey, now: float) -> Address | None:
+    def take(self, key: AttachmentKey, now: float, wish: Wish = ANY) -> Address | None:
         """An address for `key`; else it stands in the queue, until `serve` names it or it leaves. The first to come is
-        the first to get.
+        the first to get, of what it can use.
         """
         if not self._queue:
-            address = self._first(now)
+            address = self._first(now, wish)
             if address is not None:
                 self._hold(address, key)
                 return address
-        self._queue[key] = None
+        self._queue[key] = wish
         return None
+
+    def hopeless(self, wish: Wish) -> str:
+        """Why waiting for that very address is no use; empty when it may be."""
+        if wish.address is None:
+            return ""
+        if (holder := self._held.get(wish.address)) is not None:
+            return f"{wish.address} is in use, by {holder}"
+        return "" if wish.address in self._mac else f"{wish.address} is none of the addresses that this machine may use"
 
     def serve(self, now: float) -> list[tuple[AttachmentKey, Address]]:
         """Who of the queue gets an address now, in the order of arrival."""
         served = []
-        while self._queue and (address := self._first(now)) is not None:
-            key = next(iter(self._queue))
+        vain: set[Wish] = set()
+        for key, wish in list(self._queue.items()):
+            if wish in vain:
+                continue
+            address = self._first(now, wish)
+            if address is None:
+                vain.add(wish)
+                continue
             del self._queue[key]
             self._hold(address, key)
             served.append((key, address))
@@ -166,7 +203,7 @@ class Pool:
             self._idle[address] = None
 
     def adopt(self, address: Address, key: AttachmentKey) -> None:
-        """A pod was found to have the address already."""
+        """A pod was found to have the address already, or has what was reserved for it."""
         self._idle.pop(address, None)
         self._held[address] = key
 
@@ -304,10 +341,12 @@ class Pool:
     def _unusable(self) -> frozenset[Address]:
         return self._elsewhere().union(self._leaving())
 
-    def _first(self, now: float) -> Address | None:
+    def _first(self, now: float, wish: Wish) -> Address | None:
         unusable = self._unusable()
+        if (named := wish.address) is not None:
+            return named if named in self._idle and named not in self._blocked and named not in unusable else None
         for address in self._idle:
-            if address in self._blocked or address in unusable:
+            if address in self._blocked or address in unusable or not wish.fits(address):
                 continue
             # ordered by release: when this one still cools down, so do all that follow
             return None if self._cooling(address, now) else address

@@ -6,6 +6,7 @@ and the agent couldn't see it anyway. What a call is busy with is left alone, an
 that attachment's turn.
     attachment without interface               the sandbox is gone without a DEL: given back
     two attachments of one (pod uid, ifname)   the sandbox was made again without a DEL: the older one is given back
+    an address reserved, or an interface that no sandbox has taken, for long: given back; nobody will come
     interface without attachment               a ledger that forgot: adopted, or removed if the address is another pod's
 Interfaces without our alias are somebody else's (Azure's own CNI calls its interfaces azv… too).
 """
@@ -13,22 +14,30 @@ Interfaces without our alias are somebody else's (Azure's own CNI calls its inte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
-from vnetpods_agent.attachment import Attachment
-from vnetpods_agent.dataplane import DataPlane, DataPlaneError
+from vnetpods_agent.attachment import Attachment, AttachmentKey
+from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface
 from vnetpods_agent.ipam.attachments import Attachments
 from vnetpods_agent.ipam.worker import WorkerThread
 
 SUPERSEDED = 60.0
 """Seconds that a pod's newer sandbox exists before the older one counts as left behind."""
 
+UNCLAIMED = 600.0
+"""Seconds for which nobody has to come for what waits for its sandbox, as seen by one process. The runtime fetches both
+within a second or two; this is for one that was frozen, or that fifty containers keep busy.
+"""
+
 LEAKED = "AddressReclaimed"
 """Reason of the Event."""
 _NAMED = 8
+_GONE = "sandbox is gone without a DEL"
+_REPLACED = "sandbox was replaced without a DEL"
+_UNCLAIMED = "no sandbox came for it"
 
 log = structlog.get_logger(component="sweeper")
 
@@ -39,6 +48,7 @@ class Sweep:
 
     gone: int = 0
     superseded: int = 0
+    unclaimed: int = 0
     adopted: int = 0
     removed: int = 0
     unsettled: int = 0
@@ -61,6 +71,7 @@ class Sweeper:
         self._kernel = kernel
         self._plane = plane
         self._uptime = uptime
+        self._unclaimed: dict[AttachmentKey, float] = {}  # since when it has been seen like that
 
     async def run(self, period: float, observe: Callable[[Sweep], None]) -> None:
         while True:
@@ -77,23 +88,39 @@ class Sweeper:
         interfaces = await self._kernel.submit(self._plane.interfaces)
         there = {interface.key for interface in interfaces}
         older = _superseded(quiet, self._uptime() - SUPERSEDED)
+        unclaimed = self._left_alone(interfaces)
         for attachment in quiet:
             key = attachment.key
             if attachments.busy(key) or attachments.by_key.get(key) is not attachment:
                 continue
-            gone = key not in there and not await self._kernel.submit(self._plane.present, attachment)
-            if not gone and attachment not in older:
+            if key in unclaimed:
+                why = _UNCLAIMED
+            elif not (key.reserves or key in there or await self._kernel.submit(self._plane.present, attachment)):
+                why = _GONE
+            elif attachment in older:
+                why = _REPLACED
+            else:
                 continue
-            why = "sandbox is gone without a DEL" if gone else "sandbox was replaced without a DEL"
-            log.info(why, attachment=str(key), address=attachment.address)
-            try:
-                await attachments.detach(key, before=attachment.attached)
-            except DataPlaneError as error:  # the others needn't wait for it
-                log.warning("cannot give it back yet", attachment=str(key), error=str(error))
-                continue
-            found.leaks.append(f"{attachment.address} of {_whose(attachment)}: {why}")
-            found.gone += gone
-            found.superseded += not gone
+            await self._reclaim(attachment, why, found)
+        await self._settle(interfaces, found)
+        return found
+
+    async def _reclaim(self, attachment: Attachment, why: str, found: Sweep) -> None:
+        key = attachment.key
+        log.info(why, attachment=str(key), address=attachment.address)
+        try:
+            await self._attachments.detach(key, before=attachment.attached)
+        except DataPlaneError as error:  # the others needn't wait for it
+            log.warning("cannot give it back yet", attachment=str(key), error=str(error))
+            return
+        found.leaks.append(f"{attachment.address} of {_whose(attachment)}: {why}")
+        found.gone += why == _GONE
+        found.superseded += why == _REPLACED
+        found.unclaimed += why == _UNCLAIMED
+
+    async def _settle(self, interfaces: Sequence[HostInterface], found: Sweep) -> None:
+        """Interfaces without attachment."""
+        attachments = self._attachments
         for interface in sorted(interfaces, key=lambda each: each.index):  # the kernel counts them as they come
             if interface.key is None or interface.key in attachments.by_key:
                 continue
@@ -110,7 +137,14 @@ class Sweeper:
                 log.warning("interface without attachment", name=interface.name, address=interface.address, done=done)
             found.adopted += done == "adopted"
             found.removed += done == "removed"
-        return found
+
+    def _left_alone(self, interfaces: Sequence[HostInterface]) -> set[AttachmentKey]:
+        """What has been waiting for its sandbox for too long."""
+        now = self._uptime()
+        waiting = [key for key in self._attachments.by_key if key.reserves]
+        waiting += [interface.key for interface in interfaces if interface.key and interface.untaken]
+        self._unclaimed = {key: self._unclaimed.get(key, now) for key in waiting}
+        return {key for key, since in self._unclaimed.items() if now - since >= UNCLAIMED}
 
 
 def _whose(attachment: Attachment) -> str:

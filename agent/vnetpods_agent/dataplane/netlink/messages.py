@@ -121,11 +121,12 @@ class VethEnd:
         )
 
 
-def veth_create(here: VethEnd, there: VethEnd, netns_fd: int) -> bytes:
+def veth_create(here: VethEnd, there: VethEnd, netns_fd: int | None) -> bytes:
     """`ip link add HERE index I address MAC mtu M gso_max_size G type veth peer name THERE index J address MAC mtu M
-    gso_max_size G netns FD`.
+    gso_max_size G [netns FD]`.
     """
-    peer = IFINFOMSG.pack(0, 0, there.index, 0, 0) + there.attributes() + _number(IFLA_NET_NS_FD, netns_fd)
+    peer = IFINFOMSG.pack(0, 0, there.index, 0, 0) + there.attributes()
+    peer += b"" if netns_fd is None else _number(IFLA_NET_NS_FD, netns_fd)
     info = _text(IFLA_INFO_KIND, "veth") + attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer))
     payload = IFINFOMSG.pack(0, 0, here.index, 0, 0) + here.attributes() + attribute(IFLA_LINKINFO, info)
     return request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload)

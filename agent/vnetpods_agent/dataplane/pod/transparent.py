@@ -8,6 +8,10 @@ End state of an attachment, and who would undo it:
   host end's MAC.
 The gateway 169.254.1.1 exists nowhere: the permanent neighbour makes the pod send to the host end without asking.
 
+Where the runtime takes the pod's end itself and sets address and routes (Docker's), the end waits in the host's
+namespace, and all that we give it is deafness to ARP, which goes with it. Such an end sends everything to its own MAC,
+so the host's end has the same: a permanent neighbour wouldn't survive the move.
+
 The veth is born with both MACs and with its peer already in the pod's namespace: a later move between namespaces
 waits for rcu_barrier (a burst of 30 pods took 5 s instead of 0.75), and udev rewrites MACs that weren't set at birth.
 The pod's side is told through the netlink socket that the shim opened there, so CAP_NET_ADMIN is enough.
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from vnetpods_agent.attachment import GSO_MAX_SIZE, Address, Attachment, AttachmentKey, SandboxHandles
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists
@@ -44,9 +49,9 @@ _FURTHER = 11800
 _TAKEN = {errno.EEXIST, errno.EBUSY}
 
 
-def birth(attachment: Attachment, attempt: int, netns_fd: int) -> NetlinkRequest:
+def birth(attachment: Attachment, attempt: int, netns_fd: int | None) -> NetlinkRequest:
     """Equals `ip link add azv… index I address M mtu U type veth peer name eth0 index J address N mtu U gso_max_size G
-    netns FD`.
+    netns FD`, or without a namespace.
 
     What the pod's TCP sends in one piece must fit the NIC, or the host cuts every piece into packets of the MTU before
     it gets there: Hyper-V's NICs take 62,780 bytes, and a veth offers 65,536. The host's end passes on what the NIC
@@ -124,6 +129,18 @@ def _further_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
     ]
 
 
+def taken_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
+    """What an end gets that the runtime is going to take."""
+    # ip link set vnd… addrgenmode none arp off (it is down until the runtime has it)
+    quiet = rt.link_set(index, rt.link_without_ipv6_address())
+    deaf = rt.link_set(index, arp=False)
+    name = attachment.key.ifname
+    return [
+        NetlinkRequest("keep IPv6 off", name, quiet, _NO_IPV6 | _NO_LINK),
+        NetlinkRequest("make deaf to ARP", name, deaf, _NO_LINK),
+    ]
+
+
 def opening(attachment: Attachment, index: int) -> NetlinkRequest:
     """Equals `ip link show dev azv…`: asking is what opens the host end for sending.
 
@@ -157,8 +174,11 @@ class Transparent:
     def close(self) -> None:
         self._host.close()
 
-    def attach(self, attachment: Attachment, handles: SandboxHandles) -> None:
+    def attach(self, attachment: Attachment, handles: SandboxHandles | None) -> None:
         host_veth.alias(attachment)  # refuses what could not be named, before anything is made
+        if handles is None:
+            self._offer(attachment)
+            return
         with self._open(handles.netlink_fd) as pod:
             host_index, pod_index = self._born(attachment, handles, pod)
             self._host.execute(host_steps(attachment, host_index))
@@ -181,6 +201,29 @@ class Transparent:
                 return existing
             if not there and not self._cleared(attachment):
                 attempt += 1  # neither name is in the way: it was an index
+        raise DataPlaneError("create the interface of", str(attachment.key), errno.EBUSY, "names or indexes stay taken")
+
+    def _offer(self, attachment: Attachment) -> None:
+        """Both ends in the host's namespace; once the runtime has taken the pod's, that is left to it."""
+        link = self._find(attachment)
+        if link and link.group == host_veth.DYING:
+            self._host.execute([NetlinkRequest("delete", link.name, rt.link_delete(link.index), _NO_LINK)])
+            link = None
+        index = link.index if link else self._born_here(attachment)
+        end = self._pod_end(attachment, self._host)
+        if end and end.peer == index:
+            self._host.execute(taken_steps(attachment, end.index))
+        self._host.execute(host_steps(attachment, index))
+
+    def _born_here(self, attachment: Attachment) -> int:
+        for attempt in range(host_veth.INDEX_ATTEMPTS):
+            try:
+                self._host.execute([birth(attachment, attempt, None)])
+            except DataPlaneError as error:
+                if error.errno not in _TAKEN:
+                    raise
+            else:
+                return host_veth.indexes(attachment.key, attempt)[0]
         raise DataPlaneError("create the interface of", str(attachment.key), errno.EBUSY, "names or indexes stay taken")
 
     def _pod_end(self, attachment: Attachment, pod: NetlinkSocket) -> rt.Link | None:
@@ -278,7 +321,12 @@ class Transparent:
 
     def interfaces(self) -> Sequence[HostInterface]:
         links = self._host.dump(NetlinkRequest("list links of", "the host", rt.links_dump()), rt.read_link)
-        return [host_veth.described(link) for link in links if host_veth.is_host_end(link)]
+        peers = {(link.peer, link.index) for link in links}
+        return [
+            replace(host_veth.described(link), untaken=(link.index, link.peer) in peers)
+            for link in links
+            if host_veth.is_host_end(link)
+        ]
 
     def remove(self, interface: HostInterface) -> None:
         link = self._host.ask(NetlinkRequest("look for", interface.name, rt.link_get(interface.index)), rt.read_link)

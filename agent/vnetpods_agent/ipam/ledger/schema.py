@@ -130,6 +130,14 @@ class Assign:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """The attachment holds from now on what was reserved by `reservation`."""
+
+    reservation: AttachmentKey
+    attachment: Attachment
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
     """As Assign, for a pod that has its address already."""
 
@@ -173,7 +181,7 @@ class Forget:
 
 
 FACTS = (Adopt, Release, Reinstate)
-Operation = Assign | Adopt | Release | Retire | Withdraw | Reinstate | Forget
+Operation = Assign | Claim | Adopt | Release | Retire | Withdraw | Reinstate | Forget
 
 
 def enter(content: Content, operations: Sequence[Operation]) -> None:  # noqa: C901, PLR0912 - one case each
@@ -181,6 +189,9 @@ def enter(content: Content, operations: Sequence[Operation]) -> None:  # noqa: C
     for operation in operations:
         match operation:
             case Assign(attachment):
+                content.attachments[attachment.key] = attachment
+            case Claim(reservation, attachment):
+                content.attachments.pop(reservation, None)
                 content.attachments[attachment.key] = attachment
             case Adopt(attachment):
                 content.attachments[attachment.key] = attachment
@@ -227,6 +238,9 @@ def statements(operation: Operation) -> Iterator[tuple[str, Sequence[tuple[Any, 
     match operation:
         case Assign(attachment):
             yield _DELETE, [_key(attachment.key)]  # the same container in a new namespace
+            yield _INSERT, [_row(attachment)]
+        case Claim(reservation, attachment):
+            yield _DELETE, [_key(reservation), _key(attachment.key)]
             yield _INSERT, [_row(attachment)]
         case Adopt(attachment):  # the pod has it, whatever was promised
             yield _HELD, [(attachment.address,)]
