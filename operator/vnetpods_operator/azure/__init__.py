@@ -1,4 +1,4 @@
-"""All that talks to Azure; nothing else in the operator imports azure.*."""
+"""Everything that talks to Azure; nothing else in the operator imports azure.*."""
 
 from vnetpods_operator.azure.client import Arm, Watcher, load, opened
 from vnetpods_operator.azure.networks import Network, Networks
@@ -10,5 +10,5 @@ __all__ = ["Arm", "Network", "Networks", "Watcher", "load", "machine", "opened"]
 
 
 def machine(arm: Arm, id_: MachineId) -> Machine:
-    """The right kind of machine."""
+    """Returns the implementation for the machine's kind."""
     return VirtualMachine(arm, id_) if id_.scale_set is None else ScaleSetInstance(arm, id_)

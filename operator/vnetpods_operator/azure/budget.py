@@ -1,20 +1,20 @@
-"""How many requests the operator sends to ARM, and whose turn it is.
+"""Client-side rate limiting of ARM requests, by priority.
 
-One token bucket per subscription and kind (read or write): Azure counts per subscription and principal, and everybody
-in the subscription shares Microsoft.Network's limits, so the operator stays below them by its own account. The bucket
-is pure arithmetic over the caller's clock. `Budget` lets tasks of the event loop wait for a token; the most urgent
-waiter is served first, then the one that came first. Priority is read when a token is given, not when the waiting
-began, so a node whose pods start to wait overtakes while its request is already in line.
+One token bucket per subscription and kind (read or write): Azure counts per subscription and principal, and
+Microsoft.Network's limits are shared by the whole subscription, so the operator stays below them on its own. The bucket
+is pure arithmetic over the caller's clock. `Budget` lets tasks of the event loop wait for a token, served by priority,
+then first come, first served. Priority is read when a token is granted, not when the wait began, so a node whose pods
+start to wait overtakes while its request is already queued.
 
-A 429 closes its bucket until Retry-After has passed: a request before that is answered with a longer wait. Who asks for
-a token then does not wait for more than a moment but hears `Throttled`: a worker that sat there would be missing to
-nodes of other subscriptions, and the node's condition would not say what it waits for. What only a service's own limit
-forbids (Microsoft.Compute counts by itself) is refused to requests for that service alone.
+A 429 closes its bucket until Retry-After has passed; Azure answers an earlier request with a longer wait. `acquire()`
+on a closed bucket waits for MOMENT seconds at most, then raises `Throttled`: a blocked worker would be missing for
+nodes of other subscriptions, and the node's condition would not tell the cause. A limit of one service
+(Microsoft.Compute counts on its own) refuses only requests to that service.
 
-Who waits for the ordinary rate holds a worker. When a more urgent node finds none, the least urgent waiter gives way:
-it hears `GaveWay`, its node goes back into the line, and nothing has happened to it. So does one whose turn comes when
-what it was about to do is outdated (the pool was paused meanwhile). Only who waits for the end of a write that Azure
-has accepted is left alone. Nothing is remembered over a restart; a bucket starts full.
+A request that waits for the ordinary rate holds a worker. When a more urgent node finds no free worker, the least
+urgent waiter yields: it raises `GaveWay` and its node is requeued unchanged. So does a waiter whose work is outdated
+when its turn comes (the pool was paused meanwhile). Only waiters for the end of a write that Azure has accepted never
+yield. Nothing survives a restart; a bucket starts full.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from vnetpods_operator.caller import Caller, GaveWay, Priority, caller
 from vnetpods_operator.errors import Throttled
 
 MOMENT = 5.0
-"""Seconds that a request waits for a closed bucket to open."""
+"""Longest wait, in seconds, for a closed bucket to open."""
 
 
 class Kind(StrEnum):
-    """Azure counts reads and writes apart."""
+    """Azure counts reads and writes separately."""
 
     READ = "read"
     WRITE = "write"
 
 
 def rates(configured: config.Budget, kind: Kind) -> tuple[float, float]:
-    """Requests per second, and how many at once."""
+    """Requests per second, and burst."""
     allowance = configured.reads if kind is Kind.READ else configured.writes
     return allowance.per_second, float(allowance.burst)
 
 
 @dataclass(slots=True)
 class Bucket:
-    """`burst` tokens at most, refilled at `rate` per second. Times are seconds on the caller's clock."""
+    """Holds up to `burst` tokens, refilled at `rate` per second. Times are seconds on the caller's clock."""
 
     rate: float
     burst: float
@@ -57,7 +57,7 @@ class Bucket:
     closed_until: float = 0.0
 
     def take(self, now: float) -> float:
-        """Takes a token and returns 0, or returns how many seconds to wait before asking again."""
+        """Takes a token and returns 0, or returns the seconds to wait before the next attempt."""
         if now < self.closed_until:
             return self.closed_until - now
         self._refill(now)
@@ -67,14 +67,14 @@ class Bucket:
         return (1 - self.level) / self.rate
 
     def close(self, until: float, now: float) -> None:
-        """No token before `until`; after that the bucket is as good as empty, so that there is no rush."""
+        """Grants no token before `until`, and leaves one at most, so that no burst follows."""
         self._refill(now)
         self.closed_until = max(self.closed_until, until)
         self.level = min(self.level, 1.0)
         self.at = max(self.at, self.closed_until)
 
     def lower(self, remaining: float, now: float) -> None:
-        """Azure says that only `remaining` requests are left: no more tokens than that."""
+        """Caps the tokens at the `remaining` requests that Azure reports."""
         self._refill(now)
         self.level = min(self.level, remaining)
 
@@ -88,7 +88,7 @@ class Bucket:
 class _Line:
     bucket: Bucket
     waiters: list[tuple[Caller, asyncio.Future[bool]]] = field(default_factory=list)
-    """Each hears whether to go on."""
+    """Each future resolves to whether the request proceeds."""
     timer: asyncio.TimerHandle | None = None
 
     def closed_for(self, now: float) -> float:
@@ -96,27 +96,29 @@ class _Line:
 
 
 class Budget:
-    """Buckets for every subscription, made as they are needed; used from one event loop."""
+    """Buckets of every subscription, created on demand; used from one event loop."""
 
     def __init__(
         self, rates: Callable[[Kind], tuple[float, float]], waited: Callable[[Kind, float], None] | None = None
     ) -> None:
-        """`rates(kind)` gives rate and burst of a new bucket; `waited` hears how long each request was held back."""
+        """`rates(kind)`: rate and burst of a new bucket; `waited`: called with each request's wait in seconds."""
         self._rates = rates
         self._waited = waited
         self._lines: dict[tuple[str, Kind], _Line] = {}
         self._services: dict[tuple[str, str, Kind], float] = {}
-        """Until when a service takes no requests of a subscription, by its name in lower case."""
+        """Loop time until which a service is closed, by subscription, service (both in lower case) and kind."""
 
     async def acquire(self, subscription: str, kind: Kind, service: str = "") -> None:
-        """Returns when the request may be sent; raises Throttled when Azure has closed the bucket for long."""
+        """Returns when the request may be sent. Raises Throttled if the bucket or service is closed for more than
+        MOMENT seconds, GaveWay if the request yields or is outdated.
+        """
         line = self._line(subscription, kind)
         loop = asyncio.get_running_loop()
         began = loop.time()
         _refuse(max(line.closed_for(began), self._service_closed_for(subscription, service, kind)), subscription, kind)
         if line.waiters or line.bucket.take(began) > 0:
             turn: asyncio.Future[bool] = loop.create_future()
-            mine = caller.get(Caller(firm=True))  # without a node there is nothing to put back into the line
+            mine = caller.get(Caller(firm=True))  # without a node there is nothing to requeue
             waiter = (mine, turn)
             line.waiters.append(waiter)
             self._serve(line)
@@ -132,23 +134,23 @@ class Budget:
             self._waited(kind, loop.time() - began)
 
     def close(self, subscription: str, kind: Kind, seconds: float) -> None:
-        """Azure asked for a pause of `seconds`."""
+        """Closes the bucket for the `seconds` of a Retry-After."""
         line, now = self._line(subscription, kind), asyncio.get_running_loop().time()
         line.bucket.close(now + seconds, now)
         if line.closed_for(now) > MOMENT:
             for _, turn in line.waiters:
                 if not turn.done():
-                    turn.set_result(True)  # not a token, but word that there is none
+                    turn.set_result(True)  # no token: acquire() raises Throttled
         self._serve(line)
 
     def close_service(self, subscription: str, kind: Kind, service: str, seconds: float) -> None:
-        """One service asked for a pause of `seconds`; others go on."""
+        """Closes one service for `seconds`; others continue."""
         until = asyncio.get_running_loop().time() + seconds
         key = (subscription.lower(), service.lower(), kind)
         self._services[key] = max(until, self._services.get(key, 0.0))
 
     def give_way(self, to: Priority) -> None:
-        """Lets one waiter go that is less urgent than this, the least urgent of them and the last that came."""
+        """Makes the least urgent waiter below this priority yield; among equals, the last to arrive."""
         waiters = [
             (mine.priority, number, turn)
             for line in self._lines.values()
@@ -159,12 +161,12 @@ class Budget:
             max(waiters, key=lambda waiter: waiter[:2])[2].set_result(False)
 
     def lower(self, subscription: str, kind: Kind, remaining: float) -> None:
-        """Azure said how many requests are left."""
+        """Applies the remaining-requests header."""
         line = self._line(subscription, kind)
         line.bucket.lower(remaining, asyncio.get_running_loop().time())
 
     def adjust(self) -> None:
-        """The configured rates have changed; who waits is served at the new ones."""
+        """Applies changed rates from the configuration, to waiters as well."""
         for (_, kind), line in self._lines.items():
             line.bucket.rate, line.bucket.burst = self._rates(kind)
             line.bucket.level = min(line.bucket.level, line.bucket.burst)
@@ -172,7 +174,7 @@ class Budget:
 
     @property
     def waiting(self) -> int:
-        """Requests that are held back now."""
+        """Number of requests that wait for a token."""
         return sum(len(line.waiters) for line in self._lines.values())
 
     def _service_closed_for(self, subscription: str, service: str, kind: Kind) -> float:
@@ -187,7 +189,7 @@ class Budget:
         return self._lines[key]
 
     def _serve(self, line: _Line) -> None:
-        """Gives tokens to waiters while there are any, and comes back when the next one is due."""
+        """Grants tokens to waiters while the bucket has any, and schedules itself for the next one."""
         loop = asyncio.get_running_loop()
         if line.timer is not None:
             line.timer.cancel()
@@ -204,7 +206,7 @@ class Budget:
 
 
 def _refuse(seconds: float, subscription: str, kind: Kind) -> None:
-    """Raises Throttled for what is closed for more than a moment."""
+    """Raises Throttled if the bucket or service stays closed for more than MOMENT seconds."""
     if seconds > MOMENT:
         again = datetime.now(UTC) + timedelta(seconds=seconds)
         text = f"Azure takes no {kind.value}s in subscription {subscription} at present; again at {again:%H:%M:%S} UTC"

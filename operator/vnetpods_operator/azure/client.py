@@ -1,10 +1,9 @@
-"""The way to ARM: one HTTP session, one credential, SDK clients per subscription, and every request through the budget.
+"""The ARM client: one HTTP session, one credential, SDK clients per subscription, every request through the budget.
 
-Each request of the SDK, polls of long-running operations included, passes `_BudgetPolicy`: it waits for a token on
-behalf of the task's caller, counts and times the answer, and obeys Retry-After. Reads that were throttled for a moment
-wait and are sent again (a lost poll means not knowing how a write ended until the NIC is read); writes are not, because
-by then the plan is stale.
-The SDK's own retries are switched off: they know nothing of the budget. Used from the event loop only.
+Each SDK request, including polls of long-running operations, passes `_BudgetPolicy`: it waits for a token on behalf of
+the task's caller, counts and times the response, and honours Retry-After. Briefly throttled reads are retried after the
+wait (a lost poll leaves a write's outcome unknown until the NIC is read); writes are not, because the plan is stale by
+then. The SDK's own retries are off: they bypass the budget. Used from the event loop only.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ if TYPE_CHECKING:
 
 USER_AGENT = "vnetpods-operator"
 _CLIENTS = ("azure.mgmt.compute.aio", "azure.mgmt.network.aio")
-"""112 MiB, which who only waits for the Lease does without."""
+"""112 MiB; a standby that waits for the Lease does not load them."""
 THROTTLED_READS = 5
-"""How often a read that Azure throttles is sent again before the caller hears of it."""
+"""Attempts of a read that Azure throttles before the caller gets the 429."""
 
 NICS_SECONDS = 1500.0
-"""How long a machine's list of NICs is good: NICs come and go only with a stopped machine."""
+"""Validity of a machine's cached NIC list: NICs are attached and detached only while the machine is stopped."""
 
 _SUBSCRIPTION = re.compile(r"/subscriptions/([^/?]+)", re.IGNORECASE)
 _SERVICE = re.compile(r"/providers/([^/?]+)", re.IGNORECASE)
@@ -57,37 +56,37 @@ _OPERATIONS = (
 
 
 def service_of(url: str) -> str:
-    """The resource provider that is asked, `Microsoft.Compute` for instance."""
+    """The resource provider in the URL, such as `Microsoft.Compute`."""
     found = _SERVICE.search(url)
     return found[1] if found else ""
 
 
 def operation_of(method: str, url: str) -> str:
-    """The name under which a request is counted, such as `put_nic`."""
+    """The request's `operation` label in metrics, such as `put_nic`."""
     kind = next((name for name, pattern in _OPERATIONS if pattern.search(url)), "other")
     return f"{method.lower()}_{kind}"
 
 
 @dataclass(frozen=True, slots=True)
 class NicId:
-    """A NIC as its machine names it."""
+    """A NIC reference in a machine's network profile."""
 
     id: str
     primary: bool
 
 
 class Watcher(Protocol):
-    """Hears of every request."""
+    """Called for every request."""
 
     def answered(self, operation: str, outcome: str, seconds: float) -> None:
-        """`outcome` is the HTTP status, or `no_answer`."""
+        """Records a response; `outcome` is the HTTP status or `no_answer`."""
 
     def remaining(self, subscription: str, kind: Kind, requests: int) -> None:
-        """Azure said how many requests are left."""
+        """Records the remaining-requests header."""
 
 
 class _BudgetPolicy(core.AsyncHTTPPolicy[Any, Any]):
-    """See the module's text."""
+    """See the module docstring."""
 
     def __init__(self, budget: Budget, watcher: Watcher, fence: Callable[[], None]) -> None:
         super().__init__()
@@ -127,13 +126,13 @@ class _BudgetPolicy(core.AsyncHTTPPolicy[Any, Any]):
         return response
 
     async def _throttled(self, subscription: str, kind: Kind, response: PipelineResponse[Any, Any]) -> bool:
-        """Closes what the 429 is about, if that is the quota and not a lock on one resource; whether it did.
+        """Closes the bucket if the 429 is about its quota, not about a lock on one resource; returns whether it did.
 
-        Microsoft.Compute counts by itself, per machine and per subscription (`OperationNotAllowed`): the one makes only
-        this machine's node wait, the other all requests to that service.
+        Microsoft.Compute has limits of its own (`OperationNotAllowed`), per machine and per subscription: the former
+        delays only this machine's node, the latter all requests to that service.
         """
         http = response.http_response
-        with contextlib.suppress(Exception):  # the body may be broken; then the status alone decides
+        with contextlib.suppress(Exception):  # the body may be broken: then the status alone decides
             await http.read()
         error = from_response(HttpResponseError(response=http), "")
         if not isinstance(error, Throttled):
@@ -147,7 +146,7 @@ class _BudgetPolicy(core.AsyncHTTPPolicy[Any, Any]):
         return True
 
     def _heed(self, subscription: str, kind: Kind, http: Any) -> None:
-        """Takes note of how many requests are left: of this principal, and of all together (`…-global-…`)."""
+        """Records the lowest remaining-requests header: of this principal, or of the subscription (`…-global-…`)."""
         left = []
         for name, value in http.headers.items():
             lower = name.lower()
@@ -160,7 +159,7 @@ class _BudgetPolicy(core.AsyncHTTPPolicy[Any, Any]):
 
 
 class _InsecurePolicy(core.SansIOHTTPPolicy[Any, Any]):
-    """Allows tokens over http://, for an endpoint that says so itself (an emulator)."""
+    """Allows tokens over http://, for an endpoint configured as such (an emulator)."""
 
     def on_request(self, request: PipelineRequest[Any]) -> None:
         request.context.options["enforce_https"] = False
@@ -178,7 +177,7 @@ class Arm:
         transport: Any,
         fence: Callable[[], None],
     ) -> None:
-        """`fence` is asked before each write; it raises when nothing may be written any more."""
+        """`fence`: called before each write; raises once writes are forbidden."""
         self.config = config
         self._fence = fence
         self._budget = budget
@@ -187,19 +186,19 @@ class Arm:
         self._credential = credential
         self._authentication = AsyncARMChallengeAuthenticationPolicy(credential, config.scope)
         self.unseen: defaultdict[str, set[str]] = defaultdict(set)
-        """By machine: lower-case names of entries that this process has made and not yet read with an address."""
+        """By machine: lower-case names of entries that this process created and has never read with an address."""
         self._nics: dict[str, tuple[tuple[NicId, ...], float]] = {}
         self._network: dict[str, NetworkManagementClient] = {}
         self._compute: dict[str, ComputeManagementClient] = {}
 
     def known_nics(self, machine: str) -> tuple[NicId, ...]:
-        """The machine's NICs, if they were read not long ago."""
+        """The machine's cached NIC references; empty once they have expired."""
         ids, until = self._nics.get(machine.lower(), ((), 0.0))
         return ids if asyncio.get_running_loop().time() < until else ()
 
     @property
     def remembered(self) -> int:
-        """Machines whose NICs are known."""
+        """Number of machines in the cache."""
         return len(self._nics)
 
     def learn_nics(self, machine: str, ids: tuple[NicId, ...]) -> None:
@@ -224,12 +223,12 @@ class Arm:
         return self._compute[key]
 
     def network_arguments(self) -> dict[str, Any]:
-        """To pass with every call of the network client."""
+        """Arguments for every call of the network client."""
         version = self.config.network_api_version
         return {"api_version": version} if version else {}
 
     def compute_arguments(self) -> dict[str, Any]:
-        """To pass with every call of the compute client."""
+        """Arguments for every call of the compute client."""
         version = self.config.compute_api_version
         return {"api_version": version} if version else {}
 
@@ -255,10 +254,10 @@ class Arm:
 
 
 def load() -> None:
-    """Loads the SDK's clients; for a thread of its own.
+    """Imports the SDK's clients; run it in a thread.
 
-    It is a second's work, but on a starved node it takes longer than a leader may go without renewing its Lease: in the
-    event loop it ended every leader, one after the other.
+    The import takes a second, but on a starved node longer than a leader may go without renewing its Lease: in the
+    event loop it ended one leader after another.
     """
     for name in _CLIENTS:
         importlib.import_module(name)
@@ -272,7 +271,7 @@ async def opened(
     credential: Callable[[], Any] = Credential,
     fence: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Arm]:
-    """The way to ARM while the block runs."""
+    """Keeps the ARM client open while the block runs."""
     transport = AioHttpTransport(connection_timeout=10, read_timeout=float(config.request_timeout))
     async with transport, credential() as held:
         yield Arm(config, budget, watcher, held, transport, fence)

@@ -1,10 +1,10 @@
-"""Who the operator is to Azure: azure-identity's default chain, made anew when a file changes that it was made from.
+"""The operator's Azure credential: azure-identity's default chain, rebuilt when a mounted file changes.
 
-azure-identity reads a certificate (AZURE_CLIENT_CERTIFICATE_PATH) once, and a client secret from the environment only,
-which nobody can change while a process runs. A mounted Secret changes under the same path when it is rotated: the
-certificate is read again then, and so is a client secret in the file that AZURE_CLIENT_SECRET_PATH names. Federated
-tokens azure-identity reads again by itself. Asked only when a token is due or the last attempt failed, so looking at
-the files costs nothing. Used from the event loop.
+azure-identity reads a certificate (AZURE_CLIENT_CERTIFICATE_PATH) once, and a client secret only from the environment,
+which can't change while a process runs. A rotated Secret changes under the same mount path: the certificate is then
+read again, and so is the client secret in the file named by AZURE_CLIENT_SECRET_PATH. azure-identity re-reads federated
+tokens itself. A token is requested only when one is due or the last attempt failed, so reading the files costs nothing.
+Used from the event loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SECRET, CERTIFICATE = "AZURE_CLIENT_SECRET_PATH", "AZURE_CLIENT_CERTIFICATE_PATH
 
 
 class Credential:
-    """An AsyncTokenCredential. `options` go to azure-identity's own."""
+    """An AsyncTokenCredential. `options` are passed to azure-identity's credential."""
 
     def __init__(self, **options: Any) -> None:
         self._options = options
@@ -48,13 +48,13 @@ class Credential:
         await self.close()
 
     async def _current(self) -> Any:
-        """The credential made from what the files hold now."""
+        """The credential for the files' present content."""
         try:
             found = _mounted()
             if self._inner is None or found != self._made_from:
                 await self.close()
                 self._inner, self._made_from = self._made(), found
-        except (OSError, ValueError) as error:  # not there, not a certificate, a variable missing
+        except (OSError, ValueError) as error:  # missing file, not a certificate, or a missing variable
             raise ClientAuthenticationError(f"the mounted credentials can't be used: {error}") from error
         return self._inner
 
@@ -72,6 +72,6 @@ class Credential:
 
 
 def _mounted() -> tuple[bytes, ...]:
-    """What the files hold that the environment names."""
+    """Contents of the files named in the environment."""
     paths = [os.environ.get(name) for name in (SECRET, CERTIFICATE)]
     return tuple(Path(path).read_bytes() for path in paths if path)

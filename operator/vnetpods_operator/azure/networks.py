@@ -1,10 +1,9 @@
-"""What the operator knows of virtual networks: subnet prefixes and direct CIDRs.
+"""Cache of virtual networks: subnet prefixes and direct CIDRs.
 
-A VNet's own address space and that of its peers (its peerings carry them, so the peers needn't be readable) are what
-pods reach under their own address. A VNet is read when it is first met and again on a schedule, as long as a pool names
-it; what was read stays valid while ARM does not answer, or answers oddly. A role that may read only the
-subnet is enough: then the subnet's prefixes are all that is known, and the configured CIDRs come on top. IPv4 only.
-Nothing survives a restart.
+Pods reach the VNet's address space and that of its peers under their own address; the peerings carry the peers' space,
+so the peers needn't be readable. A VNet is read on first use and then on a schedule, as long as a pool names it; the
+last good read stays valid while ARM does not answer or the answer is malformed. A role that may read only the subnet is
+enough: then only the subnet's prefixes are known, plus the configured CIDRs. IPv4 only. Nothing survives a restart.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ _SUBNET = re.compile(
     re.IGNORECASE,
 )
 RETRY_SECONDS = 60.0
-"""How soon a subnet that could not be read is tried again."""
+"""Delay before an unreadable subnet is read again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A VNet's address prefixes, its connected peers', and those of its subnets by lower-case id. None of it of a VNet
-    that may not be read.
+    """Address prefixes of a VNet, of its connected peers, and of its subnets by lower-case id. All empty for a VNet
+    that the role may not read.
     """
 
     own: tuple[str, ...] = ()
@@ -45,7 +44,7 @@ class Network:
 
 
 class Networks:
-    """Networks by subnet id; used from the event loop only. Nothing here raises: it knows or it doesn't."""
+    """Networks by subnet id; used from the event loop only. No method raises an Azure error: unknown is a result."""
 
     def __init__(self, arm: Arm) -> None:
         self._arm = arm
@@ -55,7 +54,7 @@ class Networks:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def prefixes(self, subnet: str) -> tuple[str, ...]:
-        """Of the subnet; read when it is met for the first time, empty when that is not possible."""
+        """The subnet's prefixes, read on first use; empty if that fails."""
         if not _SUBNET.fullmatch(subnet):
             return ()
         async with self._locks.setdefault(_vnet(subnet).lower(), asyncio.Lock()):
@@ -67,7 +66,9 @@ class Networks:
         return self._subnets.get(subnet.lower(), ())
 
     def direct(self, subnet: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-        """Address space of the subnet's VNet, and of its peers; of a VNet that may not be read, the subnet's own."""
+        """Address space of the subnet's VNet and of its peers; the subnet's own if the role may not read the VNet.
+        None if unknown.
+        """
         network = self._by_vnet.get(_vnet(subnet).lower()) if _SUBNET.fullmatch(subnet) else None
         if network is None:
             return None
@@ -75,7 +76,7 @@ class Networks:
         return (own, network.peers) if own else None
 
     async def left(self, subnet: str) -> int | None:
-        """How many addresses Azure says are left; it may say nothing, and it may be late."""
+        """Number of free addresses as Azure reports it, possibly late; None if unknown."""
         if not _SUBNET.fullmatch(subnet):
             return None
         subscription, group, name = _parts(_vnet(subnet))
@@ -92,8 +93,8 @@ class Networks:
         return None
 
     async def refresh(self, used: Iterable[str]) -> set[str]:
-        """Reads the VNets of these subnets anew and forgets all others; returns the subnets (in lower case) for which
-        something has changed. Pools may hold anything, so what is no subnet's id is passed over.
+        """Reads the VNets of these subnets again and forgets all others; returns the subnets (in lower case) whose VNet
+        changed. Skips anything that isn't a subnet id: pools may hold any string.
         """
         subnets = {subnet.lower(): subnet for subnet in used if _SUBNET.fullmatch(subnet)}
         one_per_vnet = {_vnet(subnet).lower(): subnet for subnet in subnets.values()}
@@ -109,7 +110,7 @@ class Networks:
         return changed
 
     async def _read(self, subnet: str) -> None:
-        """The subnet's VNet with all its subnets; where that fails, or is not enough, the subnet."""
+        """Reads the subnet's VNet with all its subnets; if the subnet's prefixes are unknown after that, the subnet."""
         try:
             network = await self._read_vnet(_vnet(subnet))
             self._by_vnet[_vnet(subnet).lower()] = network
@@ -148,7 +149,7 @@ class Networks:
 
 
 def _peers(peerings: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Address space of connected peers; a peering that is not connected carries no traffic."""
+    """Address space of connected peers; other peerings carry no traffic."""
     found: list[str] = []
     for peering in peerings:
         properties = peering.get("properties") or {}

@@ -1,9 +1,9 @@
-"""ARM's JSON of a NIC: read it into our words, and change in it our own ipConfigurations and nothing else.
+"""Parses ARM's JSON of a NIC, and edits our own ipConfigurations in it and nothing else.
 
-A NIC is written whole, and a property that is missing from the write is reset; so the body that was read is sent back
-as it is, with entries of ours added or taken out. What our entries look like follows from Azure's rules: all entries of
-a NIC are in one subnet and name the same application security groups, so both are copied from the primary; load
-balancer pools are not, because outbound rules refuse pools that secondary entries belong to. Pure.
+A NIC is written as a whole, and a property missing from the write is reset; so the body is sent back as it was read,
+with our entries added or removed. Azure's rules shape our entries: all entries of a NIC are in one subnet and name the
+same application security groups, so both are copied from the primary; load balancer pools are not, because outbound
+rules refuse pools with secondary entries. Pure.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from vnetpods_operator.planning.model import Change
 
 
 def parse(body: dict[str, Any]) -> Nic:
-    """What ARM answered for a NIC."""
+    """Parses ARM's response for a NIC."""
     properties = body.get("properties") or {}
-    configurations = properties["ipConfigurations"]  # never empty: without it, the answer says nothing
+    configurations = properties["ipConfigurations"]  # never empty: a response without it is malformed
     return Nic(
         id=body["id"],
         name=body.get("name") or body["id"].rpartition("/")[2],
@@ -38,12 +38,12 @@ def parse(body: dict[str, Any]) -> Nic:
 
 
 def names(configurations: Iterable[dict[str, Any]]) -> frozenset[str]:
-    """Of the entries, in lower case."""
+    """The entries' names in lower case."""
     return frozenset(entry(configuration).name.lower() for configuration in configurations)
 
 
 def entry(configuration: dict[str, Any]) -> Entry:
-    """One ipConfiguration."""
+    """Parses one ipConfiguration."""
     properties = configuration.get("properties") or {}
     return Entry(
         name=configuration.get("name") or "",
@@ -54,7 +54,7 @@ def entry(configuration: dict[str, Any]) -> Entry:
 
 
 def edited(body: dict[str, Any], change: Change, new_name: Callable[[], str]) -> dict[str, Any]:
-    """A copy of a NIC's body with the change made. `new_name` gives eight hex digits."""
+    """A copy of a NIC's body with the change applied. `new_name` returns eight hex digits."""
     result = dict(body)
     properties = result["properties"] = dict(body["properties"])
     properties["ipConfigurations"] = edited_configurations(properties["ipConfigurations"], change, new_name)
@@ -64,7 +64,7 @@ def edited(body: dict[str, Any], change: Change, new_name: Callable[[], str]) ->
 def edited_configurations(
     configurations: list[dict[str, Any]], change: Change, new_name: Callable[[], str]
 ) -> list[dict[str, Any]]:
-    """The entries after the change: others' as they were and in their order, ours at the end."""
+    """The entries after the change: those kept, unchanged and in order, then the new ones."""
     kept = [c for c in configurations if not _leaves(entry(c), change)]
     primary = next((c for c in configurations if entry(c).primary), configurations[0])
     taken = {entry(c).name.lower() for c in kept}
@@ -82,7 +82,7 @@ def _leaves(found: Entry, change: Change) -> bool:
 
 
 def _like(primary: dict[str, Any]) -> dict[str, Any]:
-    """What a new entry has in common with the primary."""
+    """Properties that a new entry copies from the primary."""
     properties = primary["properties"]
     common: dict[str, Any] = {"privateIPAddressVersion": "IPv4", "primary": False}
     common["subnet"] = {"id": properties["subnet"]["id"]}
@@ -108,7 +108,7 @@ def _subnet(configurations: Iterable[dict[str, Any]]) -> str:
 
 
 def _address(properties: dict[str, Any]) -> str | None:
-    """Blocks come as `10.0.0.16/28` or as a bare address beside a prefix length, perhaps with host bits set."""
+    """Azure returns blocks as `10.0.0.16/28` or as a bare address and a prefix length, possibly with host bits set."""
     if (properties.get("privateIPAddressVersion") or "IPv4") != "IPv4":
         return None
     value = properties.get("privateIPAddress") or None

@@ -1,16 +1,16 @@
-"""Instances of uniform scale sets: their NICs are read through the set, and changed through the instance's model.
+"""Instances of uniform scale sets: NICs are read through the set and changed through the instance's model.
 
-A write is PUT of the whole instance model with If-Match. Its image reference is nulled first: echoing the reference of
-a gallery image asks for rights on the gallery that nobody gave us (403 LinkedAuthorizationFailed), and null means "as
-it is". The model knows entries by name, so addresses that go are looked up in what the NICs said.
+A write is a PUT of the whole instance model with If-Match. Its image reference is set to null first: echoing a gallery
+image's reference requires rights on the gallery that the operator lacks (403 LinkedAuthorizationFailed), and null means
+"unchanged". The model knows entries by name only; addresses come from the list of NICs.
 
-A failed update can leave entries in the model that no NIC has, and that make every later update fail. The list of NICs
-may lag behind the model, though, and its lag is not what a write is fenced by: an entry that it lacks may be what a pod
-holds. So only what this very process has made, and has never read with an address, is reported as Failed and swept:
-nobody was ever told of an address of it. What others have left (the operator of before, above all) is written again as
-it is, which Azure takes for another try, and if that is in vain a person has to look.
+A failed update can leave entries in the model that no NIC has and that make every later update fail. But the list of
+NICs may lag behind the model, and the write's ETag does not cover it: a pod may hold an entry that the list lacks. So
+only entries that this process created and has never read with an address are reported as Failed and swept: their
+addresses were never published. Entries left by others (mostly by the previous operator process) are written again
+unchanged, which Azure treats as a retry; if that fails too, a person must act.
 
-An address cannot be asked for by value here, and /28 blocks cannot be asked for at all (they become single addresses).
+Requests for an address by value are not possible here, nor for /28 blocks (they become single addresses).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ScaleSetInstance:
     id: MachineId
 
     async def nics(self) -> Nics:
-        """The instance's NICs as they are, and what its model has beyond them."""
+        """Reads the instance's NICs, with the entries that only its model has."""
         model = await self._model()
         found, unreadable = await self._actual()
         with translated(f"reading {self._name}"):
@@ -53,7 +53,7 @@ class ScaleSetInstance:
         return Nics(tuple(sorted(nics, key=lambda nic: not nic.primary)), unreadable)
 
     async def write(self, nic: Nic, change: Change) -> Nic:
-        """One PUT of the model; raises Changed when it isn't as read any more."""
+        """Sends one PUT of the model; raises Changed if the model has changed since it was read."""
         if change.restore:
             text = f"a uniform scale set cannot be asked for {', '.join(change.restore)} by value"
             raise AddressTaken(f"writing {self._name}: {text}", "NotSupported")
@@ -97,7 +97,7 @@ class ScaleSetInstance:
         return found
 
     async def _actual(self) -> tuple[list[Nic], tuple[UnreadableNic, ...]]:
-        """The API version of this list is fixed in the SDK (2018-10-01)."""
+        """Lists the NICs. The SDK fixes this operation's API version (2018-10-01)."""
         network = self.arm.network(self.id.subscription)
         with translated(f"reading the NICs of {self._name}"):
             pages = network.network_interfaces.list_virtual_machine_scale_set_vm_network_interfaces(
@@ -121,7 +121,7 @@ class ScaleSetInstance:
 
 
 def _with_model(nic: Nic, model: dict[str, Any], state: str, unseen: set[str]) -> Nic:
-    """The NIC with the instance's fence, and with entries that only the model has."""
+    """The NIC with the instance's ETag, and with the entries that only the model has."""
     listed = {one.name.lower() for one in nic.entries}
     beyond = [replace(one, address=None) for one in _entries(model, nic.name) if one.name.lower() not in listed]
     entries = [
@@ -142,7 +142,7 @@ def _with_model(nic: Nic, model: dict[str, Any], state: str, unseen: set[str]) -
 
 
 def _edited(nic: Nic, change: Change) -> dict[str, Any]:
-    """The instance's model with the change made."""
+    """The instance's model with the change applied."""
     named = replace(change, add=change.add + BLOCK * change.blocks, blocks=0)
     model = {key: value for key, value in nic.body.items() if key not in ("resources", "etag")}
     properties = model["properties"] = dict(nic.body["properties"])
@@ -162,14 +162,14 @@ def _with_entries(configuration: dict[str, Any], change: Change) -> dict[str, An
     before = {one["name"] for one in present}
     entries = edited_configurations(present, change, lambda: secrets.token_hex(4))
     for made in entries:
-        if made["name"] not in before:  # the model knows no allocation method
+        if made["name"] not in before:  # the model has no allocation method
             del made["properties"]["privateIPAllocationMethod"]
     return configuration | {"properties": properties | {"ipConfigurations": entries}}
 
 
 def _with_primary(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Models of instances carry no `primary`; of several entries Azure wants to be told which one it is (else 400
-    VMScaleSetNetworkInterfaceConfigurationMustHaveOneIpConfigAsPrimary), and what the set made is the first.
+    """Instance models carry no `primary`, but Azure requires it once there are several entries (else 400
+    VMScaleSetNetworkInterfaceConfigurationMustHaveOneIpConfigAsPrimary); the set's own entry is the first.
     """
     if any(entry(one).primary for one in entries):
         return entries

@@ -1,6 +1,6 @@
-"""The one place where the SDK's errors become those of vnetpods_operator.errors.
+"""Translates the SDK's errors into those of vnetpods_operator.errors; the only place that does.
 
-The code inside the error body decides, not the HTTP status: a failed long-running operation arrives with status 200.
+The code in the error body decides, before the HTTP status: a failed long-running operation returns status 200.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ _BY_CODE: dict[str, type[AzureError]] = {
 }
 _SCALE_SET_PREFIX = "VMScaleSet"
 UNSAID, SHORTEST, LONGEST = 30.0, 1.0, 3600.0
-"""Seconds to wait after a 429 without Retry-After, and the bounds of what it may say: Azure counts per hour at most."""
+"""Seconds to wait after a 429 without Retry-After, and the bounds of its value: Azure counts per hour at most."""
 _BY_STATUS: dict[int, type[AzureError]] = {403: Forbidden, 404: Gone, 408: Unavailable, 409: Busy, 412: Changed}
 
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turns the SDK's errors inside the block into ours; `what` says what was being done to which resource."""
+    """Translates SDK errors raised in the block; `what` names the action and the resource."""
     try:
         yield
     except sdk.ClientAuthenticationError as error:
@@ -85,7 +85,7 @@ def translated(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _firm() -> Iterator[None]:
-    """The task's requests give way to nobody: how the write ends must be known."""
+    """Exempts the task's requests from yielding: the write's outcome must be known."""
     held = caller.get(Caller())
     held.firm = True
     try:
@@ -96,10 +96,10 @@ def _firm() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def ending(what: str, seconds: float) -> AsyncIterator[None]:
-    """Around the wait for the end of a write that Azure has accepted.
+    """Wraps the wait for the end of a write that Azure has accepted.
 
-    Something that is not found here may be the operation itself, which Azure forgets: then the outcome is unknown, and
-    whether the machine or NIC exists is for the next look at it to say.
+    A 404 here may mean the operation itself, which Azure forgets: then the outcome is unknown, and only the next read
+    tells whether the machine or NIC exists.
     """
     try:
         with translated(what):
@@ -115,7 +115,7 @@ async def ending(what: str, seconds: float) -> AsyncIterator[None]:
 
 
 def from_response(error: sdk.HttpResponseError, what: str) -> AzureError:
-    """The error that the body's code means, else the one that the status means."""
+    """Maps the error by the body's code, else by the status."""
     code, message, inner = _codes(error)
     text = f"{what}: {message or _first_line(error.message)}"
     status = error.status_code or 0
@@ -123,18 +123,18 @@ def from_response(error: sdk.HttpResponseError, what: str) -> AzureError:
         if candidate in REMEDIES:
             return Refused(f"{text}; {REMEDIES[candidate]}", candidate)
         kind = _BY_CODE.get(candidate.removeprefix(_SCALE_SET_PREFIX))
-        if kind is not None and not (kind is Refused and status == 429):  # Compute throttles under such a code
+        if kind is not None and not (kind is Refused and status == 429):  # Compute throttles with such a code
             return kind(text, candidate)
     if status == 429:
         return Throttled(text, code or "TooManyRequests", retry_after(error.response))
     if status in _BY_STATUS:
         return _BY_STATUS[status](text, code)
-    passing = status >= 500 or status < 300  # a failed operation whose code says nothing to us
+    passing = status >= 500 or status < 300  # status < 300: a failed operation with an unknown code
     return Unavailable(text, code or str(status)) if passing else Refused(text, code or str(status))
 
 
 def _not_signed_in(error: sdk.ClientAuthenticationError, what: str) -> AzureError:
-    """Either ARM did not accept a token (401), or none was to be had."""
+    """Either ARM rejected the token (401), or none could be obtained."""
     code, message, _ = _codes(error)
     if code:
         stands = code in SIGN_IN
@@ -146,20 +146,20 @@ def _not_signed_in(error: sdk.ClientAuthenticationError, what: str) -> AzureErro
 
 
 def retry_after(response: Any) -> float:
-    """Seconds that the answer asks to wait, as a number or until a date."""
+    """Seconds of the response's Retry-After, which is a number or a date."""
     value = response.headers.get("Retry-After", "") if response is not None else ""
     try:
         seconds = float(value)
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (TypeError, ValueError):  # no date, or one without a time zone
+        except (TypeError, ValueError):  # not a date, or one without a time zone
             return UNSAID
     return min(LONGEST, max(SHORTEST, seconds)) if math.isfinite(seconds) else UNSAID
 
 
 def _codes(error: sdk.HttpResponseError) -> tuple[str, str, list[str]]:
-    """Code and message of the body's error, and the codes nested in its details."""
+    """Code and message of the error in the body, and the codes in its details."""
     found: Any = error.error
     if found is None or isinstance(found, str):
         return "", "", []

@@ -1,7 +1,7 @@
-"""Refusals that stand until a person acts, whatever passing status they come with: what they mean and who acts.
+"""Refusals that persist until a person acts, even under a transient status, each with its remedy.
 
-Pure. Azure's own message names the lock, the policy or the tenant; what is added here is who can do what about it.
-Codes are those of ARM's error reference and of Entra ID's (AADSTS) reference.
+Pure. Azure's own message names the lock, the policy or the tenant; the remedy says who must do what. The codes are
+those of ARM's error reference and of Entra ID's (AADSTS) reference.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REMEDIES = {
         "offers"
     ),
 }
-"""By code, whatever the status (409, 403, 404)."""
+"""By code, regardless of the status (409, 403, 404)."""
 
 SIGN_IN = {
     "InvalidAuthenticationTokenTenant": (
@@ -45,10 +45,10 @@ SIGN_IN = {
     ),
     "AuthenticationFailed": "see which identity the operator signs in as (docs/install.md)",
 }
-"""What ARM says of a token that it does not accept (401)."""
+"""By ARM's code for a rejected token (401)."""
 
 _PASSING_SIGN_INS = ("AADSTS90033", "AADSTS90024", "AADSTS50196", "AADSTS90014")
-"""Transient errors of Entra ID, and its answer to too many requests."""
+"""Transient errors of Entra ID, among them throttling."""
 _NOISE = re.compile(
     r"Attempted credentials|To mitigate this issue|Visit https|Trace ID|Correlation ID|Timestamp"
     r"|.*failed to retrieve a token from the included credentials"
@@ -56,14 +56,14 @@ _NOISE = re.compile(
 _ABSENT = re.compile(
     r"unavailable|not fully configured|not found on path|no response from the IMDS|not logged|disabled"
 )
-"""How a credential of azure-identity's chain says that it was not set up: not the reason why nothing works."""
+"""Messages of a credential in azure-identity's chain that isn't set up, so isn't the cause of the failure."""
 _STANDING = re.compile(r"AADSTS\d+|invalid_(?:client|request|scope|resource)|Identity not found|unauthorized_client")
 
 
 def sign_in_cause(message: str) -> str:
-    """The cause in a message of azure-identity, which puts it below a first line that says nothing.
+    """The cause in an azure-identity message, below its generic first line.
 
-    A chain lists each credential that it tried; those that were not set up are left out unless there is no other.
+    A chain lists every credential that it tried; those that aren't set up are omitted unless there is no other.
     """
     lines = [line.strip() for line in message.splitlines()]
     lines = [line for line in lines if line and not _NOISE.match(line)]
@@ -72,6 +72,6 @@ def sign_in_cause(message: str) -> str:
 
 
 def sign_in_stands(message: str) -> bool:
-    """Whether signing in would fail again until a person acts."""
+    """Whether signing in keeps failing until a person acts."""
     cause = sign_in_cause(message)
     return _STANDING.search(cause) is not None and not any(code in cause for code in _PASSING_SIGN_INS)

@@ -1,7 +1,7 @@
 """Standalone virtual machines and instances of flexible scale sets: ordinary VMs with ordinary NIC resources.
 
-A write is GET → change our entries → PUT with If-Match → poll → read back; the GET was `nics()`. If the process dies
-after ARM accepted the PUT, the next `nics()` shows what became of it: entries of ours are known by their names.
+A write is GET (by `nics()`) → edit our entries → PUT with If-Match → poll → read back. If the process dies after ARM
+accepted the PUT, the next `nics()` shows the outcome: our entries are recognised by name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vnetpods_operator.planning.model import Change
 
 
 def body(response: Any, _model: Any, _headers: Any) -> Any:
-    """What ARM sent, as it sent it: models of the SDK would be a second truth."""
+    """ARM's JSON as sent, for a call's `cls`: SDK models would be a second truth."""
     return response.http_response.json()
 
 
@@ -33,7 +33,7 @@ class VirtualMachine:
     id: MachineId
 
     async def nics(self) -> Nics:
-        """Reads the NICs; the VM, for its list of them, only when that is old or proves wrong."""
+        """Reads the NICs; the VM itself only if the cached list of its NICs has expired or proves wrong."""
         known = self.arm.known_nics(self.id.id)
         if known:
             nics = await self._read(known)
@@ -64,7 +64,7 @@ class VirtualMachine:
     async def _try(self, wanted: NicId) -> Nic | UnreadableNic:
         try:
             return await self._nic(wanted.id)
-        except Throttled:  # about the subscription, not about this NIC
+        except Throttled:  # concerns the subscription, not this NIC
             raise
         except AzureError as error:
             return UnreadableNic(wanted.id, wanted.id.rpartition("/")[2], wanted.primary, error)
@@ -75,7 +75,7 @@ class VirtualMachine:
         return str(holder).lower() == self.id.id.lower()
 
     async def write(self, nic: Nic, change: Change) -> Nic:
-        """One PUT; raises Changed when the NIC isn't as read any more."""
+        """Sends one PUT; raises Changed if the NIC has changed since it was read."""
         subscription, group, name = _place(nic.id)
         what = f"writing NIC {name} in {group}"
         wanted: Any = edited(nic.body, change, lambda: secrets.token_hex(4))
@@ -98,7 +98,7 @@ class VirtualMachine:
 
 
 def _place(resource: str) -> tuple[str, str, str]:
-    """Subscription, resource group and name out of a resource id."""
+    """Splits a resource id into subscription, resource group and name."""
     parts = resource.strip("/").split("/")
     if len(parts) < 8 or parts[0].lower() != "subscriptions" or parts[2].lower() != "resourcegroups":
         raise Gone(f"{resource} is not a resource id of a NIC", "InvalidResourceId")
