@@ -19,7 +19,7 @@ from vnetpods_operator.planning.machine import Machine, MachineId, Nic, Nics
 from vnetpods_operator.planning.model import Change, Problem
 from vnetpods_operator.planning.node import Node, node_from
 from vnetpods_operator.planning.subnets import Subnets
-from vnetpods_operator.reconcile.parts import Outcome, Parts
+from vnetpods_operator.reconcile.parts import Parts, Result
 from vnetpods_operator.reconcile.reconciler import Reconciler
 from vnetpods_operator.state.cluster import ClusterState
 
@@ -74,7 +74,7 @@ class Bench:
         self.cluster.upsert_pool(pool)
         self.cluster.record(node.name).audit_at = float("inf")
 
-    async def look(self) -> Outcome:
+    async def look(self) -> Result:
         return await self.reconciler.reconcile(self.agent.node)
 
     async def see(self) -> NodeIPPool:
@@ -83,7 +83,7 @@ class Bench:
         self.cluster.upsert_pool(pool)
         return pool
 
-    async def round(self) -> Outcome:
+    async def round(self) -> Result:
         """A look, what the agent answers to it, and that the operator hears of that."""
         outcome = await self.look()
         await self.agent.sync()

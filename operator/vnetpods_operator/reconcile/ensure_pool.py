@@ -17,37 +17,38 @@ from vnetpods_kit.faultpoints import OperatorPoint, reach
 from vnetpods_operator.planning.machine import MachineId
 from vnetpods_operator.planning.node import Node
 from vnetpods_operator.reconcile import status
-from vnetpods_operator.state.cluster import ClusterState
-from vnetpods_operator.state.pools import Pools
+from vnetpods_operator.reconcile.parts import Parts
 
 
-async def adopted(pools: Pools, cluster: ClusterState, node: Node, machine: MachineId | None) -> NodeIPPool:
+async def adopted(parts: Parts, node: Node, machine: MachineId | None) -> NodeIPPool:
     """The node's pool, with the present Node as owner and the present machine."""
-    pool, said = cluster.pools.get(node.name), machine.id if machine else None
+    pool, said = parts.cluster.pools.get(node.name), machine.id if machine else None
     if pool is not None and (pool.spec.machine or "").lower() != (said or "").lower():
         if pool.status.interfaces:
-            await _emptied(pools, cluster, pool)
+            await _emptied(parts, pool)
     elif pool is not None:
         owners = [owner for owner in pool.metadata.owner_references if owner.kind == "Node"]
         if owners == [node.owner]:
             return pool
-    known = cluster.version(node.name)
-    found = await pools.adopt(node.name, node.owner, said)
+    known = parts.cluster.version(node.name)
+    found = await parts.pools.adopt(node.name, node.owner, said)
     reach(OperatorPoint.POOL_ADOPTED)
-    cluster.upsert_pool(found, known)
+    parts.cluster.upsert_pool(found, known)
     return found
 
 
-async def fresh(pools: Pools, cluster: ClusterState, name: str) -> NodeIPPool:
+async def fresh(parts: Parts, name: str) -> NodeIPPool:
     """The pool as the API server has it now, whatever was known."""
-    known = cluster.version(name)
-    found = await pools.get(name)
-    cluster.doubted.discard(name)
-    cluster.upsert_pool(found, known)
+    known = parts.cluster.version(name)
+    found = await parts.pools.get(name)
+    parts.cluster.doubted.discard(name)
+    parts.cluster.upsert_pool(found, known)
     return found
 
 
-async def _emptied(pools: Pools, cluster: ClusterState, pool: NodeIPPool) -> None:
+async def _emptied(parts: Parts, pool: NodeIPPool) -> None:
     emptied = msgspec.structs.replace(pool, status=msgspec.structs.replace(pool.status, interfaces=(), lost=()))
-    cluster.upsert_pool(await pools.report(pool, status.status(emptied, status.Findings(), datetime.now(UTC))))
+    parts.cluster.upsert_pool(
+        await parts.pools.report(pool, status.status(emptied, status.Findings(), datetime.now(UTC)))
+    )
     reach(OperatorPoint.POOL_EMPTIED)

@@ -1,10 +1,11 @@
-"""What the reconciler is made of, and what a look of it gives."""
+"""What the reconciler is made of, and what a pass of it gives."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Protocol
 
 from vnetpods_api import NodeIPPool
 from vnetpods_operator.config import Config
@@ -12,13 +13,25 @@ from vnetpods_operator.planning.machine import Machine, MachineId
 from vnetpods_operator.planning.model import Problem
 from vnetpods_operator.planning.node import Node
 from vnetpods_operator.planning.subnets import Subnets
-from vnetpods_operator.reconcile.observe import Networks
+from vnetpods_operator.reconcile.writing import Usages
 from vnetpods_operator.state.cluster import ClusterState
 from vnetpods_operator.state.pools import Pools
 
 
+class Networks(Usages, Protocol):
+    """What is known of virtual networks (see vnetpods_operator.azure.networks). None of it fails: it knows or it
+    doesn't.
+    """
+
+    async def prefixes(self, subnet: str) -> tuple[str, ...]:
+        """Of a subnet; read if need be, empty if that is not possible."""
+
+    def direct(self, subnet: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Address space of the subnet's VNet, and of its peers, as far as it was read."""
+
+
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Result:
     """When to look again (event loop's time), if not only when something happens."""
 
     requeue_after: float | None = None

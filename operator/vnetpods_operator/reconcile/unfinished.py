@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from random import Random
-
 import structlog
 
 from vnetpods_operator.election import NotLeading
 from vnetpods_operator.kube import Invalid, KubeError, NotFound, Outdated
-from vnetpods_operator.planning.model import Problem
-from vnetpods_operator.planning.node import Node
 from vnetpods_operator.reconcile.backoff import unwritable
-from vnetpods_operator.state.cluster import ClusterState
+from vnetpods_operator.reconcile.parts import Parts
 
 OVERTAKEN_MOST = 10.0
 """Seconds between two looks at a pool that is never as it was read."""
@@ -20,15 +15,10 @@ OVERTAKEN_MOST = 10.0
 log = structlog.get_logger()
 
 
-def cut_short(
-    cluster: ClusterState,
-    name: str,
-    error: KubeError | NotLeading,
-    tell: Callable[[Node, Problem], None],
-    random: Random,
-) -> float:
+def cut_short(parts: Parts, name: str, error: KubeError | NotLeading) -> float:
     """Seconds until the next look."""
-    record, spread = cluster.record(name), random.uniform(1.0, 1.2)
+    cluster, spread = parts.cluster, parts.random.uniform(1.0, 1.2)
+    record = cluster.record(name)
     match error:
         case NotFound():  # the pool was deleted while it was worked on
             cluster.delete_pool(name)
@@ -44,7 +34,7 @@ def cut_short(
             problem, least = unwritable(name, str(error), record.refusals)
             node, wait = cluster.nodes.get(name), spread * least
             if node is not None and record.refusals == 1:
-                tell(node, problem)
+                parts.tell(node, problem)
             log.warning("the pool can't be written", node=name, again_in=round(wait), error=str(error))
             return wait
     log.warning("the look came to no end", node=name, error=str(error))
