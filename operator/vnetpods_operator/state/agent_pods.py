@@ -1,8 +1,8 @@
-"""Follows the agents' Pods: one list, then a watch from there, and a list again whenever that ends with an error.
+"""Watches the agents' Pods: one list, then a watch from its version, and a new list whenever the watch fails.
 
-One task of the leader. kopf would watch every Pod of the namespace and hold it whole; of these only a few words are
-kept. Events are few: a Pod's status changes when its readiness does. While the API server can't be heard nothing
-follows from what was known (`Judge.followed`).
+One task of the leader. kopf would watch every Pod of the namespace and keep it whole; this keeps a few fields of each.
+Events are rare: a Pod's status changes when its readiness does. While the watch is broken, earlier observations count
+for nothing (`Judge.followed`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vnetpods_operator.state.silence import AgentPod, Judge
 
 WATCH_SECONDS = 240
 PAUSE_SECONDS = (2.0, 60.0)
-"""Before the next list, the first and the longest while it fails."""
+"""Back-off before the next list: first and longest."""
 _PAGE = 250
 
 log = structlog.get_logger()
@@ -69,7 +69,7 @@ class _Event(msgspec.Struct):
 
 
 async def follow(kube: Kube, agents: Agents, judge: Judge, cluster: ClusterState, queue: Queue) -> None:
-    """Until cancelled; nothing where no namespace is configured."""
+    """Runs until cancelled; idle if no namespace is configured."""
     if not agents.namespace:
         await asyncio.Event().wait()
     path = f"/api/v1/namespaces/{agents.namespace}/pods"
@@ -84,7 +84,7 @@ async def follow(kube: Kube, agents: Agents, judge: Judge, cluster: ClusterState
         began = loop.time()
         try:
             pods, version = await _listed(kube, path, query)
-            first = not judge.followed  # that a node has none is news then, too
+            first = not judge.followed  # then a node without a Pod is news, too
             changed = judge.replace(pods)
             for node in set(cluster.nodes) if first else changed:
                 news(node)
@@ -99,7 +99,7 @@ async def follow(kube: Kube, agents: Agents, judge: Judge, cluster: ClusterState
 
 
 def labels(selector: Selector) -> str:
-    """As the API server's query wants it."""
+    """The selector in the form of the API server's `labelSelector` parameter."""
     forms = {
         "In": "{key} in ({values})",
         "NotIn": "{key} notin ({values})",
@@ -124,7 +124,7 @@ async def _listed(kube: Kube, path: str, query: dict[str, str]) -> tuple[list[Ag
 
 
 async def _watched(kube: Kube, path: str, query: dict[str, str], judge: Judge, news: Any) -> None:
-    """Raises KubeError when it can't go on from where it is."""
+    """Raises KubeError when the watch can't be resumed from its version."""
     while True:
         async for line in kube.watch(path, query, WATCH_SECONDS):
             event = msgspec.json.decode(line, type=_Event)

@@ -1,10 +1,10 @@
-"""What the operator remembers: the Nodes and NodeIPPools as last seen, and per node what it can't read anywhere.
+"""The operator's memory: Nodes and NodeIPPools as last observed, and per node what is stored nowhere else.
 
-Fed by the watch, by the periodic list and by the answers to our own writes; read by the workers; all on one event loop.
-Lost at a restart without harm: Nodes and pools are listed again, and what `NodeState` holds only makes the operator
-wait longer (a surplus must last anew, a back-off starts short). For the same reason it is dropped when the Node is made
-or booted anew (but for the trail of what can't come back): what was learned of the former machine must not delay the
-first look at the present one.
+Fed by the watch, the periodic list and the responses to our own writes; read by the workers; all on one event loop.
+Harmless to lose at a restart: Nodes and pools are listed again, and `NodeState` only makes the operator wait longer (a
+surplus must last again, a back-off starts short). So NodeState, except for the trail of what can't come back, is
+dropped when the Node is recreated or rebooted: what was learned of the former machine must not delay the first pass
+over the present one.
 """
 
 from __future__ import annotations
@@ -30,49 +30,49 @@ from vnetpods_operator.state.silence import Vigil
 
 @dataclass(slots=True)
 class NodeState:
-    """What is remembered of one node between two looks at it. Times are the event loop's."""
+    """Memory of one node between two passes. Times are the event loop's."""
 
     trail: Trail = field(default_factory=Trail)
     caller: Caller = field(default_factory=Caller)
     audit_at: float = 0.0
-    """The NICs are read again at this time at the latest."""
+    """Latest time of the next read of the NICs."""
     not_before: float = 0.0
-    """Azure is left in peace until then."""
+    """No request goes to Azure before then."""
     doubles: Doubles = field(default_factory=Doubles)
     failures: int = 0
     refusals: int = 0
-    """How many looks in a row ended because the API server refused what was to be written to the pool."""
+    """Consecutive passes that ended because the API server rejected the write to the pool."""
     unwritable_until: float = 0.0
-    """Nothing is looked at until then: it could not be said."""
+    """No pass starts before then: its result could not be written."""
     overtaken: int = 0
-    """How many looks in a row ended because the pool had changed."""
+    """Consecutive passes that ended because the pool had changed."""
     problem: Problem | None = None
     limit: Reason | None = None
-    """What stood in the way of the last plan."""
+    """The last plan's limit."""
     surplus_since: float | None = None
     releasing_since: float | None = None
     request: Request | None = None
-    """What the agent is asked to give back, as last written."""
+    """The release request as last written."""
     refused: dict[str, float] = field(default_factory=dict)
-    """Addresses that pods kept when they were to be given back, and when that was."""
+    """Addresses whose release was cancelled because pods kept them, and when."""
     contested: dict[str, float] = field(default_factory=dict)
-    """Lost addresses that Azure would not give back, and when to ask again."""
+    """Lost addresses that Azure refused to restore, and when to ask again."""
     repairs: int = 0
     repair_after: float = 0.0
     unreadable: str | None = None
-    """Which NICs can't be read, and why; None: not looked at yet."""
+    """Which NICs can't be read, and why; None: not read yet."""
     full_until: float = 0.0
-    """The machine takes no further ipConfiguration."""
+    """Until then, the machine takes no further ipConfiguration."""
     barred: dict[str, tuple[object, int]] = field(default_factory=dict)
-    """By NIC: under which `exclude`, and how many (see model.Nic)."""
+    """By NIC: the `exclude` in force, and the number of barred addresses (see model.Nic)."""
     lost: dict[str, float] = field(default_factory=dict)
-    """Addresses that the pool listed and the NICs lost, and when that was seen."""
+    """Addresses that the pool listed and the NICs lost, and when that was observed."""
     taken: int = 0
-    """How many times in a row Azure refused to give lost addresses back."""
+    """Consecutive refusals by Azure to restore lost addresses."""
     seen_at: float = 0.0
     waiting_since: float | None = None
     host_pods: int = 0
-    """Pods in the host's network, as counted when that mattered last."""
+    """Host-network pods, as last counted."""
     host_pods_until: float = 0.0
     vigil: Vigil = field(default_factory=Vigil)
 
@@ -81,25 +81,25 @@ class ClusterState:
     """Nodes, pools and records by node name."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: the event loop's."""
+        """`clock` is the event loop's."""
         self._clock = clock
         self.nodes: dict[str, Node] = {}
         self.pools: dict[str, NodeIPPool] = {}
         self.doubted: set[str] = set()
-        """Names of pools that may not be what the API server has any more, though nothing newer was seen."""
+        """Names of pools that may be stale although nothing newer was observed."""
         self.restored: Callable[[], None] = lambda: None
-        """Called when the API server's data turns out to be older than it was."""
+        """Called when the API server's data has gone back in time."""
         self._records: dict[str, NodeState] = {}
         self._control_plane: dict[str, str] = {}
         """`subscription/resource group` of control-plane Nodes' machines, by Node."""
         self._machines: dict[str, set[str]] = {}
-        """Names of the Nodes by their providerID in lower case."""
+        """Node names by providerID in lower case."""
 
     def record(self, name: str) -> NodeState:
         return self._records.setdefault(name, NodeState())
 
     def upsert_node(self, node: Node) -> bool:
-        """Remembers it; whether that is news."""
+        """Stores the Node; returns whether it is new or has changed."""
         before = self.nodes.get(node.name)
         if before == node:
             return False
@@ -115,19 +115,19 @@ class ClusterState:
         return True
 
     def sharers(self, name: str) -> set[str]:
-        """Other Nodes that name the same machine."""
+        """Other Nodes with the same providerID."""
         node = self.nodes.get(name)
         return self._machines.get(node.provider_id.lower(), set()) - {name} if node is not None else set()
 
     @property
     def trusted_places(self) -> set[str]:
-        """`subscription/resource group` of all machines that the control plane runs on."""
+        """`subscription/resource group` of all control-plane machines."""
         return set(self._control_plane.values())
 
     def _anew(self, before: Node | None, node: Node) -> bool:
-        """Whether the Node may stand for another machine than what is remembered: then its NICs are read at once.
+        """Whether the Node may stand for a machine other than the remembered one: then its NICs are read at once.
 
-        At the operator's start nobody knows the former Node, but the API server knows when the pool was written last.
+        At the operator's start the former Node is unknown, but the pool's managedFields tell its last write.
         """
         if before is None:
             pool = self.pools.get(node.name)
@@ -138,10 +138,10 @@ class ClusterState:
         return node.registration != before.registration or (returned and gone)
 
     def upsert_pool(self, pool: NodeIPPool, known: int = 0) -> bool:
-        """Remembers it unless something newer is known; whether that is news.
+        """Stores the pool unless a newer one is known; returns whether it did.
 
-        `known`: the version that was known when the API server was asked for this, its newest one. If that is older,
-        the API server's data has been restored from a backup: what it says counts, and the NICs are to be read.
+        `known`: the version known when this newest one was requested. If this one is older, the API server's data has
+        been restored from a backup: it replaces what is known, and the NICs are read again.
         """
         name = pool.metadata.name
         before, version = self.pools.get(name), version_of(pool)
@@ -157,19 +157,19 @@ class ClusterState:
         return True
 
     def version(self, name: str) -> int:
-        """Of the pool as it is known, 0 if none is."""
+        """The stored pool's version, 0 if there is none."""
         pool = self.pools.get(name)
         return version_of(pool) if pool is not None else 0
 
     def doubt(self, name: str, version: int) -> bool:
-        """A list shows the pool at this version; whether the API server has to be asked for the present one."""
+        """Compares a listed version with the stored one; returns whether the pool must be read again."""
         if not 0 < version < self.version(name):
             return False
         self.doubted.add(name)
         return True
 
     def delete_node(self, name: str) -> None:
-        """The Node is gone. Its pool goes with it, by the API server's garbage collector."""
+        """Removes a deleted Node. The garbage collector deletes its pool."""
         self._unindex(name)
         self.nodes.pop(name, None)
         self._records.pop(name, None)
@@ -187,7 +187,7 @@ class ClusterState:
         self.pools.pop(name, None)
 
     def claimed(self, name: str, units: Collection[str]) -> frozenset[str]:
-        """Those of the addresses and blocks that another node's pool lists, or its agent says that pods hold."""
+        """The addresses and blocks that another node's pool lists, or that its agent reports as held by pods."""
         if not units:
             return frozenset()
         others = (pool.status for other, pool in self.pools.items() if other != name)
@@ -196,12 +196,12 @@ class ClusterState:
         return frozenset(unit for unit in units if heard & _overlapping(unit))
 
     def wants_else(self, name: str, spec: Spec) -> bool:
-        """Whether what people want of a node is no longer this: its pool was paused, for instance."""
+        """Whether the node's desired state is no longer this: its pool was paused, for instance."""
         pool = self.pools.get(name)
         return name not in self.nodes or (pool is not None and pool.spec != spec)
 
     def priority(self, name: str) -> Priority:
-        """How much the node needs attention, as far as its pool tells."""
+        """The node's priority as far as its pool tells."""
         pool = self.pools.get(name)
         if pool is None:
             return Priority.EMPTY
@@ -213,18 +213,18 @@ class ClusterState:
 
 
 def _overlapping(unit: str) -> set[str]:
-    """How others may write the addresses of the unit."""
+    """Forms in which another pool may list addresses of the unit: itself, its /28, a block's single addresses."""
     block = IPv4Network(unit if "/" in unit else f"{unit}/28", strict=False)
     return {unit, str(block), *(map(str, block) if "/" in unit else ())}
 
 
 def _written(pool: NodeIPPool) -> str:
-    """When the operator's part of the status changed last."""
+    """Time of the last change to the operator's status fields."""
     mine = [m for m in pool.metadata.managed_fields if m.manager == OPERATOR_MANAGER and m.subresource == "status"]
     return max((m.time for m in mine), default="")
 
 
 def version_of(pool: NodeIPPool) -> int:
-    """Resource versions of one kind grow (KEP-5504 makes the long-standing fact official)."""
+    """Resource versions of one kind increase (KEP-5504 makes this long-standing fact official)."""
     version = pool.metadata.resource_version or "0"
     return int(version) if version.isdigit() else 0

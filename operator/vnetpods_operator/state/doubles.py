@@ -1,8 +1,8 @@
-"""Whether two agents report for one node: one that was replaced goes on reporting. Pure.
+"""Detects two agents that report for one node: a replaced one keeps reporting. Pure.
 
-A force-deleted pod whose process still runs, a second one started by hand, a copy of the machine's disk. Each takes the
-other's addresses for free, so nothing may be asked back meanwhile. What an API server tells that was restored from a
-backup is no such thing: an old report has a number that was heard before.
+Causes: a force-deleted pod whose process still runs, a second agent started by hand, a copy of the machine's disk. Each
+considers the other's addresses free, so no release may be requested meanwhile. An API server restored from a backup is
+not mistaken for a second agent: an old report's number has been observed before.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from vnetpods_api import AgentReport
 
 QUIET = 600.0
-"""Seconds without a word of the other one after which one is taken to be gone."""
+"""Seconds without another alternation after which one agent is assumed gone."""
 REMEMBERED = 16
 
 
 @dataclass(slots=True)
 class Doubles:
-    """The agents of one node, by what they say."""
+    """The agents of one node, by their reports."""
 
     _numbers: dict[str, int] = field(default_factory=dict)
-    """The highest report of each instance; the one heard last is last."""
+    """The highest report number of each instance, the most recent instance last."""
     _both: tuple[str, str] = ("", "")
     _until: float = float("-inf")
 
@@ -38,7 +38,7 @@ class Doubles:
             del self._numbers[instance]
 
     def said(self, now: float) -> str:
-        """What is the matter; "" if nothing is."""
+        """Names the two agents; "" if only one reports."""
         if now >= self._until:
             return ""
         return f"two agents report for this node, instances {self._both[0]} and {self._both[1]}"

@@ -1,8 +1,8 @@
-"""kopf's part: it watches Nodes and NodeIPPools and tells the cluster and the queue. It decides and writes nothing.
+"""kopf's part: watches Nodes and NodeIPPools and updates the cluster state and the queue. Decides and writes nothing.
 
 Only `on.event` handlers: create/update/resume handlers would annotate every object, timers and deletion handlers would
-add finalizers that outlive the operator. The settings are measured ones: an idle per-object worker of kopf holds the
-whole body, so it goes after 0.05 s. Deletions that happened while the watch was down are never reported; the periodic
+add finalizers that outlive the operator. The settings come from measurements: an idle per-object worker of kopf keeps
+the whole body in memory, so it ends after 0.05 s. Deletions during a watch's outage are never delivered; the periodic
 list in vnetpods_operator.state.relist finds them.
 """
 
@@ -64,7 +64,7 @@ def seen(cluster: ClusterState, queue: Queue, event: Any) -> None:
 
 
 def pool_seen(cluster: ClusterState, queue: Queue, event: Any) -> None:
-    """A NodeIPPool was listed, added, changed or deleted. What we wrote ourselves is known already and no news."""
+    """A NodeIPPool was listed, added, changed or deleted. The echo of our own write is already known and ignored."""
     body = event["object"]
     name = body["metadata"]["name"]
     if event["type"] == "DELETED":
@@ -83,11 +83,11 @@ def pool_seen(cluster: ClusterState, queue: Queue, event: Any) -> None:
         caller.priority = min(caller.priority, priority)
         queue.add(name, priority)
     elif event["type"] == "ADDED":
-        queue.add(name)  # to be told that it has no Node; if that was deleted a moment ago, the pool goes, too
+        queue.add(name)  # to report the missing Node on it; if that was just deleted, the pool is garbage-collected
 
 
 def settings() -> kopf.OperatorSettings:
-    """See the module's text."""
+    """See the module docstring."""
     found = kopf.OperatorSettings()
     found.queueing.idle_timeout = 0.05
     found.queueing.exit_timeout = 0.5
@@ -106,10 +106,10 @@ def settings() -> kopf.OperatorSettings:
 
 
 async def run(handlers: kopf.OperatorRegistry, stop: asyncio.Event, again: asyncio.Event) -> None:
-    """Watches until `stop` is set; lists and watches anew whenever `again` is.
+    """Watches until `stop` is set; lists and watches again whenever `again` is set.
 
-    A watch goes on from the version that it saw last. If that is of a time that the API server has forgotten (its data
-    was restored from a backup), it hears nothing until the versions have grown beyond it.
+    A watch resumes from the last version that it delivered. If the API server's data was restored from a backup older
+    than that version, the watch delivers nothing until the versions exceed it.
     """
     watches = asyncio.create_task(_forever(handlers, again))
     stopped = asyncio.create_task(stop.wait())
@@ -124,7 +124,7 @@ async def run(handlers: kopf.OperatorRegistry, stop: asyncio.Event, again: async
 
 
 async def _forever(handlers: kopf.OperatorRegistry, again: asyncio.Event) -> None:
-    """Until a watch ends that nobody has asked to begin anew."""
+    """Runs until a watch ends without `again` being set."""
     while True:
         await kopf.operator(
             registry=handlers,

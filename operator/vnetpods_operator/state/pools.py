@@ -1,8 +1,8 @@
-"""NodeIPPools on the API server: read one or all, apply what the operator owns of them.
+"""NodeIPPools on the API server: reads one or all, applies the fields that the operator owns.
 
-Server-side apply, field manager vnetpods-operator: spec.machine and the owner on the object, its own status fields on
-the status subresource. A status write carries the resourceVersion it was thought out with, so that nothing is decided
-on an agent's words that the agent has meanwhile taken back; `Outdated` says so.
+Server-side apply, field manager vnetpods-operator: spec.machine and the owner on the object, the operator's status
+fields on the status subresource. A status write carries the resourceVersion of the pool that it was derived from, so
+that no decision rests on a report that the agent has since replaced; a stale write raises `Outdated`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Pools:
         return _decode(await self._kube.request("GET", f"{PATH}/{name}"))
 
     async def all(self) -> AsyncIterator[NodeIPPool]:
-        """Every pool, page by page. One that can't be decoded is left out: it was stored before it was validated."""
+        """Every pool, page by page. Skips a pool that can't be decoded: it was stored before it was validated."""
         async for raw in self._kube.listed(PATH, PAGE):
             try:
                 yield _decode(bytes(raw))
@@ -38,12 +38,12 @@ class Pools:
                 continue
 
     async def adopt(self, name: str, owner: OwnerReference, machine: str | None) -> NodeIPPool:
-        """Makes the pool, or gives it the present owner and machine."""
+        """Creates the pool, or sets its owner and machine to the present ones."""
         body = apply_body(name, spec=Spec(machine=machine), owner=owner)
         return _decode(await self._kube.request("PATCH", f"{PATH}/{name}", query=_FORCE, body=body, content_type=APPLY))
 
     async def report(self, pool: NodeIPPool, status: Status) -> NodeIPPool:
-        """Writes the operator's status fields, if the pool is still as read."""
+        """Writes the operator's status fields if the pool is unchanged since it was read."""
         name = pool.metadata.name
         body = apply_body(name, status=status, resource_version=pool.metadata.resource_version)
         return _decode(

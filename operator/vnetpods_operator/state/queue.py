@@ -1,9 +1,9 @@
-"""Which node is worked on next: one worker per node at a time, the most urgent first, many wishes become one.
+"""The work queue of nodes: one worker per node at a time, by priority, repeated adds coalesced.
 
-Everything here runs on the event loop. `add` may be called for the same node a thousand times; the node is looked at
-once, and once more if it was added while it was looked at. A node that is to be looked at later waits for its time
-outside of the line; an earlier time or an `add` overrides it. A few workers take only nodes whose pods wait, so that
-these never wait for a worker behind thousands of others. Nothing survives a restart: all nodes are added again.
+Everything here runs on the event loop. A node added a thousand times is reconciled once, and once more if it was added
+while being reconciled. A node due later waits outside the queue; an earlier time or an `add` overrides its timer. A few
+reserved workers take only nodes with waiting pods, so that these never queue behind thousands of others for a worker.
+Nothing survives a restart: all nodes are added again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from vnetpods_operator.caller import Priority
 
 RESERVED = 16
-"""Workers for nodes whose pods wait, beside the configured number."""
+"""Workers for nodes with waiting pods only, in addition to the configured number."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A node in line."""
+    """A queued node."""
 
     priority: Priority
     since: float
@@ -31,26 +31,26 @@ class _Entry:
 
 @dataclass(slots=True)
 class Queue:
-    """The line of nodes."""
+    """The queue itself."""
 
     clock: Callable[[], float]
     priority: Callable[[str], Priority] = lambda _: Priority.AUDIT
-    """How urgent a node is whose time has come."""
+    """Returns the priority of a node whose timer fires."""
     crowded: Callable[[Priority], None] = lambda _: None
-    """Hears how urgent a node is that finds no worker: somebody less urgent may let go of one."""
+    """Called with a node's priority when no idle worker accepts it, so that less urgent work may yield one."""
     _line: dict[str, _Entry] = field(default_factory=dict)
     _heap: list[tuple[Priority, int, str]] = field(default_factory=list)
     _busy: dict[str, Priority | None] = field(default_factory=dict)
-    """Nodes at work, and how urgently they were added meanwhile."""
+    """Nodes being reconciled, with the priority at which they were added meanwhile."""
     _began: dict[str, float] = field(default_factory=dict)
-    """When each of them was taken."""
+    """When each of them was dequeued."""
     _timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _idle: deque[tuple[Priority, asyncio.Future[None]]] = field(default_factory=deque)
-    """Workers without work, those that take everything first."""
+    """Idle workers, those that take any node first."""
 
     def add(self, name: str, priority: Priority = Priority.AUDIT) -> None:
-        """The node is to be looked at as soon as may be."""
+        """Queues the node."""
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
@@ -69,7 +69,7 @@ class Queue:
         self._wake(priority)
 
     def add_at(self, name: str, when: float) -> None:
-        """The node is to be looked at at this time, unless something happens before."""
+        """Queues the node at this time, unless it is added earlier."""
         if when <= self.clock():
             self._due(name)
             return
@@ -83,25 +83,25 @@ class Queue:
             self._timers[name] = loop.call_at(when, self._due, name)
 
     def forget(self, name: str) -> None:
-        """The node is gone."""
+        """Drops the timer of a deleted node."""
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
 
     @property
     def depth(self) -> int:
-        """Nodes in line."""
+        """Number of queued nodes."""
         return len(self._line)
 
     @property
     def age(self) -> float:
-        """Seconds that the first of them has waited."""
+        """Seconds that the oldest entry has been queued."""
         oldest = min((entry.since for entry in self._line.values()), default=None)
         return 0.0 if oldest is None else self.clock() - oldest
 
     @property
     def longest(self) -> float:
-        """Seconds for which the node that is at work longest has been."""
+        """Seconds that the longest-running reconcile has taken so far."""
         first = min(self._began.values(), default=None)
         return 0.0 if first is None else self.clock() - first
 
@@ -114,7 +114,7 @@ class Queue:
         self.add(name, self.priority(name))
 
     async def take(self, least: Priority = Priority.AUDIT) -> str:
-        """The most urgent node, at least as urgent as `least`; it is this worker's until `done`."""
+        """Dequeues the most urgent node, at least as urgent as `least`; this worker owns it until `done`."""
         while True:
             name = self._first(least)
             if name is not None:
@@ -132,7 +132,7 @@ class Queue:
                     self._idle.remove(waiter)
 
     def done(self, name: str, again: float | None) -> None:
-        """The worker is done; `again`: when to look again, if not only when something happens."""
+        """Ends the reconcile of the node; `again`: when to requeue it, None for the next event only."""
         added = self._busy.pop(name)
         del self._began[name]
         if added is not None:
@@ -141,7 +141,7 @@ class Queue:
             self.add_at(name, again)
 
     def _wake(self, priority: Priority) -> None:
-        """One worker that takes such a node, not all of them."""
+        """Wakes one idle worker that accepts this priority, not all of them."""
         for waiter in self._idle:
             least, turn = waiter
             if priority <= least and not turn.done():
@@ -155,7 +155,7 @@ class Queue:
             priority, _, name = self._heap[0]
             entry = self._line.get(name)
             if entry is None or entry.priority != priority:
-                heapq.heappop(self._heap)  # taken already, or in line with more priority
+                heapq.heappop(self._heap)  # already dequeued, or queued again at a higher priority
                 continue
             if priority > least:
                 return None
@@ -165,7 +165,7 @@ class Queue:
 
 
 async def work(queue: Queue, look: Callable[[str], Awaitable[float | None]], workers: int) -> None:
-    """Looks at nodes as they come, until cancelled. `look` returns when to look again and does not raise."""
+    """Runs the workers until cancelled. `look` reconciles a node, returns when to requeue it, and does not raise."""
 
     async def worker(least: Priority) -> None:
         while True:

@@ -1,8 +1,8 @@
-"""Lists of all Nodes and NodeIPPools: once before the watch starts, and then on a schedule to find what it missed.
+"""Lists all Nodes and NodeIPPools: once before the watch starts, then on a schedule to find what the watch missed.
 
-The first lists come before kopf sees a Node, so that no Node is taken for one without a pool, or for the only one of
-its machine. The periodic lists carry only metadata; they find objects that vanished unseen, and pools that were deleted
-unseen are made again.
+The first lists precede kopf's watch, so that no Node is mistaken for one without a pool, or for the only Node of its
+machine. The periodic lists fetch metadata only; they find objects whose deletion was missed, and a pool deleted that
+way is recreated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Item(msgspec.Struct):
 
 
 async def served(kube: Kube) -> None:
-    """Returns when the API server knows NodeIPPools: kopf would ignore a kind that it doesn't know at its start."""
+    """Returns once the API server serves NodeIPPools: kopf ignores kinds that are unknown when it starts."""
     said = False
     while True:
         try:
@@ -58,12 +58,14 @@ async def served(kube: Kube) -> None:
 
 
 async def first_list(pools: Pools, cluster: ClusterState) -> None:
-    """All pools, before any Node is looked at."""
+    """Stores all pools, before any Node is reconciled."""
     await _each("NodeIPPools not listed", pools.all, cluster.upsert_pool)
 
 
 async def first_nodes(kube: Kube, cluster: ClusterState, queue: Queue) -> None:
-    """All Nodes, before any is looked at; after the pools, whose age tells which machines may be others by now."""
+    """Stores all Nodes, before any is reconciled; after the pools, whose last writes tell which Nodes may stand for
+    another machine by now.
+    """
     await _each(
         "Nodes not listed",
         lambda: kube.listed(_NODES, _PAGE),
@@ -75,7 +77,7 @@ async def first_nodes(kube: Kube, cluster: ClusterState, queue: Queue) -> None:
 
 
 async def _each(failure: str, listed: Callable[[], AsyncIterator[T]], hold: Callable[[T], object]) -> None:
-    """Holds all of a list, which is begun anew as long as it fails."""
+    """Passes each object of a list to `hold`; starts over until the list succeeds."""
     while True:
         try:
             async for one in listed():
@@ -88,11 +90,13 @@ async def _each(failure: str, listed: Callable[[], AsyncIterator[T]], hold: Call
 
 
 async def compare(kube: Kube, cluster: ClusterState, queue: Queue) -> None:
-    """Drops what is gone from the API server, and puts Nodes in line whose pool is gone."""
+    """Drops objects that are gone from the API server; queues Nodes whose pool is gone, and pools that are listed at an
+    older version than the stored one.
+    """
     nodes_before, pools_before = set(cluster.nodes), set(cluster.pools)
     known = {name: cluster.version(name) for name in pools_before}
     nodes, pools = await _names(kube, _NODES), await _names(kube, PATH)
-    for name in nodes_before - nodes.keys():  # what has come since is newer than the list
+    for name in nodes_before - nodes.keys():  # those added since are newer than the list
         log.info("Node vanished unseen", node=name)
         for other in cluster.sharers(name):
             queue.add(other, cluster.priority(other))
@@ -110,19 +114,19 @@ async def compare(kube: Kube, cluster: ClusterState, queue: Queue) -> None:
 
 
 def _orphans(cluster: ClusterState, queue: Queue) -> None:
-    """Pools without Node are told so."""
+    """Queues pools without a Node, so that their status reports it."""
     for name in cluster.pools.keys() - cluster.nodes.keys():
         queue.add(name)
 
 
 async def host_pods(kube: Kube, node: str) -> int:
-    """How many pods of the node use the host's network: they count against the kubelet's limit, but need no address."""
+    """Number of the node's host-network pods: they count against the kubelet's limit but need no address."""
     selector = f"spec.nodeName={node},spec.hostNetwork=true,status.phase!=Succeeded,status.phase!=Failed"
     return len(await _names(kube, "/api/v1/pods", {"fieldSelector": selector}))
 
 
 async def _names(kube: Kube, path: str, selection: dict[str, str] | None = None) -> dict[str, int]:
-    """And versions."""
+    """Names (with namespace) and resource versions of the listed objects."""
     found = {}
     async for raw in kube.listed(path, _PAGE, query=selection, accept=_METADATA_ONLY):
         metadata = msgspec.json.decode(raw, type=_Item).metadata

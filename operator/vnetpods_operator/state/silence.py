@@ -1,17 +1,17 @@
-"""Whether a node's agent can be taken to be there, judged by what others say of it. Pure, but for what it remembers.
+"""Judges whether a node's agent is silent, from its Pod and its Node. Pure except for its own memory.
 
-An agent writes only when it has something to say, so that thousands of nodes at rest cost nothing; its silence alone
-says nothing. Who keeps looking at it is the kubelet, whose word is the Ready condition of the agent's Pod, and at the
-kubelet the API server, whose word is the Node's Ready condition: Unknown. An agent is *unwell* while no Pod of it is
-Ready on its node, or nothing is heard of the node's kubelet. It is *silent* when it has been unwell, and has written
-nothing, for `patience`. Exception: an agent that says itself that it can't serve yet is believed while its container
-runs; its own words are better than ours.
+An agent writes only when it has something to report, so that thousands of idle nodes cost nothing; the absence of
+reports alone proves nothing. The kubelet probes the agent and sets the Ready condition of its Pod; the control plane
+monitors the kubelet and sets the Node's Ready condition to Unknown. An agent is *unwell* while none of its Pods is
+Ready on its node, or the Node's Ready condition is Unknown. It is *silent* once it has been unwell, and has written
+nothing, for `patience`. Exception: an agent that reports that it can't serve yet is believed while its container runs;
+its own report is better than our inference.
 
-One that is alive though its kubelet is dead takes the verdict back by its next report. It is then waited for twice as
-long before it is given again, so that the two don't write by turns; the first good word of the kubelet ends that.
+An agent that is alive although its kubelet is dead overrides the verdict with its next report. The next verdict then
+takes twice as long, so that the two don't overwrite each other in turns; the kubelet's first good report resets that.
 
-Asked by the reconciler at every look, in the event loop. Lost at a restart: then patience begins anew, and a verdict
-that is in the pool stays there (vnetpods_operator.reconcile.status) until the agent itself is heard.
+Called by the reconciler in every pass, on the event loop. Lost at a restart: patience starts again, and a verdict in
+the pool stays there (vnetpods_operator.reconcile.status) until the agent itself reports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vnetpods_operator.planning.node import Node
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
-    """What counts of an agent's Pod; `since` (RFC 3339, UTC) is when its readiness changed last."""
+    """The relevant fields of an agent's Pod; `since` (RFC 3339, UTC) is the last change of its readiness."""
 
     name: str
     node: str
@@ -36,52 +36,52 @@ class AgentPod:
 
 @dataclass(slots=True)
 class Vigil:
-    """What is remembered of one node's agent (in its NodeState). Times are the event loop's."""
+    """Memory of one node's agent (in its NodeState). Times are the event loop's."""
 
     said: Status | None = None
-    """The agent's part of the pool, as seen last."""
+    """The agent's part of the pool's status, as last observed."""
     heard: float = 0.0
     unwell: float | None = None
     given: bool = False
-    """The verdict was given, and the agent has not been heard since."""
+    """The verdict was given, and the agent has not reported since."""
     vain: int = 0
-    """How often the verdict was taken back since."""
+    """How often the agent has overridden the verdict since it was last well."""
     due: float | None = None
-    """When the verdict may change although nothing happens."""
+    """When the verdict may change without an event."""
 
 
 @dataclass(slots=True)
 class Judge:
-    """Of all agents. `where`: how to find their Pods with kubectl."""
+    """Judges all agents. `where`: the kubectl command that finds their Pods."""
 
     clock: Callable[[], float]
     patience: Callable[[], float]
     where: str = ""
     followed: bool = False
-    """Whether the agents' Pods are followed at present: only then is the absence of one known."""
+    """Whether the agents' Pods are being watched: only then does a missing Pod mean anything."""
     _pods: dict[str, dict[str, AgentPod]] = field(default_factory=dict)
     """Node → name of a Pod → the Pod."""
 
     def hold(self, pod: AgentPod) -> bool:
-        """The Pod is as told; whether that is news."""
+        """Stores the Pod; returns whether it is new or has changed."""
         pods = self._pods.setdefault(pod.node, {})
         before = pods.get(pod.name)
         pods[pod.name] = pod
         return before != pod
 
     def drop(self, pod: AgentPod) -> None:
-        """The Pod is gone."""
+        """Removes a deleted Pod."""
         self._pods.get(pod.node, {}).pop(pod.name, None)
 
     def replace(self, pods: list[AgentPod]) -> set[str]:
-        """These are all Pods there are; returns the nodes for which that is news."""
+        """Replaces all Pods by a fresh list; returns the nodes for which something has changed."""
         before, self._pods, self.followed = self._pods, {}, True
         for pod in pods:
             self.hold(pod)
         return {node for node in before.keys() | self._pods.keys() if before.get(node) != self._pods.get(node)}
 
     def verdict(self, node: Node, pool: NodeIPPool, vigil: Vigil) -> str:
-        """Why the node's agent is taken to be silent, since when, and what to do; empty when it isn't."""
+        """Why the node's agent is considered silent, since when, and what to do; empty if it isn't."""
         now, said, why = self.clock(), _words(pool.status), self._unwell(node)
         if vigil.said is None:
             vigil.heard = now
@@ -124,14 +124,14 @@ class Judge:
         return f"{told}: look at its events and log, {self.where} -o wide. {consequence}"
 
     def _speaks(self, node: str, said: Status) -> bool:
-        """Whether the agent says itself that it can't serve, and may be believed to be there."""
+        """Whether the agent reports that it can't serve yet, and its container runs."""
         own = find(said.conditions, ConditionType.AGENT_READY)
         runs = any(pod.running for pod in self._pods.get(node, {}).values())
         return runs and own is not None and own.reason == Reason.AGENT_STARTING
 
 
 def _words(status: Status) -> Status:
-    """The agent's part."""
+    """The agent's part of the status."""
     own = tuple(c for c in status.conditions if c.type == ConditionType.AGENT_READY)
     return Status(
         usage=status.usage,
