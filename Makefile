@@ -59,6 +59,8 @@ lint: venv ## Formatter, linter, types, who may import whom
 	$(V)/mypy operator/vnetpods_operator agent/vnetpods_agent kit/vnetpods_kit crds/vnetpods_api tests
 	$(call say,import-linter)
 	$(V)/lint-imports
+	$(call say,what is made from other files)
+	$(V)/python helm/generate.py --check
 
 .PHONY: unit
 unit: venv programs ## Every test that needs no cluster

@@ -138,6 +138,8 @@ class Agent:
             self.metrics.observe,
             caught_up,
             self.guarded,
+            config.annotations,
+            self.events.say,
         )
         self.server = Server(config.paths.socket, self.commands.handle)
         self.unreachable = Lasting(lambda: self.server.trouble)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NewType
 
@@ -118,7 +118,8 @@ class Attachment:
     has them (see Limits). `host_name` is the host interface's name when it isn't the one that would follow from what is
     known of the pod. `created` in seconds since the epoch is for people: clocks are set. What is decided goes by
     `attached_boottime` (CLOCK_BOOTTIME within the boot `boot_id`; 0: a former version's) and by `arrival`, which counts
-    attachments in the order in which they came (0 likewise).
+    attachments in the order in which they came (0 likewise). `snat` is as the ADD asked and not in the ledger: the
+    host interface's group keeps it (see names.UNTRANSLATED).
     """
 
     key: AttachmentKey
@@ -133,6 +134,8 @@ class Attachment:
     host_name: str = ""
     attached_boottime: float = 0.0
     arrival: int = 0
+    snat: bool = field(default=True, compare=False)
+    """False: the pod's own address is its source everywhere, not only for direct destinations."""
 
     @property
     def attached(self) -> Moment:

@@ -132,6 +132,14 @@ class Docker(Section, kw_only=True, frozen=True):
     ports: Literal["refuse", "ignore"] = "refuse"
 
 
+class Annotations(Section, kw_only=True, frozen=True):
+    """Namespaces whose pods may ask for something by annotation (see cni.annotations), "*" for all. `snat`: for
+    `vnetpods.io/snat: never`.
+    """
+
+    snat: tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=63)], ...] = ()
+
+
 class Config(Section, kw_only=True, frozen=True):
     """Everything. `cooldown`: seconds an address rests after its pod; `report_interval`: between reports that nobody
     waits for.
@@ -143,6 +151,7 @@ class Config(Section, kw_only=True, frozen=True):
     http: Http = Http()
     operator: Operator = Operator()
     docker: Docker | None = None
+    annotations: Annotations = Annotations()
     cooldown: Seconds = Seconds(30)
     sweep_interval: SweepPeriod = SweepPeriod(30)
     report_interval: Period = Period(10)

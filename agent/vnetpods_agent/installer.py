@@ -41,6 +41,8 @@ PLAIN_VERSION = "1.0.0"
 containerd 1.6 and 1.7): under 1.1.0 each of their ADDs would fail.
 """
 
+ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
+"""The capability by which containerd and CRI-O hand a pod's annotations to a plugin, in runtimeConfig."""
 _CHAINED: dict[str, dict[str, Any]] = {
     "portmap": {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
     "bandwidth": {"type": "bandwidth", "capabilities": {"bandwidth": True}},
@@ -59,7 +61,7 @@ def conflist(chained: Sequence[str] = (), *, bin_dir: Path) -> dict[str, Any]:
     annotations). One whose program is missing from `bin_dir` is left out: a conflist that names a missing program would
     fail every pod of the node.
     """
-    plugins: list[dict[str, Any]] = [{"type": SHIM}]
+    plugins: list[dict[str, Any]] = [{"type": SHIM, "capabilities": {ANNOTATIONS: True}}]
     for name in chained:
         if name not in _CHAINED:
             raise InstallError(f"plugin {name!r} can't be chained; known are {', '.join(sorted(_CHAINED))}")

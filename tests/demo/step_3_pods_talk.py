@@ -1,4 +1,4 @@
-"""Pods talk as virtual machines do: each side sees the pod's own address, the internet sees the node's."""
+"""Pods talk as virtual machines do: each side sees the pod's own address, the internet the node's or a public one."""
 
 from __future__ import annotations
 
@@ -42,3 +42,13 @@ def run(world: World, report: Report) -> None:
     forged = world.ping(first, world.peer_address, source=far.address)
     report.expect(f"ping with the forged source {far.address} is answered", False, forged)
     report.expect("forged echo requests that arrived", 0, world.peer_echo_requests() - echoes)
+
+    world.create_untranslated()
+    (own,) = report.until("a pod with vnetpods.io/snat: never Running", lambda: world.running("own", 1), within=60)
+    report.expect("it → peered VNet: caller", own.address, world.call_from_pod(own, world.peer_address))
+    report.expect("it → internet, without a public address", None, world.try_call_from_pod(own, INTERNET, 80, "/"))
+    report.until(f"nothing is under way on {own.node}", lambda: world.settled(own.node), within=60)
+    public = world.give_public_address(own)
+    report.expect("it → internet, with a public address: caller", public, world.call_from_pod(own, INTERNET, 80, "/"))
+    world.scale("own", 0)
+    report.until("it is gone", lambda: not world.pods("own"), within=60)

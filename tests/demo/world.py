@@ -51,7 +51,7 @@ OPERATOR = {
     "release": {"after": "5s"},
     "azure": {"endpoint": "http://20.0.0.1:8080", "poll": "500ms"},
 }
-AGENT = {"cooldown": 5, "sweep_interval": 3, "report_interval": 2}
+AGENT = {"cooldown": 5, "sweep_interval": 3, "report_interval": 2, "annotations": {"snat": ["default"]}}
 
 SOON = f"{pace.stretched(5):.0f}"
 """Seconds within which an answer comes, if one comes."""
@@ -294,6 +294,22 @@ class World:
         extra = {"nodeSelector": {"kubernetes.io/hostname": node}, "terminationGracePeriodSeconds": 1}
         self.cluster.apply(json.dumps(_deployment("burst", replicas, ["sh", "-c", SERVE, "sh", "/www"], extra)))
 
+    def create_untranslated(self) -> None:
+        """A pod that asks to leave under its own address to everywhere."""
+        deployment = _deployment("own", 1, ["sleep", "3600"], {})
+        deployment["spec"]["template"]["metadata"]["annotations"] = {"vnetpods.io/snat": "never"}
+        self.cluster.apply(json.dumps(deployment))
+
+    def give_public_address(self, pod: Pod) -> str:
+        """By hand, to the pod's ipConfiguration, as with `az network nic ip-config update`; returns it."""
+        public = self.azure.put("Microsoft.Network/publicIPAddresses", pod.name, {"publicIPAllocationMethod": "Static"})
+        nic = self.azure.nic(f"{pod.node}-nic")
+        for part in nic["properties"]["ipConfigurations"]:
+            if part["properties"]["privateIPAddress"] == pod.address:
+                part["properties"]["publicIPAddress"] = {"id": public["id"]}
+        self.azure.request("PUT", nic["id"], nic)
+        return str(public["properties"]["ipAddress"])
+
     def scale(self, app: str, replicas: int) -> None:
         """`kubectl scale`."""
         self.kubectl("scale", f"deployment/{app}", f"--replicas={replicas}")
@@ -327,10 +343,10 @@ class World:
         """Who the far side says has called."""
         return self.exec(pod, "timeout", SOON, "wget", "-qO-", f"http://{address}:{port}{path}").strip()
 
-    def try_call_from_pod(self, pod: Pod, address: str, port: int) -> str | None:
+    def try_call_from_pod(self, pod: Pod, address: str, port: int, path: str = "/cgi-bin/caller") -> str | None:
         """The same; None when there is no answer."""
         with suppress(KubeError):
-            return self.call_from_pod(pod, address, port)
+            return self.call_from_pod(pod, address, port, path)
         return None
 
     def call_from_peer(self, address: str) -> str:

@@ -24,7 +24,7 @@ import errno
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +32,12 @@ import structlog
 
 from vnetpods_agent.attachment import SandboxHandles
 from vnetpods_agent.cni import protocol
+from vnetpods_agent.cni.annotations import Wishes, wishes
 from vnetpods_agent.cni.frames import Command, Request, Response
 from vnetpods_agent.cni.protocol import Call, CniError, Code
+from vnetpods_agent.config import Annotations
 from vnetpods_agent.dataplane import DataPlane, DataPlaneError, InterfaceExists
+from vnetpods_agent.events import Event
 from vnetpods_agent.ipam.attachments import Attachments
 from vnetpods_agent.ipam.ledger.store import LedgerError
 from vnetpods_agent.ipam.requests import Abandoned, AttachRequest, NoAddress
@@ -84,7 +87,8 @@ class _Ask:
 class Commands:
     """`unfit` says why no ADD could be served at present, `limited` what running pods lack on the host; empty when
     there is nothing to say. `caught_up`: what was spooled while no agent ran has had its turn. `guarded`: the host's
-    rule set has been there (see HostReconciler.unguarded).
+    rule set has been there (see HostReconciler.unguarded). `allowed`: who may ask for what by annotation. `tell` gets
+    an Event.
     """
 
     attachments: Attachments
@@ -95,6 +99,8 @@ class Commands:
     observe: Observer
     caught_up: asyncio.Event
     guarded: asyncio.Event
+    allowed: Annotations = field(default_factory=Annotations)
+    tell: Callable[[Event], None] = lambda _: None
 
     async def handle(self, request: Request) -> Response:
         """Never raises but CancelledError."""
@@ -142,13 +148,22 @@ class Commands:
             ) from error
 
     async def _add(self, ask: _Ask) -> bytes:
+        call, wishes = ask.call, self._wishes(ask.call)
         await self._spool_first(ask)
         await self._guard_first(ask)
-        attachment = await self.attachments.attach(
-            AttachRequest(ask.call.key, ask.call.netns, ask.call.pod), _handles(ask), ask.request.deadline
-        )
+        wanted = AttachRequest(call.key, call.netns, call.pod, snat=wishes.snat)
+        attachment = await self.attachments.attach(wanted, _handles(ask), ask.request.deadline)
         ask.about["address"] = attachment.address
         return protocol.result(ask.call, attachment)
+
+    def _wishes(self, call: Call) -> Wishes:
+        """Refused before an address is taken; the pod's people see why in an Event, the runtime repeats it for ever."""
+        try:
+            return wishes(call.annotations, call.pod, self.allowed)
+        except CniError as error:
+            if call.pod is not None:
+                self.tell(Event("AnnotationRefused", f"{error.message}: {error.details}", call.pod))
+            raise
 
     async def _spool_first(self, ask: _Ask) -> None:
         """An ADD that is repeated for a container keeps what is attached, which an earlier DEL in the spool would then

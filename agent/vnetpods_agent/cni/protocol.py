@@ -8,8 +8,8 @@ types).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
@@ -75,8 +75,11 @@ class ValidAttachment(msgspec.Struct, rename={"container_id": "containerID"}, fr
     ifname: str
 
 
-class NetConf(msgspec.Struct, rename={"cni_version": "cniVersion", "prev_result": "prevResult"}, kw_only=True):
-    """The part of a network configuration that concerns us. The rest, runtimeConfig included, is somebody else's.
+_NET_CONF_KEYS: Final = {"cni_version": "cniVersion", "prev_result": "prevResult", "runtime_config": "runtimeConfig"}
+
+
+class NetConf(msgspec.Struct, rename=_NET_CONF_KEYS, kw_only=True):
+    """The part of a network configuration that concerns us. The rest is somebody else's.
 
     What is raw is decoded only for the commands that need it.
     """
@@ -84,7 +87,14 @@ class NetConf(msgspec.Struct, rename={"cni_version": "cniVersion", "prev_result"
     cni_version: str | None = None
     name: str = ""
     prev_result: msgspec.Raw = msgspec.Raw(b"null")
+    runtime_config: msgspec.Raw = msgspec.Raw(b"null")
     valid_attachments: msgspec.Raw = msgspec.field(name="cni.dev/valid-attachments", default=msgspec.Raw(b"null"))
+
+
+class _RuntimeConfig(msgspec.Struct):
+    """What our capabilities bring (see installer.ANNOTATIONS)."""
+
+    annotations: dict[str, str] | None = msgspec.field(name="io.kubernetes.cri.pod-annotations", default=None)
 
 
 class _Asked(msgspec.Struct, rename={"cni_version": "cniVersion"}):
@@ -109,6 +119,7 @@ class Call:
     netns: str = ""
     pod: Pod | None = None
     previous: dict[str, Any] | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
     valid: frozenset[tuple[str, str]] | None = None
 
 
@@ -164,6 +175,7 @@ def parse(request: Request) -> Call:
         netns=_path(env["CNI_NETNS"]) if "CNI_NETNS" in needs.environment else "",
         pod=_pod(verb, env.get("CNI_ARGS", "")),
         previous=previous,
+        annotations=_annotations(conf, env.get("CNI_ARGS", "")) if verb is Command.ADD else {},
     )
 
 
@@ -228,6 +240,16 @@ def _path(netns: str) -> str:
 def arguments(args: str) -> dict[str, str]:
     """The pairs in CNI_ARGS; a value may hold further '='."""
     return dict(pair.split("=", 1) for pair in args.split(";") if "=" in pair)
+
+
+def _annotations(conf: NetConf, args: str) -> dict[str, str]:
+    """The pod's, from runtimeConfig, of a runtime that hands them over; else what CNI_ARGS says under the same keys."""
+    try:
+        runtime = msgspec.json.decode(conf.runtime_config, type=_RuntimeConfig | None)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CniError(Code.CONFIG, f"runtimeConfig: {error}") from error
+    handed = runtime.annotations if runtime else None
+    return arguments(args) if handed is None else handed
 
 
 def _pod(verb: Command, args: str) -> Pod | None:

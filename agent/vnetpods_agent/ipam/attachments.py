@@ -318,6 +318,7 @@ class Attachments:
             limits.gso_max_size,
             attached_boottime=self._around.uptime(),
             arrival=self._arrivals,
+            snat=wanted.snat,
         )
 
     async def _address(self, wanted: AttachRequest, deadline: float, pending: PendingAdd) -> Address:
@@ -379,7 +380,7 @@ class Attachments:
 
     async def _updated(self, found: Attachment, wanted: AttachRequest) -> Attachment:
         """The row as the repeated ADD tells it: a path or a pod's name that we didn't know."""
-        updated = replace(found, netns=wanted.netns, pod=wanted.pod or found.pod)
+        updated = replace(found, netns=wanted.netns, pod=wanted.pod or found.pod, snat=wanted.snat)
         if updated != found:
             await self._ledger.commit(Assign(updated))
             self.by_key[found.key] = updated

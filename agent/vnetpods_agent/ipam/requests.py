@@ -33,6 +33,7 @@ class AttachRequest:
     pod: Pod | None
     wish: Wish = ANY
     claims: AttachmentKey | None = None
+    snat: bool = True
 
 
 @dataclass(slots=True)

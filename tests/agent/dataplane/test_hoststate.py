@@ -18,6 +18,7 @@ import pytest
 from tests.agent.dataplane.keeper import HURRY, NIC, STATE, Keeper
 from tests.agent.dataplane.world import (
     AMOUNT,
+    AZURE_DNS,
     DIRECT,
     GATEWAY,
     IMDS,
@@ -60,6 +61,58 @@ def test_what_a_pod_is_seen_as(world: World, pod: PodHandle, address: str, seen:
 def test_imds_can_be_allowed_and_sees_the_primary_address(world: World, pod: PodHandle, keeper: Keeper) -> None:
     keeper.declare(HostState((NIC,), DIRECT, imds=True))
     assert caller_seen(pod.namespace, world.outside, IMDS) == PRIMARY
+
+
+@pytest.mark.parametrize(
+    ("address", "seen"),
+    [
+        pytest.param(PEER, "10.240.0.6", id="direct"),
+        pytest.param(INTERNET, "10.240.0.6", id="internet"),
+        pytest.param(AZURE_DNS, None, id="wireserver"),
+        pytest.param(IMDS, None, id="imds"),
+    ],
+)
+def test_a_pod_without_snat_is_seen_as_itself_and_others_are_as_before(
+    world: World, plane: Transparent, pod: PodHandle, address: str, seen: str | None
+) -> None:
+    other = world.pod("10.240.0.6", "other")
+    own = replace(other.attachment, snat=False)
+    plane.attach(own, other.handles)
+    plane.attach(own, other.handles)  # again, as after a crash
+    assert plane.check(own, other.handles) == []
+    assert caller_seen(other.namespace, world.outside, address) == seen
+    assert caller_seen(pod.namespace, world.outside, INTERNET) == PRIMARY
+
+
+def test_without_snat_dns_of_azure_still_sees_the_primary_address(
+    world: World, plane: Transparent, pod: PodHandle
+) -> None:
+    other = world.pod("10.240.0.6", "other")
+    plane.attach(replace(other.attachment, snat=False), other.handles)
+    assert caller_seen(other.namespace, world.outside, AZURE_DNS, port=53) == PRIMARY
+
+
+def test_check_finds_an_interface_that_lost_its_exemption_from_snat(
+    world: World, plane: Transparent, pod: PodHandle
+) -> None:
+    other = world.pod("10.240.0.6", "other")
+    own = replace(other.attachment, snat=False)
+    plane.attach(own, other.handles)
+    run(f"ip link set {other.host_ifname} group default")
+    assert plane.check(own, other.handles) == [f"the host's {other.host_ifname} isn't exempt from SNAT"]
+    plane.attach(own, other.handles)
+    assert plane.check(own, other.handles) == []
+
+
+def test_the_next_pod_of_a_name_does_not_inherit_that_it_is_without_snat(
+    world: World, plane: Transparent, pod: PodHandle
+) -> None:
+    other = world.pod("10.240.0.6", "other")
+    plane.attach(replace(other.attachment, snat=False), other.handles)
+    plane.detach(other.attachment)
+    heir = world.pod("10.240.0.6", "other")
+    plane.attach(heir.attachment, heir.handles)
+    assert caller_seen(heir.namespace, world.outside, INTERNET) == PRIMARY
 
 
 def test_the_node_itself_is_not_translated(world: World, pod: PodHandle) -> None:

@@ -17,7 +17,8 @@ connection (chains of type nat see nothing else), which is worth 0.5 us of a 24 
 - `source` (nat): what leaves by a NIC for neither a direct nor a pool address gets that NIC's primary address; what
   leaves by any other interface (a VPN, a storage network, the interface of the default route where that is none of the
   pool's) gets that interface's, whatever the destination. The decision is made after Services were resolved, and only
-  for pods.
+  for pods. A pod that asked for no SNAT (by the group of its host end) leaves by a NIC under its own address, but to
+  what answers a primary address only.
 - `ip6 from_pods`: pods have no IPv6 address, so whatever they send is forged.
 """
 
@@ -29,7 +30,7 @@ from collections.abc import Iterable, Sequence
 from vnetpods_agent.attachment import HOST_PREFIX
 from vnetpods_agent.dataplane import HostState
 from vnetpods_agent.dataplane.kernel_facts import Uplink
-from vnetpods_agent.dataplane.names import TABLE
+from vnetpods_agent.dataplane.names import TABLE, UNTRANSLATED
 
 IMDS = "169.254.169.254"
 AZURE_SERVICE = "168.63.129.16"
@@ -154,5 +155,6 @@ def _source(state: HostState, uplinks: Sequence[Uplink]) -> list[str]:
         *(f"{match} drop" for match in _unwanted(state)),
         f"{f'oifname != {{ {own} }} ' if own else ''}masquerade fully-random",
         *((f"ip daddr {{ {AZURE_SERVICE}, {IMDS} }} {translate}",) if own else ()),
+        *((f"iifgroup {UNTRANSLATED} accept",) if own else ()),
         *(("ip daddr @pool accept", f"ip daddr != @direct {translate}") if own else ()),
     ]

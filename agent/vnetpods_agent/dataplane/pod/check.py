@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vnetpods_agent.attachment import Attachment
+from vnetpods_agent.dataplane.names import UNTRANSLATED
 from vnetpods_agent.dataplane.netlink import messages as rt
 from vnetpods_agent.dataplane.netlink.socket import NetlinkRequest, NetlinkSocket
 from vnetpods_agent.dataplane.pod import host_veth
@@ -37,6 +38,8 @@ def _host_side(attachment: Attachment, link: rt.Link | None, host: NetlinkSocket
         yield f"the host's {link.name} doesn't name {attachment.key} with {address} as its owner"
     if link.arp:
         yield f"the host's {link.name} answers ARP"
+    if not attachment.snat and link.group != UNTRANSLATED:
+        yield f"the host's {link.name} isn't exempt from SNAT"
     if link.lacks(host_veth.SETTINGS):
         yield f"net.ipv4.conf.{link.name} has other settings than pods need"
     routes = host.dump(NetlinkRequest("list routes to", link.name, rt.routes_dump(index=link.index)), rt.read_route)

@@ -2,7 +2,8 @@
 
 End state of an attachment, and who would undo it:
 - host: veth `azv…` with the owner in its alias, MAC and MTU as in the row, up, no IPv6 address, deaf to ARP (who asks
-  under many addresses would else fill the machine's neighbour table), with IPv4 settings of its own (see `host_veth`);
+  under many addresses would else fill the machine's neighbour table), with IPv4 settings of its own and, where the pod
+  asked for no SNAT, in a group of its own (see `host_veth`);
 - host: route ADDRESS/32 to it (protocol 118), permanent neighbour ADDRESS -> the pod end's MAC;
 - pod: lo up; eth0 with MAC and MTU, up, ADDRESS/32; route to 169.254.1.1, default via it, permanent neighbour -> the
   host end's MAC.
@@ -29,6 +30,7 @@ from dataclasses import replace
 
 from vnetpods_agent.attachment import GSO_MAX_SIZE, Address, Attachment, AttachmentKey, SandboxHandles
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists
+from vnetpods_agent.dataplane.names import UNTRANSLATED
 from vnetpods_agent.dataplane.netlink import messages as rt
 from vnetpods_agent.dataplane.netlink.socket import NetlinkRequest, NetlinkSocket
 from vnetpods_agent.dataplane.pod import host_veth
@@ -69,7 +71,10 @@ def host_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
     """
     name, address = attachment.host_ifname, attachment.address
     known_as = host_veth.altname(attachment)
+    untranslated = rt.link_set(index, rt.link_group(UNTRANSLATED))
     return [
+        # ip link set azv… group UNTRANSLATED (before it goes up: no connection of its begins translated)
+        *([] if attachment.snat else [NetlinkRequest("exempt from SNAT", name, untranslated)]),
         # ip link set azv… addrgenmode none (before it goes up; nobody speaks IPv6 here)
         NetlinkRequest("keep IPv6 off", name, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6),
         # ip link set azv… up arp off; sysctl net.ipv4.conf.azv….forwarding=1 …
