@@ -1,4 +1,4 @@
-"""What is wanted for one node: which machine it is, and how many addresses it is to have. Pure."""
+"""Desired state of one node: its machine and its number of addresses. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vnetpods_operator.planning.node import Node
 def identify(
     node: Node, sharers: Collection[str], allowed: Machines, trusted: Collection[str]
 ) -> tuple[MachineId | None, Problem | None]:
-    """The machine that the Node's providerID names, or why nothing is done for it.
+    """The machine in the Node's providerID, and the problem that keeps the operator from serving it, if any.
 
-    `sharers`: others that name it; `trusted`: where the machines of the control plane are.
+    `sharers`: other Nodes with the same providerID; `trusted`: resource groups of control-plane machines.
     """
     if not node.provider_id:
         text = (
@@ -53,9 +53,10 @@ def identify(
 def wanted_for(
     node: Node, pool: NodeIPPool, config: Config, host_pods: int, doubled: str = ""
 ) -> tuple[Wanted, Problem | None]:
-    """Sizes from the node's group and the pool's own; a pool that contradicts its group is told so and ignored.
+    """Sizes from the node's group, refined by the pool's spec.sizing; sizing that contradicts the group is ignored and
+    reported.
 
-    `doubled`: why two agents are taken to report for the node.
+    `doubled`: evidence that two agents report for the node, or empty.
     """
     group, problem = config.group_of(node.labels), None
     if doubled:

@@ -1,8 +1,8 @@
-"""A virtual machine and its NICs as the operator sees them, whatever kind of machine it is.
+"""A virtual machine and its NICs, independent of the kind of machine.
 
-`MachineId` is what a Node's providerID says. `Nic` and `Entry` are what was read from Azure, in our words;
-`usable_by_pods` sorts a NIC's entries (ipConfigurations) into ours, adopted and foreign and gives the planner its view.
-`Machine` is the protocol behind which vnetpods_operator.azure has one module per kind. All but the protocol is pure.
+`MachineId` is parsed from a Node's providerID. `Nic` and `Entry` hold what was read from Azure; `usable_by_pods` sorts
+a NIC's entries (ipConfigurations) into ours, adopted and foreign and builds the planner's view. `Machine` is the
+protocol that vnetpods_operator.azure implements, one module per kind. Everything but the protocol is pure.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _PROVIDER_ID = re.compile(
 
 
 class UnsupportedProvider(Exception):  # noqa: N818 - named after what happened
-    """A providerID that is not that of an Azure virtual machine."""
+    """The providerID does not name an Azure virtual machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class MachineId:
-    """A virtual machine's place in Azure; `scale_set` only for instances of a uniform scale set."""
+    """A virtual machine's resource id and its parts; `scale_set` only for instances of a uniform scale set."""
 
     id: str
     subscription: str
@@ -64,7 +64,7 @@ class MachineId:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One ipConfiguration. `address` is a single IPv4 address, a /28 block, or None while there is none (or IPv6)."""
+    """One ipConfiguration. `address` is a single IPv4 address, a /28 block, or None if it has none yet (or is IPv6)."""
 
     name: str
     address: str | None
@@ -78,8 +78,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """A NIC as read. `body` is what ARM answered, kept only as long as the node is worked on. A write fails if `etag`
-    is no longer the present one; if `fenced`, that covers the entries.
+    """A NIC as read. `body` is ARM's response, kept only during a pass over the node. A write fails if `etag` is
+    outdated; if `fenced`, the etag covers the entries.
     """
 
     id: str
@@ -94,7 +94,7 @@ class Nic:
     fenced: bool = True
     body: Any = None
     carries: frozenset[str] = frozenset()
-    """Names in lower case of the entries that a write of this would carry; in a write's answer, those it carried."""
+    """Lower-case names of the entries that a write of this NIC would carry; in a write's result, those it carried."""
 
     @property
     def primary_address(self) -> str | None:
@@ -103,7 +103,7 @@ class Nic:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableNic:
-    """A NIC that the machine has and that can't be read: `error` says why. `primary` as far as the machine says."""
+    """A NIC of the machine that can't be read; `error` is the cause. `primary` as the machine reports it."""
 
     id: str
     name: str
@@ -113,24 +113,24 @@ class UnreadableNic:
 
 @dataclass(frozen=True, slots=True)
 class Nics:
-    """A machine's NICs, the primary first, and those that couldn't be read; not both are empty."""
+    """A machine's NICs, the primary first, and those that can't be read; never both empty."""
 
     found: tuple[Nic, ...]
     unreadable: tuple[UnreadableNic, ...] = ()
 
 
 class Machine(Protocol):
-    """One kind of virtual machine. Both verbs raise the errors of vnetpods_operator.errors and nothing else."""
+    """One kind of virtual machine. Both methods raise the errors of vnetpods_operator.errors only."""
 
     async def nics(self) -> Nics:
-        """Reads the machine and its NICs. One that can't be read doesn't keep the others from being used."""
+        """Reads the machine's NICs. An unreadable NIC doesn't keep the others from being used."""
 
     async def write(self, nic: Nic, change: model.Change) -> Nic:
-        """Makes the change in one write that fails when the NIC is no longer as read; returns the NIC read back."""
+        """Makes the change in one write, which fails if the NIC has changed since; returns the NIC as read back."""
 
 
 def fence(nic: Nic) -> str:
-    """The etag that a write is bound to; Refused when there is none: the write could undo another's and not know it."""
+    """The etag for a write's If-Match. Raises Refused if there is none: the write could silently undo another's."""
     if nic.etag in ("", "*"):
         text = (
             f"Azure gives no etag for {nic.name}, so a write could undo what others write at the same time; set "
@@ -142,12 +142,12 @@ def fence(nic: Nic) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """Which entries pods may use."""
+    """Rules for which entries pods may use."""
 
     adopt: tuple[str, ...] = ()
-    """Patterns for names of entries made by others."""
+    """Patterns for names of entries created by others."""
     exclude: tuple[tuple[int, int], ...] = ()
-    """Ranges of addresses that are not handed out."""
+    """Ranges of addresses that are never handed out."""
 
     def adopted(self, entry: Entry) -> bool:
         return not entry.primary and any(fnmatch.fnmatchcase(entry.name.lower(), p.lower()) for p in self.adopt)
@@ -171,14 +171,18 @@ def usable_by_pods(
     *,
     hopeful: bool = True,
 ) -> tuple[model.Nic, ...]:
-    """The planner's view.
+    """Builds the planner's view of the NICs.
 
-    `published`: addresses that the pool lists or pods hold, which stay whatever state Azure gives them; `prefixes`: of
-    each subnet by lower-case id; `gone`: names (lower case) of entries that were removed, and that no pod gets if they
-    are there once more; `doubted`: names of those that no pod gets before a write has proven that they are there, which
-    count as on the way but for one that no write would carry; `hopeful`: whether Failed entries are expected to
-    recover, and so are on the way as those are that Azure is still making. A list of entries that isn't fenced and that
-    lacks something published is no ground for sweeping: an entry without address may be the very one.
+    `published`: addresses that the pool lists or pods hold, kept regardless of Azure's state for them.
+    `prefixes`: of each subnet, by lower-case id.
+    `gone`: names (lower case) of removed entries; if they reappear, no pod gets them.
+    `doubted`: names (lower case) of entries that no pod gets until a write has proven that they exist; they count as
+    pending, except those that no write would carry.
+    `hopeful`: whether Failed entries are expected to recover; if so they count as pending, like those that Azure is
+    still configuring.
+
+    An unfenced list of entries that lacks a published address never justifies sweeping: an entry without address may be
+    the missing one.
     """
     listed = {entry.address for nic in nics for entry in nic.entries}
     lagging = not listed.issuperset(published)
@@ -191,12 +195,12 @@ def usable_by_pods(
         provable = {name for name in unproven if name.lower() in nic.carries}
         barred = back | unproven
         found = [e for e in nic.entries if e.address and e.name not in barred and (e.ours or naming.adopted(e))]
-        # Azure stamps entries Updating or Failed that go on working: what pods may have stays theirs
+        # Azure marks working entries Updating or Failed: what pods may hold stays theirs
         good = [e for e in found if e.state == "Succeeded" or e.address in published]
         kept = [e for e in good if not naming.excluded(_address(e)) or _address(e) in published]
-        # whatever has an address may be held by a pod that nobody has told us of yet: repaired, not swept
+        # a pod may hold any entry with an address without our knowing yet: repair it, don't sweep it
         half = {e.name for e in ours if e.state == "Failed" and e.address is None}
-        # a list that isn't fenced may be from before they were removed, and the write would be in vain
+        # an unfenced list may predate their removal, and the write would be in vain
         broken = frozenset((half if nic.fenced or not lagging else set()) | (back if nic.fenced else set()))
         views.append(
             model.Nic(
@@ -226,7 +230,7 @@ def usable_by_pods(
 
 
 def _barred(ours: list[Entry], kept: list[Entry]) -> int:
-    """Addresses at the end of the list, where the latest are, that pods can't have."""
+    """Number of addresses at the end of the list (the most recent ones) that pods can't use."""
     usable = [place for place, entry in enumerate(ours, 1) if entry in kept]
     return model.count(entry.address or "" for entry in ours[usable[-1] if usable else 0 :])
 

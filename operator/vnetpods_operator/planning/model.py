@@ -1,8 +1,8 @@
-"""The planner's vocabulary: what is the case for a node, what is wanted, and what a plan consists of. Plain data.
+"""The planner's types: a node's observed state, its desired state, and the plan. Plain data.
 
-Made by `reconcile.observe` and `planning.desired`, read by the planner, and what it decides by the reconciler and
-vnetpods_operator.azure. Counts are in addresses; a /28 block counts 16 and takes one slot. Times are seconds on the
-caller's clock. Nothing survives a crash: all is observed anew.
+`reconcile.observe` and `planning.desired` build the planner's input; the reconciler and vnetpods_operator.azure consume
+its plan. Counts are in addresses; a /28 block counts 16 and takes one slot. Times are seconds on the caller's clock.
+Nothing survives a crash: everything is observed again.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from ipaddress import IPv4Address, IPv4Network
 from vnetpods_api import Reason, Usage
 
 BLOCK = 16
-"""Addresses of a /28, the only block size Azure knows."""
+"""Addresses of a /28, the only block size that Azure offers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why the last attempt for a node did not succeed; `stalled` when a person must act."""
+    """Why the last pass over a node did not succeed; `stalled` if a person must act."""
 
     reason: Reason
     message: str
@@ -27,94 +27,92 @@ class Problem:
 
 
 def count(addresses: Iterable[str]) -> int:
-    """How many addresses these are, blocks included."""
+    """Number of addresses in these units; a block counts 16."""
     return sum(BLOCK if "/" in address else 1 for address in addresses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
-    """One NIC as far as pods are concerned."""
+    """One NIC as seen by the planner."""
 
     name: str
     addresses: tuple[str, ...] = ()
     """Usable by pods: ours and adopted ones."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """The ipConfiguration of each of them."""
+    """The ipConfiguration of each of `addresses`."""
     removable: frozenset[str] = frozenset()
-    """Those of them that are ours."""
+    """Those of `addresses` that are ours."""
     claimed: frozenset[str] = frozenset()
-    """What another node counts on, whatever the reason: it does not leave the NIC."""
+    """Addresses that another node counts on, for whatever reason: they stay on the NIC."""
     excluded: frozenset[str] = frozenset()
-    """Those of them that the configuration excludes by now."""
+    """Those of `addresses` that the configuration now excludes."""
     barred: int = 0
-    """Addresses that were given last and that no pod will have, because they are excluded: one after the other, up to
-    the last one of ours that is not.
-    """
+    """Most recently added addresses that are excluded, so that no pod gets them: those after our last usable entry."""
     unusable: frozenset[str] = frozenset()
-    """On the NIC, but in no state to be used."""
+    """On the NIC, but not usable."""
     slots: int = 0
-    """ipConfigurations that can still be added."""
+    """Number of ipConfigurations that can still be added."""
     prefixes: tuple[str, ...] = ()
     pending: int = 0
     """Addresses that Azure is still configuring for us."""
     broken: frozenset[str] = frozenset()
-    """Names of entries of ours that a failed operation left half-made."""
+    """Names of our entries to be swept: half-made by a failed operation, or back after their removal."""
     failed: bool = False
     busy: bool = False
     doubted: bool = False
-    """It has entries that may be of the past, unless a write of what was read succeeds."""
+    """Whether it has entries that may be outdated until a write of the NIC as read has succeeded."""
     grow_after: float = 0.0
-    """The subnet was full: not to be asked before."""
+    """The subnet was full: no request before this time."""
     grow_most: int = 256
-    """The subnet was nearly full: not to be asked for more at once."""
+    """The subnet was nearly full: most addresses in one request."""
     blocks_after: float = 0.0
-    """The subnet had no aligned block: not to be asked for one before."""
+    """The subnet had no aligned block: no request for one before this time."""
 
     def covers(self, address: str) -> bool:
-        """Whether the address is of this NIC's subnet."""
+        """Whether the address is in this NIC's subnet."""
         value = IPv4Address(address)
         return any(value in IPv4Network(prefix) for prefix in self.prefixes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What is the case: the NICs, what pool and agent say, and what the operator remembers of earlier looks."""
+    """Observed state: the NICs, the pool, the agent's report, and the operator's memory of earlier passes."""
 
     nics: tuple[Nic, ...]
     releasing: frozenset[str] = frozenset()
     released: frozenset[str] = frozenset()
-    """What the agent will never use again, as it says."""
+    """Addresses that the agent reports it will never use again."""
     acknowledged: frozenset[str] = frozenset()
-    """Those of them that it says in answer to what it was asked for by this process: they may be removed."""
+    """Those of `released` that acknowledge this process's own request: they may be removed."""
     answers: bool = False
-    """Whether the agent says what it answers; one of an earlier version doesn't."""
+    """Whether the agent's reports name the request that they answer; an earlier version's don't."""
     kept: frozenset[str] = frozenset()
-    """Releasing ones that pods hold, says the agent."""
+    """Releasing addresses that pods hold, as the agent reports."""
     missing: tuple[str, ...] = ()
     usage: Usage | None = None
     agent_ready: bool = False
     surplus_since: float | None = None
     releasing_since: float | None = None
     refused: Mapping[str, float] = field(default_factory=dict)
-    """Addresses that pods kept when they were to be given back, and when that was."""
+    """Addresses whose release was cancelled because pods kept them, and when."""
     lost: frozenset[str] = frozenset()
-    """What this pool listed and the NICs lost, however it came about: of `missing`, only these are asked for."""
+    """Addresses that this pool listed and the NICs lost, for whatever reason: of `missing`, only these are restored."""
     contested: frozenset[str] = frozenset()
-    """Lost addresses that Azure did not give back when asked a moment ago."""
+    """Lost addresses that Azure recently refused to restore."""
     repairs: int = 0
-    """How often a Failed NIC was written again in vain."""
+    """Number of vain rewrites of a Failed NIC."""
     repair_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What configuration, pool and Node ask for."""
+    """Desired state, from configuration, pool and Node."""
 
     minimum: int
     warm: int
     batch: int
     maximum: int
-    """The least of what was configured, what the pod limit leaves and what Azure allows."""
+    """The lower of the configured maximum and what host-network pods leave of the kubelet's pod limit."""
     blocks: bool = False
     paused: bool = False
     release_after: float = 600.0
@@ -132,29 +130,29 @@ class Change:
     blocks: int = 0
     """/28 blocks, whichever Azure picks."""
     restore: tuple[str, ...] = ()
-    """Addresses by value."""
+    """Addresses requested by value."""
     remove: frozenset[str] = frozenset()
     """Names of entries whose release the agent has acknowledged."""
     sweep: frozenset[str] = frozenset()
     """Names of half-made entries."""
     rewrite: bool = False
-    """Write it even if nothing changes, to clear a Failed state."""
+    """Write the NIC even if nothing changes, to clear a Failed state or to prove doubted entries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do and why. Without changes and with `releasing` as it was: nothing."""
+    """What to do and why. No changes and an unchanged `releasing` mean nothing to do."""
 
     changes: tuple[Change, ...]
     releasing: frozenset[str]
     reason: Reason
     """GROWING, RELEASING, REPAIRING, PAUSED or IDLE."""
     limit: Reason | None
-    """What stands in the way of having what is wanted, if anything does."""
+    """What prevents the desired state, if anything."""
     detail: str
     free: int
     surplus: bool
-    """Whether more is free than should be; the caller remembers since when."""
+    """Whether more addresses are free than desired; the caller remembers since when."""
     overdue: frozenset[str]
-    """Releases that were cancelled because pods kept them: not to be tried again soon."""
+    """Releases cancelled because pods kept the addresses; not to be requested again soon."""
     look_again: float | None

@@ -1,7 +1,7 @@
-"""Which of a machine's NICs carry pod addresses. Pure.
+"""Chooses which of a machine's NICs carry pod addresses. Pure.
 
-A NIC that can't be read hinders nobody as long as it is not one of them. If it is, or may be (the pool lists addresses
-of it), the look ends with its error: leaving it out would take its addresses off the list for want of an answer.
+An unreadable NIC is ignored if it isn't one of them. If it is, or may be (the pool lists it), the pass fails with its
+error: skipping the NIC would unlist its addresses merely because it could not be read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vnetpods_operator.planning.machine import Nic, Nics
 
 
 def chosen(nics: Nics, rule: Interfaces, listed: Collection[str]) -> tuple[Nic, ...]:
-    """The NICs that the configuration chooses; `listed`: lower-case names of those in the pool."""
+    """The NICs selected by the configuration; `listed`: lower-case names of those in the pool."""
     for one in nics.unreadable:
         if rule.chosen(one.name, one.primary, {}) or one.name.lower() in listed:
             raise one.error

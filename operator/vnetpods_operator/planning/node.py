@@ -1,4 +1,4 @@
-"""What the operator needs to know of a Node. Pure."""
+"""The fields of a Node that the operator uses. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vnetpods_api.names import MANAGED_LABEL
 from vnetpods_operator.config import Selector
 
 OS_LABEL = "kubernetes.io/os"
-"""The kubelet sets it; a Node without it has not been seen by a kubelet yet."""
+"""Set by the kubelet; a Node without it has no kubelet yet."""
 CONTROL_PLANE_LABELS = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/etcd")
-"""A kubelet can't give itself these (NodeRestriction)."""
+"""A kubelet can't set these on itself (NodeRestriction)."""
 POD_LIMIT = 110
-"""The kubelet's own default."""
+"""The kubelet's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Compared as a whole: an event that changes none of this is no news."""
+    """Compared as a whole: an event that changes none of these fields is ignored."""
 
     name: str
     uid: str
@@ -28,15 +28,15 @@ class Node:
     pod_limit: int
     labels: Mapping[str, str]
     ready: bool = True
-    """False when the Node says that it isn't, or nothing is heard of its kubelet: then its agent may be away too."""
+    """False if its condition Ready is False or Unknown: then its agent may be down, too."""
     unheard: bool = False
-    """Nothing is heard of its kubelet: the API server says so after 40 s."""
+    """Whether Ready is Unknown: its kubelet has not reported for 40 s."""
     barred: str = ""
-    """The reason of a condition NetworkUnavailable that holds: it keeps pods away, whatever Ready says."""
+    """The reason of its condition NetworkUnavailable if that is True: it keeps pods away, whatever Ready is."""
     boot: tuple[str, ...] = ()
-    """What the kubelet says of the system it runs on; differs after each start of it."""
+    """The boot, machine and system IDs that the kubelet reports; they differ after each boot."""
     since: str = ""
-    """When the Node was made or its readiness changed last: it has not registered later. RFC 3339, UTC."""
+    """When the Node was created or its readiness last changed: it registered no later than that. RFC 3339, UTC."""
 
     @property
     def control_plane(self) -> bool:
@@ -44,7 +44,7 @@ class Node:
 
     @property
     def registration(self) -> tuple[str, ...]:
-        """Once it differs, another machine may have taken the Node's name, even under the same resource id."""
+        """If it differs, another machine may have taken the Node's name, even under the same resource id."""
         return self.uid, *self.boot
 
     @property
@@ -52,7 +52,7 @@ class Node:
         return OwnerReference(api_version="v1", kind="Node", name=self.name, uid=self.uid)
 
     def served(self, selector: Selector) -> bool:
-        """Whether the operator is to look after it: agents run on Linux only, others would hold addresses in vain."""
+        """Whether the operator manages the Node: agents run on Linux only, other Nodes would hold addresses in vain."""
         return (
             self.labels.get(MANAGED_LABEL) != "false"
             and self.labels.get(OS_LABEL, "linux") == "linux"
@@ -61,7 +61,7 @@ class Node:
 
 
 def node_from(body: Mapping[str, Any]) -> Node:
-    """Out of the API server's JSON."""
+    """Parses the API server's JSON."""
     metadata, status = body["metadata"], body.get("status", {})
     ready = [c for c in status.get("conditions") or () if c.get("type") == "Ready"]
     barred = [c for c in status.get("conditions") or () if c.get("type") == "NetworkUnavailable"]

@@ -1,26 +1,25 @@
-"""What to do next for one node: grow, release, repair or nothing, and why.
+"""Decides what to do next for one node: grow, release, repair or nothing, and why.
 
 `plan()` is pure and total: plain data in, plain data out, no clock of its own (times are seconds on the caller's
-clock), no I/O, no log. The reconciler calls it twice: with what the NodeIPPool says, to see whether anything is to be
-done at all, and with what was read from Azure a moment ago, to decide what is done. Nothing here survives a crash; a
-plan is made anew from the three truths.
+clock), no I/O, no log. The reconciler calls it twice: with the NodeIPPool's content, to see whether there is anything
+to do, and with a fresh read from Azure, to decide what. Nothing here survives a crash; each plan is derived from the
+three truths.
 
-The rules are a chain, each adding its part to at most one write per NIC, in this order:
-1. settle         a NIC that Azure is working on is left alone, and looked at again soon.
-2. repair         half-made entries of ours (without an address) go, a Failed NIC is written again as it is.
-3. restore        addresses that pods hold and that vanished from the NIC are asked for by value.
-4. finish release what the agent has acknowledged is removed, always; what it will never use again although nobody
-                  asked is asked for; what isn't ours is no longer asked for.
-5. cancel release what it has not acknowledged is kept when addresses are short, when a pod holds it, or when it is
-                  asked for too long; excluded addresses stay asked for until their pods end.
-6. grow           to `minimum`, and when free + on the way < warm or pods wait.
-7. prove          what may be of the past is written again as it was read, unless another write does that already.
-8. start release  when more than 2 x warm was free long enough, down to 2 x warm, so that the next pod changes nothing.
+The rules form a chain; each adds its part to at most one write per NIC, in this order:
+1. settle         A NIC that Azure is updating is not written; the node is requeued soon.
+2. repair         Our half-made entries (without an address) are removed; a Failed NIC is rewritten unchanged.
+3. restore        Addresses that pods hold and that vanished from the NIC are requested by value.
+4. finish release Acknowledged addresses are removed, always; released ones that were not requested are requested;
+                  requests for addresses that aren't ours are withdrawn.
+5. cancel release An unacknowledged release is cancelled if addresses are short, if a pod holds the address, or if a
+                  serving agent has not acknowledged it in time; excluded addresses stay requested until their pods end.
+6. grow           To `minimum`, and if free + pending < warm + waiting pods.
+7. prove          A NIC with doubted entries is rewritten as it was read, unless another write does that already.
+8. start release  If more than 2 x warm was free long enough, down to 2 x warm, so that the next pod changes nothing.
 
-The one law: never shrink on absence. An entry is removed only if it is ours, this process asked for it by name, the
-agent has acknowledged that very request, and no other node counts on the address. One that the agent has released is
-not taken back into use either: what we read of the NIC may be from before our own last write, and the address another
-node's since.
+The one law: never shrink on absence. An entry is removed only if it is ours, this process requested it by name, the
+agent has acknowledged that very request, and no other node counts on the address. Nor is a released address taken back
+into use: our read of the NIC may predate our last write, and the address may be another node's since.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from vnetpods_api import Reason
 from vnetpods_operator.planning.model import BLOCK, Change, Nic, Observed, Plan, Wanted, count
 
 HOPELESS = 3
-"""After so many vain repairs a person should look."""
+"""Vain repairs after which a person should investigate."""
 VAIN = 3
-"""When so many times what is needed came in excluded addresses alone, no more are asked for."""
+"""Growth stops once Azure has returned this many times the need in excluded addresses alone."""
 SETTLE_SECONDS = 2.0
-"""How soon to look again at a NIC that Azure is working on."""
+"""Delay before the next pass over a NIC that Azure is updating."""
 
 
 @dataclass(slots=True)
@@ -53,7 +52,7 @@ class _Draft:
     detail: str = ""
     surplus: bool = False
     needed: bool = False
-    """Addresses on their way out were needed after all."""
+    """Whether a release was cancelled because addresses are short."""
     times: list[float] = field(default_factory=list)
     present: set[str] = field(default_factory=set)
     leaving: set[str] = field(default_factory=set)
@@ -79,23 +78,23 @@ class _Draft:
 
     @property
     def held(self) -> int:
-        """Addresses on the NICs that stay, as far as is decided yet."""
+        """Number of addresses that stay on the NICs, as decided so far."""
         return count(self.present - self.releasing)
 
     @property
     def short(self) -> int:
-        """Addresses that pods will want soon and that are neither free nor on the way."""
+        """Number of addresses that warm and waiting pods need beyond those free or pending."""
         waiting = self.observed.usage.waiting if self.observed.usage else 0
         return self.wanted.warm + waiting - self.free - self.way
 
     @property
     def way(self) -> int:
-        """Addresses on the way."""
+        """Number of pending addresses."""
         return sum(nic.pending for nic in self.observed.nics)
 
 
 def plan(observed: Observed, wanted: Wanted, now: float) -> Plan:
-    """Decides; see the module's text for the rules and their order."""
+    """Decides; see the module docstring for the rules and their order."""
     draft = _Draft(observed, wanted, now)
     draft.present = {address for nic in observed.nics for address in nic.addresses}
     draft.releasing = set(observed.releasing & draft.present)
@@ -120,10 +119,10 @@ def plan(observed: Observed, wanted: Wanted, now: float) -> Plan:
 
 
 def _free(observed: Observed, present: set[str], releasing: set[str]) -> int:
-    """Addresses that the next pods can have: what the agent says, and what it didn't know yet when it said so.
+    """Number of addresses for the next pods: those that the agent reports free, plus those it didn't know then.
 
-    An agent that doesn't say how many it knew accounts for them all the same: each is assigned, cooling, free or
-    acknowledged; those that pods hold and the NICs don't (missing) must not count.
+    If the report lacks the number of known addresses, it follows from the counts: each known address is assigned,
+    cooling, free or acknowledged; those that pods hold and the NICs lack (missing) must not count.
     """
     usage = observed.usage
     if usage is None:
@@ -176,7 +175,7 @@ def _restore(draft: _Draft) -> None:
 
 
 def _lost_text(lost: list[str], never: list[str], taken: list[str], homeless: list[str]) -> str:
-    """Each address that is not asked for stays lost to its pod until a person restarts that: so the text says why."""
+    """An address that is not requested stays lost until a person restarts its pod: so the text says why."""
     reasons = (
         (never, "nothing is asked for {}, which this pool never listed or the configuration excludes"),
         (taken, "Azure does not give {} back, another NIC has it by now"),
@@ -201,11 +200,9 @@ def _finish_release(draft: _Draft) -> None:
 
 
 def _cancel_release(draft: _Draft) -> None:
-    """An acknowledged release of ours is finished, never cancelled: the agent will not use the address before it was
-    gone.
-    """
+    """Never cancels an acknowledged release of ours: the agent won't use the address again before it was removed."""
     observed, retired = draft.observed, _excluded(draft)
-    # acknowledged ones stay asked for: by what we read they may just have left, and the other node has them from Azure
+    # released ones stay requested: they may just have left the NIC, and the other node has them from Azure
     draft.releasing -= {a for nic in observed.nics for a in nic.claimed if a not in observed.released}
     waiting = draft.releasing - observed.released
     if draft.short > 0 and (back := waiting - observed.kept - retired):
@@ -250,7 +247,7 @@ def _grow(draft: _Draft) -> None:
 
 
 def _grow_on(draft: _Draft, nic: Nic, need: int) -> int:
-    """Asks this NIC for as much of `need` as it can give; returns how much that is."""
+    """Adds as much of `need` on this NIC as it can take; returns how much that is."""
     slots = draft.slots[nic.name]
     if need <= 0 or slots <= 0:
         return 0
@@ -281,7 +278,7 @@ def _prove(draft: _Draft) -> None:
 def _start_release(draft: _Draft) -> None:
     wanted, usage = draft.wanted, draft.observed.usage if draft.observed.answers else None
     retired = _excluded(draft) - draft.observed.released
-    fresh = retired - draft.releasing  # how many of them are free, the agent has to say first
+    fresh = retired - draft.releasing  # the agent must report first how many of them are free
     if fresh:
         draft.releasing |= retired
         draft.because(Reason.RELEASING)
@@ -307,15 +304,15 @@ def _start_release(draft: _Draft) -> None:
 
 
 def _excluded(draft: _Draft) -> set[str]:
-    """Addresses of ours that are excluded by now: never to be used again, whoever holds them."""
+    """Our addresses that the configuration now excludes: never to be used again, whichever pod holds them."""
     return {address for nic in draft.observed.nics for address in nic.excluded & nic.removable - nic.claimed}
 
 
 def _surplus(draft: _Draft, most: int) -> set[str]:
-    """Which to give back: none that a pod kept a moment ago, others that pods kept last; the last NIC's first.
+    """Chooses addresses to release, the last NIC's first: none that a pod kept recently; those kept earlier come last.
 
-    Among equals in no order that means anything: which addresses pods hold is not known here, and by age or value those
-    of long-lived pods would be met again and again.
+    Ties are broken by hash: the planner doesn't know which addresses pods hold, and an order by age or value would pick
+    those of long-lived pods again and again.
     """
     refused, lately = draft.observed.refused, draft.now - draft.wanted.release_patience
     candidates = [

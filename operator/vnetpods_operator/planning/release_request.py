@@ -1,8 +1,8 @@
-"""Which entries the agent was asked to give back, and what of its answer counts (docs/architecture.md). Pure.
+"""Release requests: which entries the agent must release, which acknowledgements count (docs/architecture.md). Pure.
 
 A request stands for names of ipConfigurations, not for addresses: names are random and never come back. Its token is
-random, too, and known to this process alone, so an answer that repeats it was given after the question. What an API
-server restored from a backup, a former operator or a former agent said repeats none.
+random, too, and known to this process only, so a report that repeats it was written after the request. Nothing from a
+restored API server, a previous operator or a previous agent repeats it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from vnetpods_api import Interface, Status
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `status.releaseRequest` stands for."""
+    """The meaning of `status.releaseRequest`."""
 
     token: str
     names: Mapping[str, str]
-    """By address."""
+    """ipConfiguration by address."""
 
 
 def renewed(before: Request | None, interfaces: Iterable[Interface]) -> Request | None:
-    """The request for what these list as releasing; the former one as long as nothing is asked for beyond it.
+    """The request for all releasing addresses; it keeps its token unless it gains an entry.
 
-    What is no longer asked for leaves the request: if it is asked for once more, that is another question.
+    A cancelled release leaves the request: if it is requested again, that is a new request.
     """
     names = {a: i.names[a] for i in interfaces if i.releasing and i.names for a in i.releasing if a in i.names}
     if not names:
@@ -37,7 +37,7 @@ def renewed(before: Request | None, interfaces: Iterable[Interface]) -> Request 
 
 
 def acknowledged(request: Request | None, status: Status, names: Mapping[str, str]) -> frozenset[str]:
-    """Addresses that the node will never use again under the names that they have now (`names`, by address)."""
+    """Addresses that the node will never use again under their present names (`names`, by address)."""
     if request is None or status.agent is None or status.agent.release_request != request.token:
         return frozenset()
     return frozenset(a for a in status.released if a in names and request.names.get(a) == names[a])

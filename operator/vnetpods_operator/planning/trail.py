@@ -1,14 +1,14 @@
-"""What this process has done to a node's NICs and seen of them: by that a read is told to be older. Pure.
+"""Record of this process's reads and writes of a node's NICs, to detect stale reads. Pure.
 
 A read of ARM may be minutes old, and the next one may be older than the one before. Two things never come back, so they
-tell what a read can't be:
-- a NIC's etag: once another was read, or a write has replaced it, a body that carries it is of the past;
-- the name of an entry that was released and is gone: it is random, so whatever shows it once more is of the past, too,
-  or somebody has written an old list of entries. No pod gets its address, whatever is read.
+expose a stale read:
+- a NIC's etag: once another was read, or a write has replaced it, a body with it is stale;
+- the name of an entry that was released and removed: it is random, so a body with it is stale, too, or another writer
+  has restored an old list of entries. No pod gets the entry's address, whatever is read.
 
-One Trail per node, in its NodeState; it outlives a boot of the machine. After a restart of the operator nothing is
-known: then an entry of ours that the pool does not list is doubted until a write of what was read has succeeded, which
-it does only if the read was not late (docs/architecture.md).
+One Trail per node, in its NodeState; it survives a reboot of the machine. It is empty after a restart of the operator:
+then an entry of ours that the pool does not list is doubted until a write of the NIC as read has succeeded, which it
+does only if the read was not stale (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from vnetpods_operator.planning.machine import Nic
 from vnetpods_operator.planning.model import Change
 
 PATIENCE = 600.0
-"""Seconds. If Azure says nothing but old things for so long, what it says is taken for what is the case."""
+"""Seconds. If every read is stale for this long, reads are believed again."""
 ETAGS = 64
 """Remembered per NIC."""
 NAMES = 4096
-"""Remembered per node: sixteen times what its NICs can have."""
+"""Remembered per node: sixteen times what its NICs can hold."""
 
 _NEWER = ""
-"""Stands for the etag of what a write has made of a NIC, until that is read."""
+"""Placeholder for the etag after a write, until the NIC is read."""
 
 
 @dataclass(slots=True)
 class Trail:
-    """What is known not to come back."""
+    """Everything known that never comes back."""
 
     removed: dict[str, None] = field(default_factory=dict)
-    """Names of entries that were released and are gone, in lower case."""
+    """Lower-case names of entries that were released and removed."""
     proven: dict[str, None] = field(default_factory=dict)
-    """Names of entries, in lower case, that a write of ours carried: Azure took it, so they were there."""
+    """Lower-case names of entries in a write of ours that Azure accepted: so they existed."""
     _etags: dict[str, dict[str, None]] = field(default_factory=dict)
-    """By NIC: those read, the last one last; after a write none that is known is the last."""
+    """By NIC: etags read, the latest last; after a write the placeholder is last."""
     _old_since: float | None = None
 
     def wrote(self, nic: Nic, change: Change, carried: Iterable[str] = ()) -> None:
-        """The write of what was read as `nic` worked; `carried`: names of the entries in it."""
+        """Records a successful write of the NIC read as `nic`; `carried`: names of the entries in the write."""
         self.gone(change.remove)
         _keep(self.proven, carried)
         if nic.fenced and (change.add or change.blocks or change.restore or change.remove):
@@ -53,22 +53,22 @@ class Trail:
             known[_NEWER] = None
 
     def gone(self, names: Iterable[str]) -> None:
-        """Entries that were released are gone."""
+        """Records that released entries were removed."""
         _keep(self.removed, (name.lower() for name in names))
 
     def doubted(self, nics: Collection[Nic], pool: NodeIPPool) -> set[str]:
-        """Names of entries of ours, in lower case, that may be of the past: neither does the pool list them nor has
-        this process written them. A former process may have removed them, and the read be from before.
+        """Lower-case names of our entries that may be outdated: the pool does not list them, and no write of this
+        process carried them. A previous process may have removed them, and the read may predate that.
         """
         listed, addresses = set[str](), set[str]()
         for interface in pool.status.interfaces:
             listed |= {name.lower() for name in interface.ip_configurations}
-            addresses |= set() if interface.ip_configurations else {*interface.addresses}  # of an operator of before
+            addresses |= set() if interface.ip_configurations else {*interface.addresses}  # of an earlier version
         ours = (e for nic in nics for e in nic.entries if e.ours and e.address and e.address not in addresses)
         return {e.name.lower() for e in ours} - listed - self.proven.keys()
 
     def older(self, nics: Collection[Nic], now: float) -> str:
-        """Which of the NICs is read as it was before something that is known; "" if none is."""
+        """Name of the first NIC whose read is stale; "" if none is."""
         old = [nic.name for nic in nics if nic.etag in self._known(nic) and not self.current(nic)]
         if not old:
             self._old_since = None
@@ -81,7 +81,7 @@ class Trail:
         return ""
 
     def saw(self, nics: Collection[Nic]) -> None:
-        """They were read, and are believed."""
+        """Records the etags of reads that are believed."""
         for nic in nics:
             if nic.etag:
                 known = self._etags.setdefault(nic.id.lower(), {})
@@ -90,7 +90,7 @@ class Trail:
                     del known[etag]
 
     def current(self, nic: Nic) -> bool:
-        """Whether it is as it was read last."""
+        """Whether the NIC's etag is the last one read, with no write of ours since."""
         return next(reversed(self._known(nic)), None) == nic.etag
 
     def _known(self, nic: Nic) -> dict[str, None]:
@@ -98,7 +98,7 @@ class Trail:
 
 
 def _keep(known: dict[str, None], names: Iterable[str]) -> None:
-    """Remembers the names, the last ones longest."""
+    """Remembers the names; beyond NAMES, forgets the oldest."""
     for name in names:
         known.pop(name, None)
         known[name] = None
