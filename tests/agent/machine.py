@@ -36,6 +36,8 @@ NIC_MAC = "00:0d:3a:1b:c7:21"
 PRIMARY = "10.240.0.4"
 SOON = 15.0
 AGENT = ("vnetpods_agent.__main__", "vnetpods_agent.app", "vnetpods_agent.kube")
+OF_A_START = ("LD_PRELOAD", "PYTHONPATH")
+"""What a program reads at its start only, so that no fork takes notice of it."""
 NOTHING = "import sys; sys.modules['rich'] = None; from vnetpods_agent.__main__ import main; sys.exit(main())"
 """The agent from nothing; without what the image doesn't have, either, and structlog would import."""
 
@@ -207,7 +209,7 @@ class Machine:
         )
         arguments = ("run", f"--config={self.folder / 'agent.yaml'}")
         with self.log.open("ab") as log:
-            if "LD_PRELOAD" in environment:
+            if any(environment.get(name) for name in OF_A_START):
                 command = ("nsenter", f"--net=/run/netns/{self.name}", sys.executable, "-c", NOTHING, *arguments)
                 self.process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=log)
             else:
