@@ -1,5 +1,6 @@
 """`vnetpods-operator nic`: fills or empties the NICs of one VM once, without a cluster.
 
-The operator's own planner, machines, budget and writes, with a person in the place of Node, pool and agent: `--count`
-is what is wanted, and `--release --yes` stands for the agent's word that nobody uses an address. Needs no Kubernetes.
+Uses the operator's planner, machines, budget and writes, with a person in place of Node, pool and agent: `--count` is
+the desired state, and `--release --yes` replaces the agent's acknowledgement that no pod uses an address. Needs no
+Kubernetes.
 """

@@ -1,6 +1,6 @@
-"""The command's arguments, its way to Azure, and its exit codes.
+"""The command's arguments, its connection to Azure, and its exit codes.
 
-0 it is as ordered, or would be (dry run) · 1 it is not, standard error says why · 2 bad arguments or configuration.
+0 the order is met, or would be (dry run) · 1 it is not, standard error says why · 2 bad arguments or configuration.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROGRAM = "vnetpods-operator nic"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """What comes after the word `nic`."""
+    """Runs the command with the arguments after `nic`; returns the exit code."""
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
@@ -95,7 +95,7 @@ def _count(text: str) -> int:
 
 
 class _Unwatched:
-    """A watcher of requests that keeps no figures."""
+    """A watcher that records nothing."""
 
     def answered(self, operation: str, outcome: str, seconds: float) -> None:
         pass
@@ -133,7 +133,7 @@ async def _run(machine: MachineId, given: argparse.Namespace, config: Config) ->
 
 
 async def _cards(filling: Filling, networks: azure.Networks, written: bool) -> tuple[Card, ...]:
-    """One per NIC, as far as they were read; how full a subnet is matters if something was to be added."""
+    """One card per NIC that was read, with the subnet's free addresses if the plan adds some or is limited."""
     lacking = filling.plan is not None and (filling.plan.limit is not None or any(c.add for c in filling.plan.changes))
     left = {nic.subnet: await networks.left(nic.subnet) for nic in filling.nics if lacking}
     changes = {change.nic: change for change in filling.plan.changes} if filling.plan else {}

@@ -1,7 +1,7 @@
-"""From the first read of a machine's NICs to the end of the last write.
+"""Fills a machine's NICs, from the first read to the end of the last write.
 
-A pass reads, plans and writes; a pass that Azure or another writer hinders is made anew. A process that ends in between
-leaves nothing half done but what Azure has accepted, and the next run reads what became of that.
+A pass reads, plans and writes; a pass that fails because of Azure or another writer is repeated. A process that ends in
+between leaves nothing unfinished but what Azure has accepted, and the next run reads the outcome of that.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from vnetpods_operator.reconcile.backoff import wait_after
 from vnetpods_operator.reconcile.writing import Writer
 
 ATTEMPTS = 5
-"""How often in a row a pass is made anew."""
+"""Consecutive attempts of a pass."""
 SIGN_OF_LIFE = 10.0
-"""Seconds between two words about a write that lasts."""
+"""Seconds between progress messages about a long write."""
 _PASSING = (errors.Changed, errors.Busy, errors.Throttled, errors.Unavailable)
 
 
@@ -34,33 +34,33 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Filling:
-    """One machine and what is ordered for it."""
+    """One machine and the order for it."""
 
     machine: Machine
     order: Order
     pick: Callable[[Nics], tuple[Nic, ...]]
     writer: Writer
     patience: float
-    """Seconds that Azure may be at work, or ask to be left in peace."""
+    """Longest wait, in seconds, for Azure to finish its own update of a NIC, or before a retry."""
     say: Callable[[str], None]
     before: tuple[Nic, ...] = ()
-    """As they were read first."""
+    """The NICs as first read."""
     nics: tuple[Nic, ...] = ()
-    """As they are by what was read or written last."""
+    """The NICs as last read or written."""
     plan: Plan | None = None
     repairs: Repairs = field(default_factory=Repairs)
 
     async def look(self) -> None:
-        """Reads and plans, as soon as Azure is not at work on the NICs; raises what prevents it."""
+        """Reads and plans, once Azure no longer updates the NICs; raises what prevents it."""
         await self._persistently(self._look)
 
     async def fill(self) -> None:
-        """Writes until nothing more is to be done, or can be; `plan` then says which."""
+        """Writes until nothing is left to do, or nothing can be done; `plan` then tells which."""
         while not await self._persistently(self._pass):
             pass
 
     async def _pass(self) -> bool:
-        """Whether nothing is left to do."""
+        """Makes one pass; returns whether nothing is left to do."""
         await self._look()
         assert self.plan is not None
         if not self.plan.changes or self.plan.limit is Reason.NIC_FAILED:
@@ -101,7 +101,7 @@ class Filling:
         self.plan = ordering.plan(self.nics, self.order, self.writer.subnets.limits, self.repairs, _now())
 
     def _rests(self) -> bool:
-        """Whether nothing is to be done and nothing is on the way. Nobody waits for a full subnet."""
+        """Whether nothing is left to do and nothing is pending. A full subnet is not waited for."""
         assert self.plan is not None
         waits = self.plan.look_again is not None and math.isfinite(self.plan.look_again)
         return not self.plan.changes and (not waits or self.plan.limit is not None)
@@ -118,7 +118,7 @@ class Filling:
             while not (await asyncio.wait({task}, timeout=SIGN_OF_LIFE))[0]:
                 self.say(f"Azure works on NIC {nic.name} for {_now() - began:.0f} s")
         finally:
-            task.cancel()  # of no effect on one that has ended
+            task.cancel()  # no effect on a finished task
         after = task.result()
         if isinstance(after, Nic):
             self._learn(change, after)
@@ -133,14 +133,14 @@ class Filling:
             self.repairs = Repairs(vain, _now() + wait)
 
     async def _persistently(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Does it again when what hinders it passes."""
+        """Repeats a step that fails with a transient error."""
         for failures in range(1, ATTEMPTS):
             try:
                 return await step()
             except _PASSING as error:
-                if error.code == "NoCredentials":  # nobody brings them meanwhile
+                if error.code == "NoCredentials":  # nothing will provide them meanwhile
                     raise errors.SignInRefused(str(error), error.code) from error
-                changed = error.code == "Changed"  # worth another look at once, unless reads are late
+                changed = error.code == "Changed"  # retried at once, unless reads are stale
                 wait = wait_after(errors.Changed("") if changed else error, failures)
                 if wait > self.patience or error.code in ("StillBusy", "StillFailed"):
                     raise

@@ -1,4 +1,4 @@
-"""What a person orders for one machine, put into the planner's words. Pure."""
+"""Translates a person's order for one machine into the planner's input. Pure."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from vnetpods_operator.planning.subnets import Limits
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """`count`: addresses of ours that the NICs are to have in the end; a /28 block counts 16."""
+    """`count`: desired number of our addresses on the NICs; a /28 block counts 16."""
 
     count: int
     release: bool = False
-    """Whether those in excess are removed."""
+    """Whether excess addresses are removed."""
     blocks: bool = False
-    """Whether /28 blocks are asked for where 16 or more are needed."""
+    """Whether /28 blocks are requested where 16 or more addresses are needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repairs:
-    """How often a Failed NIC was written again in vain, and when it may be written next."""
+    """Number of vain rewrites of a Failed NIC, and the earliest time of the next."""
 
     vain: int = 0
     after: float = 0.0
 
 
 def ours(nic: Nic) -> list[Entry]:
-    """The entries of ours that have an address."""
+    """Our entries that have an address."""
     return [entry for entry in nic.entries if entry.ours and entry.address]
 
 
 def failed(nic: Nic) -> bool:
-    """Whether a write is due to mend it, or an entry of ours."""
+    """Whether the NIC, or an entry of ours on it, is Failed and needs a write."""
     return nic.state == "Failed" or any(entry.ours and entry.state == "Failed" for entry in nic.entries)
 
 
 def held(nics: Sequence[Nic]) -> int:
-    """How many addresses of ours there are."""
+    """Number of our addresses on these NICs."""
     return model.count(entry.address or "" for nic in nics for entry in ours(nic))
 
 
 def picked(nics: Nics, name: str | None, rule: Interfaces) -> tuple[Nic, ...]:
-    """The NIC of that name; without name those that the configuration chooses."""
+    """The NIC of that name; without a name, those that the configuration selects."""
     if name is None:
         return chosen(nics, rule, ())
     found = tuple(nic for nic in nics.found if nic.name.lower() == name.lower())
@@ -61,7 +61,7 @@ def picked(nics: Nics, name: str | None, rule: Interfaces) -> tuple[Nic, ...]:
 
 
 def plan(nics: Sequence[Nic], order: Order, limits: Callable[[str], Limits], repairs: Repairs, now: float) -> Plan:
-    """What is to be written. Whatever has an address counts as there, whatever state Azure gives it."""
+    """The plan for the order. Every entry with an address counts as present, regardless of Azure's state for it."""
     present = [entry.address or "" for nic in nics for entry in ours(nic)]
     hopeful = repairs.vain < planner.HOPELESS
     views = usable_by_pods(nics, present, Naming(), {}, hopeful=hopeful)
@@ -78,7 +78,7 @@ def plan(nics: Sequence[Nic], order: Order, limits: Callable[[str], Limits], rep
 
 
 def _excess(nics: Sequence[Nic], surplus: int) -> frozenset[str]:
-    """Which addresses go: the last that were added first. A block that is larger than what is left to go stays."""
+    """Chooses the addresses to remove, most recently added first. A block larger than the remaining excess stays."""
     leaving = set()
     for nic in reversed(nics):
         for entry in reversed(ours(nic)):

@@ -1,4 +1,4 @@
-"""What the command says on standard output: one JSON object, or the same in words. Pure.
+"""The command's output on standard output: one JSON object, or the same as text. Pure.
 
 The JSON's shape is documented (docs/operator.md) and only ever gains keys.
 """
@@ -26,60 +26,60 @@ HINTS = {
     Reason.AZURE_UNAVAILABLE: "run this again: what is there is not added twice",
     Reason.NIC_FAILED: "see what the NIC's activity log says",
 }
-"""What a person does about it, where the message itself doesn't say."""
+"""Remedies, by reason, for messages that don't contain one."""
 SOME = 8
-"""How many entries are named in words; JSON has them all."""
+"""Number of entries named in the text; the JSON has them all."""
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """An ipConfiguration of ours; a /28 block has `10.0.0.16/28` for address, a half-made one has none."""
+    """An ipConfiguration of ours; the address of a /28 block is such as `10.0.0.16/28`, a half-made entry has none."""
 
     name: str
     address: str | None
 
 
 class Card(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """One NIC. Counts are addresses; a block is 16."""
+    """One NIC. Counts are in addresses; a block counts 16."""
 
     name: str
     id: str
     subnet: str
     subnet_left: int | None = None
-    """Addresses that Azure says are left in the subnet, where that matters and may be read."""
+    """Free addresses in the subnet as Azure reports them, where relevant and readable."""
     others: int
-    """ipConfigurations of others; they stay as they are."""
+    """Number of ipConfigurations of others; they are left alone."""
     before: int
     add: int
     blocks: int
-    """How many /28 blocks are in `add`."""
+    """Number of /28 blocks in `add`."""
     remove: tuple[Configuration, ...]
     after: int
     rewrite: bool
-    """It is in state Failed, and is written again as it is."""
+    """Whether the NIC is Failed and rewritten unchanged."""
     addresses: tuple[Configuration, ...]
-    """Those of ours that are there when this is said."""
+    """Our ipConfigurations with an address at the time of the report."""
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why it is not as ordered: one of the reasons in docs/operator.md, and a sentence."""
+    """Why the order is not met: one of the reasons in docs/operator.md, and a sentence."""
 
     reason: str
     message: str
 
 
 class Result(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """The whole answer."""
+    """The whole result."""
 
     machine: str
     count: int
     written: bool
-    """Whether `add` and `remove` are what was done, or else what would be."""
+    """Whether `add` and `remove` were done; if false, they are only planned."""
     nics: tuple[Card, ...] = ()
     error: Failure | None = None
 
 
 def planned(nic: Nic, change: Change | None, left: int | None) -> Card:
-    """What would be done."""
+    """The card of a dry run."""
     change = change or Change(nic.name)
     going = [entry for entry in nic.entries if entry.name in change.remove | change.sweep]
     before, add = held((nic,)), change.add + BLOCK * change.blocks
@@ -88,7 +88,7 @@ def planned(nic: Nic, change: Change | None, left: int | None) -> Card:
 
 
 def done(before: Nic, after: Nic, left: int | None) -> Card:
-    """What was done."""
+    """The card after the writes."""
     names = {entry.name for entry in after.entries}
     had = {entry.name for entry in before.entries}
     going = [entry for entry in before.entries if entry.ours and entry.name not in names]
@@ -119,7 +119,7 @@ def failure(problem: Problem) -> Failure:
 
 
 def text(result: Result, *, release: bool) -> str:
-    """In words."""
+    """The result as text."""
     lines = [line for card in result.nics for line in _words(card, result)]
     surplus = sum(card.after for card in result.nics) - result.count
     if result.nics and surplus > 0 and result.error is None:
