@@ -1,7 +1,7 @@
 """`vnetpods-operator --config FILE [--kubeconfig FILE]`: reads the configuration, sets up logs, runs the operator.
 
-`vnetpods-operator nic …` is a command of its own, see vnetpods_operator.nic.
-Exit codes: 0 told to stop · 1 something failed · 2 bad arguments or configuration · 3 the Lease was lost.
+`vnetpods-operator nic …` is a separate command, see vnetpods_operator.nic.
+Exit codes: 0 stopped by a signal · 1 failure · 2 bad arguments or configuration · 3 Lease lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vnetpods_kit.config import ConfigError
 from vnetpods_operator import config as configuration
 
 QUIET = ("azure", "kopf", "aiohttp.access", "msal")
-"""Libraries that say at length what the operator says itself."""
+"""Libraries whose verbose logs repeat the operator's own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.kubeconfig is not None:
             configuration.readable(given.kubeconfig)
     except ConfigError as error:
-        print(f"vnetpods-operator: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
+        print(f"vnetpods-operator: {error}", file=sys.stderr)  # noqa: T201 - logs aren't set up yet
         return 2
     if given.check:
         return 0

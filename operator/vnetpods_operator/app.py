@@ -1,9 +1,9 @@
-"""The operator as a whole: what is started in which order, and what ends it.
+"""Wires the operator: start order and shutdown.
 
 Order: configuration → API server → health and metrics → Lease → Azure → the CRD is served → pools, then Nodes are
-listed → workers, watch, and the schedules (relist, VNets, configuration file). All on one event loop, but for the
-Lease's watchdog thread. It ends when it is told to (SIGTERM, SIGINT), when the watch ends, or by the watchdog when the
-Lease is lost; the Lease is given back last.
+listed → workers, watch, and the schedules (relist, VNets, configuration file). All on one event loop, except for the
+Lease's watchdog thread. It ends on SIGTERM or SIGINT, when the watch ends, or by the watchdog when the Lease is lost;
+the Lease is released last.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from vnetpods_operator.state.queue import Queue, work
 from vnetpods_operator.state.silence import Judge
 
 RESTORED_SECONDS = 60.0
-"""That the API server has gone back in time shows at each pool; it is listed anew once."""
+"""A restored API server shows at every pool: only one new list is requested within this time."""
 RELOAD_SECONDS = 5.0
-"""How often the configuration file is looked at."""
+"""Interval of reading the configuration file."""
 
 log = structlog.get_logger()
 
 
 class Operator:
-    """One process's operator; made inside the event loop that runs it."""
+    """One process's operator; created inside the event loop that runs it."""
 
     def __init__(
         self, path: Path, kubeconfig: Path | None, config: Config, lost: Callable[[], None] = exit_now
     ) -> None:
-        """`lost`: what happens at once when the Lease is lost."""
+        """`lost`: called at once when the Lease is lost."""
         self.config = config
         self._lost = lost
         self._path = path
@@ -80,7 +80,7 @@ class Operator:
         self._queue.crowded = self._budget.give_way
 
     async def run(self) -> None:
-        """Until it is told to stop."""
+        """Runs until stopped."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -109,11 +109,11 @@ class Operator:
                 await elector.release()
 
     def stop(self) -> None:
-        """Makes `run` come to its end."""
+        """Makes `run` return."""
         self._stop.set()
 
     async def _lead(self, kube: Kube, elector: Elector, identity: str) -> None:
-        """All that only the leader does."""
+        """Everything that only the leader does."""
         recorder, pools, subnets = Recorder(kube, identity), Pools(kube), Subnets()
         kube.fence = elector.check
         async with azure.opened(self.config.azure, self._budget, self._metrics, fence=elector.check) as arm:
@@ -142,13 +142,13 @@ class Operator:
             await self._until_one_ends(running)
 
     async def _serve(self, kube: Kube, pools: Pools, networks: azure.Networks, reconciler: Reconciler) -> None:
-        """Watches and works."""
+        """Lists, watches, and runs the workers."""
         await asyncio.to_thread(azure.load)
         await relist.served(kube)
         await relist.first_list(pools, self._cluster)
         now = asyncio.get_running_loop().time()
         for name in self._cluster.pools:
-            # the NICs are looked at over the whole time, not all at once after a restart
+            # spread over the audit interval: the NICs are not all read at once after a restart
             self._cluster.record(name).audit_at = now + secrets.SystemRandom().uniform(0, float(self.config.audit))
         await relist.first_nodes(kube, self._cluster, self._queue)
 
@@ -166,7 +166,7 @@ class Operator:
         await self._until_one_ends([watch, work(self._queue, look, self.config.workers), schedule])
 
     async def _until_one_ends(self, coroutines: list[Coroutine[Any, Any, None]]) -> None:
-        """Runs them side by side; when one ends, or the operator is told to stop, the others are cancelled."""
+        """Runs them concurrently; when one ends, or the operator is stopped, cancels the others."""
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         stop = asyncio.create_task(self._stop.wait())
         try:
@@ -179,7 +179,7 @@ class Operator:
             task.result()
 
     async def _unless_stopped(self, coroutine: Coroutine[Any, Any, None]) -> bool:
-        """Whether it came to its end before the operator was told to stop."""
+        """Whether it ended before the operator was stopped."""
         task = asyncio.create_task(coroutine)
         await self._until_one_ends([_wait(task)])
         return not self._stop.is_set()
@@ -199,7 +199,7 @@ class Operator:
                 log.exception("what is done again and again failed, and is done again")
 
     async def _refresh(self, networks: azure.Networks) -> None:
-        """Reads VNets again; nodes in changed ones are told."""
+        """Reads VNets again and queues the nodes in changed ones."""
         pools = self._cluster.pools.values()
         subnets = {interface.subnet for pool in pools for interface in pool.status.interfaces}
         changed = await networks.refresh(subnets)
@@ -210,11 +210,11 @@ class Operator:
                 self._queue.add(name)
 
     async def _reload(self) -> None:
-        """Takes a changed configuration file; a bad one changes nothing."""
+        """Applies a changed configuration file; an invalid one changes nothing."""
         try:
             config = await asyncio.to_thread(configuration.load, self._path)
         except ConfigError as error:
-            if str(error) != self._unloadable:  # it is looked at every few seconds
+            if str(error) != self._unloadable:  # it is read every few seconds: log an error once
                 log.warning("configuration not reloaded, the former one stays", error=str(error))
             self._unloadable = str(error)
             self._metrics.configuration_valid(valid=False)
@@ -241,7 +241,7 @@ class Operator:
             self._queue.add(name, self._cluster.priority(name))
 
     def _silence(self, pool: NodeIPPool, recorder: Recorder) -> str:
-        """Why the node's agent is silent; said once on the Node, too."""
+        """Why the node's agent is silent, or empty; also recorded as an Event on the Node, once."""
         node = self._cluster.nodes.get(pool.metadata.name)
         if node is None:
             return ""
@@ -251,7 +251,7 @@ class Operator:
         return said
 
     def _restored(self) -> None:
-        """The API server's data is that of an earlier time: what the watch goes on from doesn't exist any more."""
+        """Lists again after the API server's data has gone back in time: the watch's version no longer exists."""
         now = asyncio.get_running_loop().time()
         if now - self._restored_at < RESTORED_SECONDS:
             return
@@ -260,13 +260,13 @@ class Operator:
         self._again.set()
 
     def _wake(self, subnet: str) -> None:
-        """The subnet has addresses again: nodes in it that want some need not wait longer."""
+        """Queues the nodes in a subnet that has free addresses again: they need not wait longer."""
         for name, pool in self._cluster.pools.items():
             if any(interface.subnet.lower() == subnet.lower() for interface in pool.status.interfaces):
                 self._queue.add(name, self._cluster.priority(name))
 
     def _measure(self, name: str) -> None:
-        """How long pods waited, and how long a new Node went without any address."""
+        """Measures how long pods waited, and how long a new Node had no address."""
         pool, now = self._cluster.pools.get(name), asyncio.get_running_loop().time()
         if name not in self._cluster.nodes:
             return

@@ -1,4 +1,4 @@
-"""On whose behalf a request to Azure is made, and how urgent that is."""
+"""The caller of a request to Azure, and its priority."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from enum import IntEnum
 
 
 class Priority(IntEnum):
-    """Who goes first; lower is more urgent."""
+    """Order of service; lower is more urgent."""
 
     WAITING = 0  # pods wait for an address
     EMPTY = 1  # a node without any address
     WARM = 2  # growth ahead of demand
-    RELEASE = 3  # addresses that go back
-    AUDIT = 4  # a look whether all is as it should be
+    RELEASE = 3  # addresses that are given back
+    AUDIT = 4  # a periodic check
 
 
 class GaveWay(Exception):  # noqa: N818 - named after what happened
-    """The request was not sent: somebody more urgent needs the worker, or it is outdated. Look again."""
+    """The request was not sent: a more urgent node needs the worker, or the request is outdated. Reconcile again."""
 
 
 def never() -> bool:
-    """For a caller whose task can't become outdated."""
+    """`outdated` of a caller whose task can't become outdated."""
     return False
 
 
 @dataclass(slots=True)
 class Caller:
-    """On whose behalf the current task asks; the queue changes `priority` while the task waits."""
+    """Whom the current task's requests are for; `priority` may change while the task waits."""
 
     priority: Priority = Priority.AUDIT
     firm: bool = False
-    """Azure has accepted a write, whose end is to be known: never gives way."""
+    """Azure has accepted a write, whose outcome must be known: never yields."""
     outdated: Callable[[], bool] = never
-    """Whether what the task was about to do is no longer wanted; asked when a wait has ended."""
+    """Returns whether the task's work is no longer wanted; called when a wait ends."""
 
 
 caller: contextvars.ContextVar[Caller] = contextvars.ContextVar("caller")

@@ -1,8 +1,8 @@
 """The operator's configuration: one YAML file, read at start and again when it changes.
 
-Everything that may be set stands here with its default, unit and reason; docs/operator.md shows it as a table. An
-unknown key or a value of the wrong kind stops the start (a reload keeps what was there) with file, key, value and what
-is expected. Nothing is read from the environment, except by azure-identity, whose variables are its own.
+Every setting is here with its default, unit and reason; docs/operator.md shows them as a table. An unknown key or a
+value of the wrong type fails the start with file, key, value and what was expected; a reload then keeps the former
+configuration. No setting comes from the environment, except azure-identity's own variables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vnetpods_kit.config import CIDR, ConfigError, Duration, Section, content, e
 
 
 class Interval(Duration):
-    """What is done again and again, or waited for: never without a pause."""
+    """The duration of a repetition or a wait: never zero."""
 
     __slots__ = ()
     LEAST = 0.001
@@ -86,7 +86,7 @@ class Expression(Section, frozen=True):
 
 
 class Selector(Section, frozen=True):
-    """Which Nodes; empty means all. The form is that of a Kubernetes LabelSelector."""
+    """Selects Nodes (empty: all) in the form of a Kubernetes LabelSelector."""
 
     match_labels: dict[str, str] = msgspec.field(default_factory=dict)
     match_expressions: tuple[Expression, ...] = ()
@@ -98,19 +98,19 @@ class Selector(Section, frozen=True):
 
 
 class Group(Section, frozen=True):
-    """How many addresses the Nodes that match `nodes` get. Units: addresses."""
+    """Sizing of the Nodes that match `nodes`. Unit: addresses."""
 
     nodes: Selector = Selector()
     minimum: Count = 16
-    """To have as soon as the Node appears, and never to go below."""
+    """Added as soon as the Node appears, never gone below."""
     warm: Count = 16
-    """To keep free ahead of demand."""
+    """Kept free ahead of demand."""
     batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
-    """Smallest number to add in one step."""
+    """Least number to add in one step."""
     maximum: Count = 250
-    """Never to go beyond."""
+    """Never exceeded."""
     blocks: bool = False
-    """Ask for /28 blocks where 16 or more are needed (a preview feature of Azure)."""
+    """Request /28 blocks where 16 or more addresses are needed (a preview feature of Azure)."""
 
     def __post_init__(self) -> None:
         if self.minimum > self.maximum:
@@ -119,7 +119,7 @@ class Group(Section, frozen=True):
             raise ValueError(f"Expected `warm` <= `maximum`, got {self.warm} and {self.maximum}")
 
     def refined(self, sizing: Sizing | None) -> Group:
-        """With what one pool's spec.sizing says instead; ValueError when that contradicts the rest."""
+        """The group with a pool's spec.sizing applied; ValueError if the result contradicts itself."""
         if sizing is None:
             return self
         said = {f: v for f in ("minimum", "warm", "batch", "maximum") if (v := getattr(sizing, f)) is not None}
@@ -127,24 +127,24 @@ class Group(Section, frozen=True):
 
 
 class Release(Section, frozen=True):
-    """When addresses that nobody needs go back to the subnet."""
+    """When unneeded addresses are returned to the subnet."""
 
     after: Duration = Duration(600)
     """How long more than twice `warm` must have been free."""
     batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 64
     """Most addresses in one step."""
     patience: Duration = Duration(120)
-    """How long to wait for an agent that does not answer, and before an address that a pod kept is asked for again."""
+    """Wait for an agent's acknowledgement, and before an address that a pod kept is requested again."""
 
 
 class Interfaces(Section, frozen=True):
-    """Which NICs of a machine carry pod addresses: the primary, and those that match one of these."""
+    """Which NICs of a machine carry pod addresses: the primary, and those that match `names` or `tags`."""
 
     primary: bool = True
     names: tuple[str, ...] = ()
     """Shell patterns for NIC names."""
     tags: dict[str, str] = msgspec.field(default_factory=dict)
-    """Tags that a NIC must all have."""
+    """Tags, all of which a NIC must have."""
 
     def chosen(self, name: str, primary: bool, tags: Mapping[str, str]) -> bool:
         if primary:
@@ -155,14 +155,14 @@ class Interfaces(Section, frozen=True):
 
 
 class Machines(Section, frozen=True):
-    """Which machines a Node may name: whoever may register a Node chooses its providerID."""
+    """Which machines a Node may name: anyone who may register a Node chooses its providerID."""
 
     resource_groups: tuple[str, ...] = ()
-    """Shell patterns for `subscription/resource group`, or for the resource group alone. Empty: those that machines of
-    control-plane Nodes are in; where no Node is labelled as one, all that the operator's role reaches."""
+    """Shell patterns for `subscription/resource group`, or for the resource group alone. Empty: the resource groups of
+    control-plane Nodes' machines; without any control-plane Node, all that the operator's role reaches."""
 
     def allows(self, place: str, trusted: Collection[str]) -> bool:
-        """`place`: the machine's `subscription/resource group`; `trusted`: those of the control plane."""
+        """`place`: the machine's `subscription/resource group`; `trusted`: those of control-plane machines."""
         wanted = place.lower()
         if not self.resource_groups:
             return not trusted or wanted in trusted
@@ -174,7 +174,7 @@ class Machines(Section, frozen=True):
 
 
 class Allowance(Section, frozen=True):
-    """One token bucket: requests per second in the long run, and how many at once after a rest."""
+    """One token bucket: sustained requests per second, and burst."""
 
     per_second: Rate
     burst: Annotated[int, msgspec.Meta(ge=1)]
@@ -183,7 +183,7 @@ class Allowance(Section, frozen=True):
 class Budget(Section, frozen=True):
     """Requests to ARM, per subscription.
 
-    Microsoft.Network allows 33 reads and 3.3 writes per second in the long run, to everybody in it together.
+    Microsoft.Network sustains 33 reads and 3.3 writes per second, shared by the whole subscription.
     """
 
     reads: Allowance = Allowance(per_second=15, burst=250)
@@ -191,21 +191,21 @@ class Budget(Section, frozen=True):
 
 
 class Azure(Section, frozen=True):
-    """Where ARM is and how it is used. Credentials: azure-identity's default chain."""
+    """ARM's endpoint and its use. Credentials: azure-identity's default chain."""
 
     endpoint: Annotated[str, msgspec.Meta(pattern="^https?://[^/]+/?$")] = "https://management.azure.com"
     scope: str = "https://management.azure.com/.default"
     """Credential scope; both differ in sovereign clouds."""
     budget: Budget = Budget()
     poll: Interval = Interval(1)
-    """How often a long-running operation is asked about when ARM does not say."""
+    """Polling interval of long-running operations when ARM returns no Retry-After."""
     request_timeout: Interval = Interval(60)
     operation_timeout: Interval = Interval(900)
     networks: Interval = Interval(600)
-    """How often VNets are read again for direct CIDRs."""
+    """Interval of reading VNets for direct CIDRs."""
     network_api_version: str | None = None
     compute_api_version: str | None = None
-    """Other than the SDK's own, for clouds that lag behind."""
+    """In place of the SDK's versions, for clouds that lag behind."""
 
 
 class Election(Section, frozen=True):
@@ -215,7 +215,7 @@ class Election(Section, frozen=True):
     name: str = "vnetpods-operator"
     duration: Duration = Duration(15)
     renew: Duration = Duration(10)
-    """A leader that could not renew for this long ends its process."""
+    """A leader that could not renew for this long exits."""
     retry: Interval = Interval(2)
 
     def __post_init__(self) -> None:
@@ -225,31 +225,31 @@ class Election(Section, frozen=True):
 
 
 class Agents(Section, frozen=True):
-    """The agents' Pods, whose Ready conditions tell which of them are there. Without namespace only the Nodes tell."""
+    """The agents' Pods, whose Ready conditions tell which agents run. Without a namespace only the Nodes' count."""
 
     namespace: str = ""
     selector: Selector = Selector()
     patience: Interval = Interval(60)
-    """How long an agent may be unwell and write nothing before it is taken to be silent."""
+    """How long an agent may be unwell and write nothing before it is considered silent."""
 
 
 class Config(Section, frozen=True):
     """The whole file."""
 
     listen: Place = "0.0.0.0:9461"
-    """Address and port of /healthz and /readyz, which the kubelet asks."""
+    """Address and port of /healthz and /readyz, for the kubelet's probes."""
     metrics_listen: Annotated[str, msgspec.Meta(pattern=r"^([^:]*:[0-9]+)?$")] = "127.0.0.1:9462"
-    """Address and port of /metrics; empty: nowhere. May be the same as `listen`."""
+    """Address and port of /metrics; empty: not served. May be the same as `listen`."""
     log_level: LogLevel = "info"
     nodes: Selector = Selector()
-    """Which Nodes are served at all; those labelled vnetpods.io/managed=false never are."""
+    """Which Nodes are managed; those labelled vnetpods.io/managed=false never are."""
     groups: tuple[Group, ...] = (Group(),)
-    """The first that matches a Node decides; none: the defaults."""
+    """The first that matches a Node applies; if none does, the defaults."""
     release: Release = Release()
     interfaces: Interfaces = Interfaces()
     machines: Machines = Machines()
     adopt: tuple[str, ...] = ()
-    """Shell patterns for names of ipConfigurations made by others whose addresses pods may use; never removed."""
+    """Shell patterns for names of others' ipConfigurations whose addresses pods may use; never removed."""
     exclude: tuple[AddressRange, ...] = ()
     """Addresses that are never handed out."""
     direct_cidrs: Annotated[tuple[CIDR, ...], msgspec.Meta(max_length=256)] = msgspec.field(
@@ -262,21 +262,21 @@ class Config(Section, frozen=True):
     audit: Interval = Interval(1800)
     """Every NIC is read at least this often."""
     relist: Interval = Interval(600)
-    """Every Node and NodeIPPool is listed this often, to find what the watch missed."""
+    """All Nodes and NodeIPPools are listed this often, to find what the watch missed."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 128
-    """Nodes that are worked on at the same time."""
+    """Nodes reconciled concurrently."""
 
     def group_of(self, labels: Mapping[str, str]) -> Group:
         return next((group for group in self.groups if group.nodes.matches(labels)), Group())
 
 
 def load(path: Path) -> Config:
-    """The file's content; ConfigError when it can't be used."""
+    """Loads the file; raises ConfigError if it can't be used."""
     return parse(content(path), str(path))
 
 
 def readable(path: Path) -> None:
-    """Raises ConfigError when the file, which somebody else reads, can't be opened."""
+    """Raises ConfigError if the file, which a library reads later, can't be opened."""
     try:
         path.open("rb").close()
     except OSError as error:

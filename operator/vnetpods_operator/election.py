@@ -1,19 +1,19 @@
-"""Who of several operators is the leader: the holder of a Lease.
+"""Leader election by a Lease.
 
-The rules are client-go's. A Lease is taken when nobody holds it, or when its holder has not renewed it for its
-duration by *our* clock since *we* saw its last renewal: clocks of machines are never compared. A leader that
-could not renew within the renew time ends its process at once, whatever it is doing, before another may take over:
-a request may hang, but `os._exit` from the watchdog's own thread does not. Each request has a timeout well below that
-time, and the elector has connections of its own, so that a thousand other requests don't hold it up. A stopped leader
-gives the Lease back only after its work has ended.
+The rules are client-go's. A Lease is acquired if it has no holder, or if its holder has not renewed it for its duration
+by *our* clock since *we* observed its last renewal: clocks of machines are never compared. A leader that could not
+renew within the renew deadline exits at once, whatever it is doing, before another may take over: a request may hang,
+but `os._exit` from the watchdog's own thread does not. Each request's timeout is well below that deadline, and the
+elector has its own connections, so that a thousand other requests don't delay it. A stopped leader releases the Lease
+only after its work has ended.
 
-Before each write, to Azure or to the API server, the leader asks `check`, which looks at a clock and nothing else: a
-process that was stopped past its Lease's time (SIGSTOP, a paused machine) and goes on finds out before it writes, not
-when its watchdog's thread has its turn. The clock is CLOCK_BOOTTIME, which goes on while the machine is suspended.
-Once lost or given back, a Lease stays so for this process.
+Before each write, to Azure or to the API server, the leader calls `check`, which only reads a clock: a process that was
+stopped past its Lease's expiry (SIGSTOP, a paused machine) and resumes finds out before it writes, not when its
+watchdog thread is scheduled. The clock is CLOCK_BOOTTIME, which includes suspend. A Lease once lost or released is
+never held again by this process.
 
-This bounds the overlap of two leaders to what is on its way; what makes that harmless are ETags on NICs and resource
-versions on pools.
+This bounds the overlap of two leaders to requests in flight; ETags on NICs and resource versions on pools make that
+overlap harmless.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 LOST = 3
 """Exit code of a process that lost its Lease."""
 RELEASE_ATTEMPTS = 3
-"""How often a Lease is tried to be given back; a follower waits for its duration otherwise."""
+"""Attempts to release the Lease; if all fail, a follower waits for its duration."""
 
 
 class _Spec(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -60,7 +60,7 @@ class _Lease(msgspec.Struct, rename="camel", omit_defaults=True):
 
 
 class NotLeading(Exception):  # noqa: N818 - named after what happened
-    """The Lease is not ours any more: nothing may be written."""
+    """The Lease is no longer ours: writes are forbidden."""
 
 
 def _version(lease: _Lease) -> int:
@@ -69,12 +69,12 @@ def _version(lease: _Lease) -> int:
 
 
 def exit_now() -> None:
-    """No cleanup, no waiting for anything."""
+    """Exits without cleanup and without waiting."""
     os._exit(LOST)
 
 
 class Elector:
-    """Takes, keeps and gives back one Lease."""
+    """Acquires, renews and releases one Lease."""
 
     def __init__(self, kube: Kube, config: Election, identity: str, lost: Callable[[], None] = exit_now) -> None:
         self._kube = kube
@@ -88,13 +88,13 @@ class Elector:
         self._renewed = 0.0
         self._stop = threading.Event()
         self._over = False
-        """Lost or given back: what is renewed later counts no more."""
+        """Lost or released: a later renewal doesn't count."""
         self.leads = False
         self.restored: Callable[[], None] = lambda: None
-        """Called when the API server's data turns out to be older than it was."""
+        """Called when the API server's data has gone back in time."""
 
     async def acquire(self) -> None:
-        """Returns when the Lease is ours."""
+        """Returns once the Lease is ours."""
         while True:
             asked = boottime()
             try:
@@ -109,7 +109,7 @@ class Elector:
             await asyncio.sleep(float(self._config.retry))
 
     async def keep(self) -> None:
-        """Renews until cancelled; the watchdog ends the process when that fails for too long."""
+        """Renews until cancelled; the watchdog ends the process if that fails for too long."""
         while True:
             await asyncio.sleep(float(self._config.retry))
             asked = boottime()
@@ -124,7 +124,7 @@ class Elector:
                 log.warning("Lease not renewed", lease=self._config.name, error=str(error))
 
     def check(self) -> None:
-        """Raises NotLeading when the Lease is not surely ours: to be asked right before each write."""
+        """Raises NotLeading unless the Lease is certainly ours; call it right before each write."""
         if self.leads and not self._over and boottime() - self._renewed > self._config.renew:
             self._over = True
             log.error("Lease lost, nothing is written any more", lease=self._config.name)
@@ -133,7 +133,7 @@ class Elector:
             raise NotLeading(f"the Lease {self._config.name} is not held any more")
 
     async def release(self) -> None:
-        """Gives the Lease back, after the work has ended: from now on nothing is written."""
+        """Releases the Lease, after the work has ended: writes are forbidden from now on."""
         self._stop.set()
         self._over = True
         if not self.leads:
@@ -149,7 +149,9 @@ class Elector:
         log.warning("Lease not given back", lease=self._config.name, error=trouble or "it changes all the time")
 
     async def _give_back(self) -> bool:
-        """Whether it isn't ours any more. Read anew: a renewal that was cut off may have been written all the same."""
+        """One attempt to release; returns whether the Lease is no longer ours. Reads it first: a cancelled renewal may
+        have been written nevertheless.
+        """
         lease = msgspec.json.decode(await self._request("GET", f"{self._path}/{self._config.name}"), type=_Lease)
         if lease.spec.holder_identity != self._identity:
             return True
@@ -158,7 +160,7 @@ class Elector:
         return await self._write("PUT", lease)
 
     async def _try(self, moment: float) -> bool:
-        """One attempt to take or renew; whether it is ours now."""
+        """One attempt to acquire or renew; returns whether the Lease is ours now."""
         try:
             data = await self._request("GET", f"{self._path}/{self._config.name}")
         except NotFound:
@@ -202,7 +204,7 @@ class Elector:
         return await self._kube.request(method, path, body=body, timeout=max(0.1, float(self._config.renew) / 3))
 
     def _watch(self) -> None:
-        """The watchdog, in a thread of its own: a stuck event loop must not keep a lost leader alive."""
+        """The watchdog, in its own thread: a stuck event loop must not keep a leader alive that lost its Lease."""
         while not self._stop.wait(0.1 * float(self._config.retry)):
             if boottime() - self._renewed > self._config.renew:
                 self._over = True

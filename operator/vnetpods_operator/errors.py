@@ -1,19 +1,19 @@
 # ruff: noqa: N818 - these are named after what happened
-"""What can go wrong with Azure, in few words. Everything outside vnetpods_operator.azure knows only these.
+"""Azure's errors as few types. Code outside vnetpods_operator.azure knows only these.
 
 AzureError
-├── Changed        somebody else wrote the resource since it was read (412): read again, at once
-├── Busy           Azure works on the resource or lost the operation: again in a few seconds
-├── Throttled      too many requests: not before `seconds`
-├── SubnetFull     no (or not so many) free addresses
-├── AddressTaken   the address asked for by value is not to be had
+├── Changed        another writer changed the resource since it was read (412): read again at once
+├── Busy           Azure updates the resource or lost the operation: retry in a few seconds
+├── Throttled      too many requests: no retry before `seconds`
+├── SubnetFull     no (or too few) free addresses
+├── AddressTaken   the address requested by value is not available
 ├── NicFull        no further ipConfiguration fits
 ├── NoInterface    the machine has no NIC that pods may use
-├── Forbidden      the role lacks an action: a person must act, look again after minutes
-├── SignInRefused  the operator can't sign in, and couldn't again: a person must act
+├── Forbidden      the role lacks an action: a person must act, retry after minutes
+├── SignInRefused  the operator can't sign in, and a retry would fail too: a person must act
 ├── Gone           the machine or NIC does not exist
 ├── Refused        any other refusal that the same request would meet again
-└── Unavailable    no answer, a passing error, no credentials at the moment
+└── Unavailable    no response, a transient error, or no credentials at present
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 
 
 class AzureError(Exception):
-    """`code` is Azure's; the text is its message with the resource it was about."""
+    """`code` is Azure's; the text is Azure's message with the action and the resource."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
@@ -34,11 +34,11 @@ class Changed(AzureError):
 
 
 class Busy(AzureError):
-    """Azure is at work there."""
+    """Azure is updating the resource."""
 
 
 class Throttled(AzureError):
-    """Not before `seconds` have passed."""
+    """No retry before `seconds` have passed."""
 
     def __init__(self, message: str, code: str, seconds: float) -> None:
         super().__init__(message, code)
@@ -46,11 +46,11 @@ class Throttled(AzureError):
 
 
 class SubnetFull(AzureError):
-    """Fewer addresses are free than were asked for."""
+    """Fewer addresses are free than requested."""
 
 
 class AddressTaken(AzureError):
-    """An address asked for by value is used, reserved or not of the subnet."""
+    """An address requested by value is in use, reserved or outside the subnet."""
 
 
 class NicFull(AzureError):
@@ -62,7 +62,7 @@ class NoInterface(AzureError):
 
 
 class Forbidden(AzureError):
-    """The operator's identity lacks an action; `action` and `scope` when Azure names them."""
+    """The operator's identity lacks an action; `action` and `scope` if Azure names them."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message, code)
@@ -74,7 +74,7 @@ class Forbidden(AzureError):
 
 
 class SignInRefused(AzureError):
-    """Neither this nor the next attempt to sign in succeeds: an expired secret, a wrong tenant, no such identity."""
+    """Signing in fails and would fail again: an expired secret, a wrong tenant, no such identity."""
 
 
 class Gone(AzureError):
@@ -86,4 +86,4 @@ class Refused(AzureError):
 
 
 class Unavailable(AzureError):
-    """No answer, or one that says nothing about the request."""
+    """No response, or one that says nothing about the request."""

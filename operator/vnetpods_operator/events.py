@@ -1,8 +1,8 @@
-"""Kubernetes Events about Nodes, aggregated: the same matter on the same Node is one Event whose count grows.
+"""Kubernetes Events about Nodes, aggregated: one series per Node and reason; repeats only raise the Event's count.
 
-`tell` only puts the matter into a bounded table; a task writes it out. So a loop that fails a thousand times costs one
-API write per Node, reason and `quiet` seconds, and an API server that is away costs nothing. An Event is a courtesy to
-people: all that matters stands in conditions too. Lost at a restart without harm.
+`tell` only records the problem in a bounded table; a task writes the Events. So a loop that fails a thousand times
+costs one API write per Node, reason and `quiet` seconds, and an unavailable API server costs nothing. Events are a
+courtesy to people: everything important is in conditions, too. Harmless to lose at a restart.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vnetpods_operator.planning.model import Problem
 from vnetpods_operator.planning.node import Node
 
 QUIET_SECONDS = 300.0
-"""The same matter is written again after this at the earliest."""
+"""Least time between two writes of one series."""
 MOST = 2000
-"""Matters that are remembered; beyond that the oldest are forgotten."""
+"""Most series remembered; beyond that the oldest are forgotten."""
 NAMESPACE = "default"
 """Where Events about cluster-scoped objects live."""
 
@@ -52,7 +52,7 @@ class Recorder:
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self, node: Node, problem: Problem) -> None:
-        """Something happened to the Node that people should know."""
+        """Records a problem of the Node for an Event."""
         key = (node.uid, problem.reason.value)
         matter = self._matters.get(key)
         if matter is None:
@@ -64,7 +64,7 @@ class Recorder:
         self._news.set()
 
     async def write(self) -> None:
-        """Writes what was told, until cancelled."""
+        """Writes recorded problems as Events, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._news.wait()
@@ -83,13 +83,13 @@ class Recorder:
         now = datetime.now(UTC)
         path = f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events"
         text = note(matter.problem.message)
-        if matter.name and matter.note == text:  # of an Event that is there only the series may change
+        if matter.name and matter.note == text:  # only the series of an existing Event is mutable
             series = {"count": matter.count, "lastObservedTime": stamp(now)}
             body = {"series": series}
             try:
                 await self.kube.request("PATCH", f"{path}/{matter.name}", body=body, content_type=MERGE)
             except NotFound:
-                matter.name = ""  # its time to live is over (an hour by default), the matter's isn't
+                matter.name = ""  # its TTL (an hour by default) has expired, the problem has not
             else:
                 return
         reason = matter.problem.reason.value

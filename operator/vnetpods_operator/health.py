@@ -1,13 +1,13 @@
-"""/healthz and /readyz over HTTP for the kubelet, and /metrics on an address of its own.
+"""/healthz and /readyz over HTTP for the kubelet, and /metrics on its own address.
 
-The probes' address is open to the node's network, because the kubelet asks there; they tell nothing worth hiding, and
-answer in no time. Metrics name subscriptions and subnets and cost work at each scrape, so they are on the machine's own
-address unless the configuration says otherwise.
+The probes' address is open to the node's network, because the kubelet probes there; they disclose nothing sensitive and
+are cheap. Metrics name subscriptions and subnets and cost work at each scrape, so they are served on loopback unless
+configured otherwise.
 
-/healthz answers 200 while the process can do its work: the event loop runs (or nothing would answer) and, when this
-operator leads, neither the oldest node in line nor the longest look at one takes for ever. /readyz says whether it
-leads or stands by, and when ARM last answered. Neither asks Azure or the API server: a liveness probe that fails
-because Azure is away makes it worse.
+/healthz returns 200 while the process can work: the event loop runs (or there would be no response) and, if this
+operator leads, neither the oldest queued node nor the longest running reconcile is stuck. /readyz returns 200 always;
+its body tells whether the operator leads or stands by, and when ARM last responded. Neither probe contacts Azure or the
+API server: a liveness probe that fails because Azure is down makes it worse.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from aiohttp import web
 from vnetpods_kit import http
 
 STUCK_SECONDS = 900.0
-"""A node in line for so long, and for as long as a write to a NIC may take, means that the workers are stuck: all else
-in a look has time limits far below.
+"""A node queued for this time plus the longest write of a NIC means stuck workers: all other steps of a pass have far
+lower time limits.
 """
 WRITES = 5
-"""A look at a node may take that many writes, each begun anew since somebody else changed the NIC."""
+"""Most writes in one pass, each repeated because another writer changed the NIC."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the endpoints tell, and metrics too."""
+    """The state that the endpoints and metrics report."""
 
     leads: bool
     in_line: int
     oldest: float
     azure_answered: float | None
-    """Seconds since ARM last answered; None: not yet."""
+    """Seconds since ARM's last response; None: none yet."""
     waiting_for_budget: int
     kube_requests: int
     longest: float = 0.0
-    """Seconds for which the look that is under way longest has been: a node that nobody else will look at."""
+    """Seconds that the longest running reconcile has taken so far: no other worker takes its node."""
 
 
 @contextlib.asynccontextmanager
@@ -53,7 +53,7 @@ async def serving(
     state: Callable[[], State],
     write_seconds: float,
 ) -> AsyncIterator[None]:
-    """Serves while the block runs, on each `address:port`; a write to a NIC takes `write_seconds` at most."""
+    """Serves on each `address:port` while the block runs; a write of a NIC takes `write_seconds` at most."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=await rendered(), content_type="text/plain", charset="utf-8")

@@ -1,15 +1,15 @@
 # ruff: noqa: N818 - these are named after what happened
-"""The way to the API server: raw requests with the official client's configuration, credentials and connections.
+"""The API server's client: raw requests with the official client's configuration, credentials and connections.
 
-Answers are bytes for msgspec to decode into what is needed of them; the client's own models of a Node alone would cost
-more memory than all that the operator remembers. Every request has a timeout.
+Responses are bytes, of which msgspec decodes the needed fields; the client's own models of Nodes alone would cost more
+memory than everything that the operator remembers. Every request has a timeout.
 
     KubeError
     ├── NotFound     404
     ├── Outdated     409: the object has changed since it was read
     ├── Denied       401, 403: RBAC lacks a rule (docs/operator.md has the list)
     ├── Invalid      422, 400: the API server refuses the object; or its CRD, of an earlier version, lacks a field
-    └── Unreachable  no answer, a timeout, 429 or 5xx
+    └── Unreachable  no response, a timeout, 429 or 5xx
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ import msgspec
 from vnetpods_operator import proxies
 
 TIMEOUT = 30.0
-"""Seconds for one request, unless said otherwise."""
+"""Seconds for one request, by default."""
 _SILENCE = 90.0
-"""Seconds without a byte after which a watch is taken to be cut off."""
+"""Seconds without a byte after which a watch is considered broken."""
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 
 
 class KubeError(Exception):
-    """The API server's answer was not what was asked for."""
+    """A request to the API server failed."""
 
 
 class NotFound(KubeError):
@@ -52,11 +52,11 @@ class Denied(KubeError):
 
 
 class Invalid(KubeError):
-    """400, 422, and a 500 that is not the server's own fault: a field that the CRD doesn't declare."""
+    """400, 422, or a 500 for a field that the CRD doesn't declare."""
 
 
 class Unreachable(KubeError):
-    """No answer, or none that says anything."""
+    """No response, or one without a verdict."""
 
 
 _BY_STATUS: dict[int, type[KubeError]] = {
@@ -70,7 +70,7 @@ _BY_STATUS: dict[int, type[KubeError]] = {
 
 
 _UNDECLARED = "field not declared in schema"
-"""Server-side apply's words for it, under status 500."""
+"""Server-side apply's message for an undeclared field, under status 500."""
 
 
 class _Answer(msgspec.Struct):
@@ -93,7 +93,7 @@ class Kube:
         self._client = client
         self.requests = 0
         self.fence: Callable[[], None] = lambda: None
-        """Asked before each write; it raises when nothing may be written any more."""
+        """Called before each write; raises once writes are forbidden."""
 
     async def request(
         self,
@@ -106,7 +106,7 @@ class Kube:
         accept: str = "application/json",
         timeout: float = TIMEOUT,  # noqa: ASYNC109 - handed to the HTTP client
     ) -> bytes:
-        """The answer's body; one of the errors above when it is not a success."""
+        """Returns the response's body; raises one of the errors above unless the status is a success."""
         headers = {"Accept": accept, "Content-Type": content_type}
         configuration = self._client.configuration
         url = configuration.host + path + ("?" + urlencode(query) if query else "")
@@ -126,9 +126,9 @@ class Kube:
         raise _refusal(f"{method} {path}", answer.status, data)
 
     async def watch(self, path: str, query: dict[str, str], seconds: int) -> AsyncIterator[bytes]:
-        """The events of one watch, each a line of JSON; the API server ends it after `seconds`. Errors as of `request`.
+        """Yields the events of one watch as JSON lines; the API server ends it after `seconds`. Raises like `request`.
 
-        Bookmarks come every minute, so one that is silent for longer has been cut off without a word.
+        The API server sends a bookmark every minute, so a watch that is silent for longer is broken.
         """
         asked = query | {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
@@ -150,7 +150,7 @@ class Kube:
     async def listed(
         self, path: str, page: int, *, query: dict[str, str] | None = None, accept: str = "application/json"
     ) -> AsyncIterator[msgspec.Raw]:
-        """Every object of a list, of which the API server is asked for `page` at a time; errors as of `request`."""
+        """Yields every object of a list, requested in pages of `page` objects; raises like `request`."""
         following = ""
         while True:
             asked = (query or {}) | {"limit": str(page)} | ({"continue": following} if following else {})
@@ -162,7 +162,7 @@ class Kube:
                 return
 
     async def login(self) -> kopf.ConnectionInfo:
-        """The same server and credentials for kopf, which asks again when they are refused."""
+        """The same server and credentials for kopf, which calls this again when they are rejected."""
         configuration = self._client.configuration
         header = await configuration.get_api_key_with_prefix("BearerToken")
         return kopf.ConnectionInfo(
@@ -173,7 +173,7 @@ class Kube:
             certificate_path=configuration.cert_file,
             private_key_path=configuration.key_file,
             default_namespace="default",
-            trust_env=True,  # by the same way as the requests above
+            trust_env=True,  # the same proxy settings as for the requests above
         )
 
 
@@ -188,7 +188,7 @@ def _refusal(what: str, status: int, data: bytes) -> KubeError:
 
 @contextlib.asynccontextmanager
 async def opened(kubeconfig: Path | None) -> AsyncIterator[Kube]:
-    """The API server named by the file, or that of the cluster we run in."""
+    """A client of the API server in the kubeconfig, or of the cluster that the operator runs in."""
     import kubernetes.aio.client  # noqa: PLC0415 - 40 MiB
     import kubernetes.aio.config  # noqa: PLC0415
 

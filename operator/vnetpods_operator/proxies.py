@@ -1,9 +1,9 @@
-"""HTTP(S)_PROXY and NO_PROXY as everybody else in a cluster understands them.
+"""Makes HTTP(S)_PROXY and NO_PROXY work as for other programs in a cluster.
 
-The libraries that send our requests (aiohttp, by way of urllib) know names and suffixes in NO_PROXY, but no CIDRs,
-which Kubernetes' own programs do know. The destinations that we ask by address are few and known at the start, so those
-that a CIDR covers are added to NO_PROXY by themselves. Azure's endpoints on the host are never asked by way of a proxy:
-they answer nobody but the machine itself. Pure but for the mapping that it is given (the process's environment).
+aiohttp, which sends our requests, parses NO_PROXY with urllib: names and suffixes, but no CIDRs, which Kubernetes' own
+programs support. Our destinations with literal addresses are few and known at the start, so those within a CIDR are
+added to NO_PROXY one by one. Azure's endpoints on the host never go through a proxy: they respond only to the machine
+itself. Pure except for the mapping passed in (the process's environment).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NEVER = ("169.254.169.254", "168.63.129.16")
 
 
 def settle(environ: MutableMapping[str, str], destinations: Iterable[str | None]) -> None:
-    """Makes NO_PROXY say what it means for these hosts or URLs."""
+    """Adds to NO_PROXY those of these hosts or URLs that its CIDRs cover, and Azure's host endpoints."""
     said = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     parts = [part.strip() for part in said.split(",") if part.strip()]
     hosts = [host for one in destinations if one and (host := _host(one))]
