@@ -1,9 +1,8 @@
 """One pass over one node: observe, plan, apply, and say what came of it.
 
-Called by a worker of `state.queue`, for one node by one worker at a time. What it knows goes one way, as values
-that nothing changes: a `Plan` follows from an `Observation`, what is written to the NIC and to the pool from the two.
-What is read anew or was written makes another observation, and that another plan. What outlives a pass is in the node's
-`NodeState`.
+Called by a worker of `state.queue`, for one node by one worker at a time. What it knows goes one way, as values that
+nothing changes: a `Plan` follows from an `Observation`, and what is written to NIC and pool from the two. What is read
+anew or was written makes another observation, and that another plan. `memory` has what outlives a pass.
 
 What a crash leaves, after each step: nothing decided is remembered, so before the NIC write nothing has happened; after
 it the NIC shows what was done, and the next pass reads the NIC before it writes, so the same need is not met twice; a
@@ -26,20 +25,19 @@ from vnetpods_kit.faultpoints import OperatorPoint, reach
 from vnetpods_operator import errors
 from vnetpods_operator.caller import GaveWay, Priority, caller, never
 from vnetpods_operator.election import NotLeading
-from vnetpods_operator.kube import Invalid, KubeError, Outdated
+from vnetpods_operator.kube import KubeError, Outdated
 from vnetpods_operator.planning import model, planner
 from vnetpods_operator.planning.desired import identify
 from vnetpods_operator.planning.machine import Nic
 from vnetpods_operator.planning.model import Plan, Problem
 from vnetpods_operator.planning.node import Node
-from vnetpods_operator.planning.release_request import acknowledged
-from vnetpods_operator.reconcile.backoff import given_up, problem_of, wait_after
+from vnetpods_operator.reconcile import memory
+from vnetpods_operator.reconcile.backoff import problem_of, wait_after
 from vnetpods_operator.reconcile.ensure_pool import adopted, fresh
-from vnetpods_operator.reconcile.observe import Observation, Target, again, observe, read, releasing, unconfirmed
+from vnetpods_operator.reconcile.observe import Observation, Target, again, observe, read, unconfirmed
 from vnetpods_operator.reconcile.parts import Parts, Result
 from vnetpods_operator.reconcile.publish import notice, publish, write
 from vnetpods_operator.reconcile.status import Findings
-from vnetpods_operator.reconcile.unfinished import cut_short
 from vnetpods_operator.reconcile.writing import Writer
 from vnetpods_operator.state.cluster import NodeState
 
@@ -75,16 +73,14 @@ class Reconciler:
         except GaveWay:  # Azure was not even asked
             result = Result(self._now())
         except (KubeError, NotLeading) as error:
-            when = self._now() + cut_short(self._parts, name, error)
-            record.unwritable_until = when if isinstance(error, Invalid) else 0.0
-            return Result(when)
+            return Result(memory.cut_short(self._parts, name, record, error))
         except Exception as error:  # noqa: BLE001 - the edge of a pass: other nodes must not suffer
             bound.exception("a look at the node failed")
             try:
                 await self._broken(name, record, error)
             except Exception as another:  # noqa: BLE001 - what is broken may break this, too
                 bound.warning("the failure is not said on the node", error=repr(another))
-            return Result(self._now() + self._jitter(30.0))
+            return Result(self._now() + memory.jitter(self._parts, 30.0))
         record.refusals = 0
         return result
 
@@ -113,7 +109,7 @@ class Reconciler:
         elif plan is None or plan.changes or self._now() >= record.audit_at or unconfirmed(pool):
             seen, plan, when = await self._with_azure(seen, plan)
         seen, plan = await self._published(seen, plan)
-        return Result(self._next(seen, plan) if when is None else when)
+        return Result(memory.next_look(seen, plan) if when is None else when)
 
     async def _orphaned(self, name: str, record: NodeState) -> None:
         """A pool without Node: somebody made it by hand, or nobody collects garbage."""
@@ -144,7 +140,7 @@ class Reconciler:
                 seen, plan = await self._decided(await read(self._parts, seen))
                 reach(OperatorPoint.DECIDED)
                 if not plan.changes:
-                    self._succeeded(seen, wrote=False)
+                    memory.succeeded(self._parts, seen, wrote=False)
                     return seen, plan, None
                 if self._sharers(node):
                     raise Outdated("another Node names the same machine now")
@@ -155,13 +151,14 @@ class Reconciler:
                 written = await self._apply(seen, plan)
                 if not isinstance(written, errors.AzureError):
                     seen, plan = await self._anew(seen, nics=written)
-                    self._succeeded(seen, wrote=True)
+                    memory.succeeded(self._parts, seen, wrote=True)
                     return seen, plan, self._now()
                 hindrance = written
             assert hindrance is not None
             raise hindrance
         except errors.AzureError as error:
-            problem, when = self._failed(seen, plan, error)
+            problem, when = memory.failed(self._parts, seen, plan, error)
+            notice(self._parts, node, record, problem)
             return replace(seen, problem=problem), plan, when
 
     def _plan(self, seen: Observation) -> Plan:
@@ -239,82 +236,20 @@ class Reconciler:
                 continue
             seen = replace(seen, pool=pool)
             if plan is not None:
-                self._remember(seen, plan)
+                memory.published(seen, plan)
             return seen, plan
         raise Outdated(f"NodeIPPool {seen.target.node.name} changes faster than it can be written")
-
-    def _remember(self, seen: Observation, plan: Plan) -> None:
-        """The plan is written into the pool: from now on its times count."""
-        record, status, now = seen.target.record, seen.pool.status, self._now()
-        # what was planned is not always what was written; what pods keep is not waited for
-        names = {a: n for interface in status.interfaces for a, n in interface.names.items()}
-        asked = releasing(seen.pool) - acknowledged(record.request, status, names) - {*status.kept}
-        record.surplus_since = (now if record.surplus_since is None else record.surplus_since) if plan.surplus else None
-        record.releasing_since = (now if record.releasing_since is None else record.releasing_since) if asked else None
-        if plan.overdue:
-            record.refused |= dict.fromkeys(plan.overdue, now)
-            kept, refused = sorted(plan.overdue), len(record.refused)
-            log.info("release given up, pods hold these", node=seen.target.node.name, kept=kept, refused=refused)
-        elif not plan.surplus:
-            record.refused.clear()
-
-    def _failed(self, seen: Observation, plan: Plan | None, error: errors.AzureError) -> tuple[Problem, float]:
-        """Azure did not do as asked and is left in peace for a while: what is said of it, and when to look again."""
-        record, now = seen.target.record, self._now()
-        record.failures += 1
-        wait, problem = self._jitter(wait_after(error, record.failures)), problem_of(error)
-        record.not_before = now + wait
-        if isinstance(error, errors.AddressTaken):  # the rest of the node's needs must not wait for it
-            asked = [address for change in plan.changes for address in change.restore] if plan else []
-            record.contested |= dict.fromkeys(given_up(asked, str(error), record.taken), now + wait)
-            record.taken += 1
-            record.not_before = now
-        elif any(view.failed for view in seen.observed.nics):
-            self._repaired_in_vain(record)
-        if isinstance(error, errors.NicFull):
-            record.full_until = now + float(self._parts.config().audit)
-        notice(self._parts, seen.target.node, record, problem)
-        told = {"reason": problem.reason, "again_in": round(wait, 1), "error": str(error)}
-        log.warning("Azure did not do as asked", node=seen.target.node.name, **told)
-        return problem, max(record.not_before, now + 0.1)
 
     async def _broken(self, name: str, record: NodeState, error: Exception) -> None:
         """A fault of our own: says so, and tries again later, whatever happens meanwhile."""
         node, pool, now = self._parts.cluster.nodes.get(name), self._parts.cluster.pools.get(name), self._now()
         if now >= record.not_before:
             record.failures += 1
-            record.not_before = now + self._jitter(wait_after(error, record.failures))
+            record.not_before = now + memory.jitter(self._parts, wait_after(error, record.failures))
         if node is not None:
             notice(self._parts, node, record, problem_of(error))
         if pool is not None:
             await write(self._parts, pool, Findings(problem=problem_of(error)), record)
 
-    def _repaired_in_vain(self, record: NodeState) -> None:
-        record.repairs += 1
-        record.repair_after = self._now() + self._jitter(min(1800.0, 15.0 * 2.0 ** min(record.repairs, 10)))
-
-    def _succeeded(self, seen: Observation, *, wrote: bool) -> None:
-        record, config, now = seen.target.record, self._parts.config(), self._now()
-        record.failures, record.not_before, record.problem = 0, 0.0, seen.problem
-        record.contested = {address: until for address, until in record.contested.items() if until > now}
-        record.audit_at = now + float(config.audit) * self._parts.random.uniform(0.8, 1.0)
-        if not any(view.failed for view in seen.observed.nics):
-            record.repairs, record.repair_after = 0, 0.0
-        elif wrote:
-            self._repaired_in_vain(record)
-
-    def _next(self, seen: Observation, plan: Plan | None) -> float:
-        """When to look again: at once if what was written last asks for more, and the pool may be no news any more."""
-        now, record = self._now(), seen.target.record
-        if unconfirmed(seen.pool) or (plan is not None and plan.changes):
-            return now
-        times = [record.audit_at, *(t for t in record.contested.values() if t > now)]
-        if plan is not None and plan.look_again is not None:
-            times.append(plan.look_again)
-        return min(times)
-
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def _jitter(self, seconds: float) -> float:
-        return seconds * self._parts.random.uniform(1.0, 1.2)
