@@ -63,6 +63,7 @@ def test_the_image_gets_what_the_programs_need_and_nothing_of_the_tests() -> Non
     names = subset("--extra", "operator", "--extra", "agent")
     assert {
         "kopf",
+        "pyroute2",
         "kubernetes",
         "azure-identity",
         "azure-mgmt-network",

@@ -11,18 +11,9 @@ from pathlib import Path
 
 from vnetpods_agent.attachment import GSO_MAX_SIZE, Address, Limits
 from vnetpods_agent.dataplane import Nic
-from vnetpods_agent.dataplane.netlink.messages import (
-    HeldAddress,
-    Link,
-    Route,
-    addresses_dump,
-    links_dump,
-    read_address,
-    read_link,
-    read_route,
-    routes_dump,
-)
+from vnetpods_agent.dataplane.netlink.messages import Link, links_dump, read_link
 from vnetpods_agent.dataplane.netlink.socket import NetlinkRequest, NetlinkSocket
+from vnetpods_agent.dataplane.netlink.tables import HeldAddress
 
 
 def boot_id() -> str:
@@ -32,14 +23,6 @@ def boot_id() -> str:
 
 def links(netlink: NetlinkSocket) -> list[Link]:
     return netlink.dump(NetlinkRequest("list links of", "the host", links_dump()), read_link)
-
-
-def addresses(netlink: NetlinkSocket) -> list[HeldAddress]:
-    return netlink.dump(NetlinkRequest("list addresses of", "the host", addresses_dump()), read_address)
-
-
-def routes(netlink: NetlinkSocket) -> list[Route]:
-    return netlink.dump(NetlinkRequest("list routes of", "the host", routes_dump()), read_route)
 
 
 @dataclass(frozen=True, slots=True)

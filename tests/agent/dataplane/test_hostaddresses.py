@@ -13,7 +13,8 @@ from vnetpods_agent.dataplane import HostState, Nic
 from vnetpods_agent.dataplane.host.actions import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING
 from vnetpods_agent.dataplane.host.addresses import found
 from vnetpods_agent.dataplane.kernel_facts import Uplink
-from vnetpods_agent.dataplane.netlink.messages import PROTOCOL, RTPROT_KERNEL, HeldAddress, Link, Route
+from vnetpods_agent.dataplane.netlink.messages import PROTOCOL, RTPROT_KERNEL, Link, Route
+from vnetpods_agent.dataplane.netlink.tables import HeldAddress
 
 DHCP = 16
 FORMER = Address("10.240.0.200")

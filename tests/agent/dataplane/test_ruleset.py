@@ -12,7 +12,8 @@ from vnetpods_agent.dataplane import HostState, Nic
 from vnetpods_agent.dataplane.host.routing import leads_astray, wanted
 from vnetpods_agent.dataplane.host.ruleset import collapsed, ruleset
 from vnetpods_agent.dataplane.kernel_facts import Uplink, uplinks
-from vnetpods_agent.dataplane.netlink.messages import HeldAddress, Link, Route
+from vnetpods_agent.dataplane.netlink.messages import Link, Route
+from vnetpods_agent.dataplane.netlink.tables import HeldAddress
 
 
 def link(index: int, name: str, mac: str, master: int = 0) -> Link:

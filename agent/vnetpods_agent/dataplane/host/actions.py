@@ -23,6 +23,7 @@ from vnetpods_agent.dataplane.host.tools import ProgramFailed, output
 from vnetpods_agent.dataplane.kernel_facts import Uplink
 from vnetpods_agent.dataplane.names import TABLE
 from vnetpods_agent.dataplane.netlink import messages as rt
+from vnetpods_agent.dataplane.netlink import tables
 from vnetpods_agent.dataplane.netlink.monitor import Area
 from vnetpods_agent.dataplane.netlink.socket import NetlinkRequest, NetlinkSocket
 from vnetpods_agent.dataplane.pod import host_veth
@@ -86,16 +87,16 @@ class HostActions:
     def _uplinks(self, state: HostState) -> tuple[list[Uplink], list[rt.Link], list[rt.Route]]:
         """The pool's, among all links, and the routes of main."""
         links = kernel_facts.links(self._route)
-        found = kernel_facts.uplinks(state.nics, links, kernel_facts.addresses(self._route))
-        return found, links, kernel_facts.routes(self._route)
+        found = kernel_facts.uplinks(state.nics, links, tables.addresses(self._route))
+        return found, links, tables.routes(self._route)
 
     def _addresses(self, state: HostState) -> list[Change]:
         """The host must not own pods' addresses: it would answer for them itself. See `addresses`."""
-        links, held = kernel_facts.links(self._route), kernel_facts.addresses(self._route)
+        links, held = kernel_facts.links(self._route), tables.addresses(self._route)
         uplinks = kernel_facts.uplinks(state.nics, links, held)
         taken: list[str] = []
         staying: list[Found] = []
-        for found in addresses.found(uplinks, links, held, kernel_facts.routes(self._route)):
+        for found in addresses.found(uplinks, links, held, tables.routes(self._route)):
             address, name = found.held.address, found.interface
             stays = found.stays or ("" if state.take_from_host else f"takeFromHost is off; {_ADVICE}")
             if not stays and not _keeps_the_others(self._ipv4 / "conf", name):
@@ -104,7 +105,7 @@ class HostActions:
                 staying.append(replace(found, stays=stays))
                 continue
             # ip addr del 10.0.0.7/24 dev eth0
-            removal = rt.address_delete(address, found.held.prefix, found.held.index)
+            removal = tables.address_removal(found.held)
             self._route.execute([NetlinkRequest(f"remove from {name}", address, removal, _GONE)])
             taken.append(f"{address} ({name})")
         self.held_by_host = frozenset(Address(found.held.address) for found in staying)
@@ -151,17 +152,10 @@ class HostActions:
         uplinks, _, main = self._uplinks(state)
         astray = routing.leads_astray(uplinks, state.direct, main)
         rules, routes = routing.wanted(uplinks, state.direct, astray=astray)
-        listed = self._route.dump(NetlinkRequest("list rules of", "the host", rt.rules_dump()), rt.read_rule)
-        ours = [rule for rule in listed if rule.protocol == rt.PROTOCOL]
+        ours = [rule for rule in tables.rules(self._route) if rule.protocol == rt.PROTOCOL]
         if not rules and not ours:
             return []
-        there = [
-            route
-            for table in routing.TABLES
-            for route in self._route.dump(
-                NetlinkRequest("list routes of", f"table {table}", rt.routes_dump(table)), rt.read_route
-            )
-        ]
+        there = [route for table in routing.TABLES for route in tables.routes(self._route, f"table {table}", table)]
         steps = [
             NetlinkRequest("add a rule for", f"mark {rule.mark:#x}", rt.rule_add(rule), _THERE)
             for rule in rules
@@ -220,10 +214,8 @@ class HostActions:
         drops without a word what is larger than its other end. A smaller NIC is what path MTU discovery is for, the
         host itself being the router that answers; new pods get the new MTU.
         """
-        routes = kernel_facts.routes(self._route)
-        neighbours = self._route.dump(
-            NetlinkRequest("list neighbours of", "the host", rt.neighbours_dump()), rt.read_neighbour
-        )
+        routes = tables.routes(self._route)
+        neighbours = set(tables.neighbours(self._route))
         links = kernel_facts.links(self._route)
         ends = [(link, *owned) for link in links if host_veth.is_host_end(link) and (owned := host_veth.owner(link))]
         claims = Counter(address for _, _, address in ends)
@@ -245,7 +237,7 @@ class HostActions:
             if link.lacks(host_veth.SETTINGS):
                 settings = rt.link_set(link.index, rt.link_settings(host_veth.SETTINGS))
                 steps.append(NetlinkRequest("restore the settings of", link.name, settings, _GONE))
-            if link.arp or rt.Neighbour(link.index, address, pod_mac, permanent=True) not in neighbours:
+            if link.arp or tables.Neighbour(link.index, address, pod_mac) not in neighbours:
                 steps.append(
                     NetlinkRequest(
                         "add the neighbour of", address, rt.neighbour_add(address, pod_mac, link.index), _GONE

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from vnetpods_agent.attachment import HOST_PREFIX
 from vnetpods_agent.dataplane.host.ruleset import collapsed
 from vnetpods_agent.dataplane.kernel_facts import Uplink
-from vnetpods_agent.dataplane.netlink.messages import RTPROT_KERNEL, HeldAddress, Link, Route
+from vnetpods_agent.dataplane.netlink.messages import RTPROT_KERNEL, Link, Route
+from vnetpods_agent.dataplane.netlink.tables import HeldAddress
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,12 @@ from pathlib import Path
 import structlog
 
 from vnetpods_agent.attachment import Address
-from vnetpods_agent.dataplane import DataPlaneError, HostState, kernel_facts
+from vnetpods_agent.dataplane import DataPlaneError, HostState
 from vnetpods_agent.dataplane.host import actions
 from vnetpods_agent.dataplane.host.actions import SYSCTL, Change, HostActions
 from vnetpods_agent.dataplane.host.declared import understood
 from vnetpods_agent.dataplane.names import TABLE
+from vnetpods_agent.dataplane.netlink import tables
 from vnetpods_agent.dataplane.netlink.monitor import Area, NetlinkMonitor
 from vnetpods_agent.dataplane.netlink.socket import NetlinkSocket
 
@@ -154,7 +155,7 @@ class HostReconciler:
         looked at what was declared last, so that no pod gets an address in the moment before. Raises DataPlaneError.
         """
         with NetlinkSocket() as netlink:
-            there = frozenset(Address(held.address) for held in kernel_facts.addresses(netlink))
+            there = frozenset(Address(held.address) for held in tables.addresses(netlink))
         with self._changed:
             self._glimpsed = there
         return there

@@ -3,7 +3,8 @@
 Called from the reaper's thread. The table is walked once per direction, inside the kernel, without the rtnl lock: in
 1.5 ms with 10,000 entries in 262,144 buckets, 8 ms with 40,000, in no time when it is empty. Kernels before 6.8 can't
 delete by filter; there the matching entries are listed and deleted one by one. Nothing here survives a crash; the
-reaper's links do, and tell it what is left to do.
+reaper's links do, and tell it what is left to do. Packed by hand, since every DEL takes two of these messages: 0.15 ms
+each through pyroute2, against 0.004, and 0.8 MB for the module that has them.
 
 Formats: include/uapi/linux/netfilter/nfnetlink_conntrack.h; `struct nfgenmsg {u8 family; u8 version; be16 res_id}`.
 """

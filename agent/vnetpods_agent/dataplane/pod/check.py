@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from vnetpods_agent.attachment import Attachment
 from vnetpods_agent.dataplane.names import UNTRANSLATED
 from vnetpods_agent.dataplane.netlink import messages as rt
+from vnetpods_agent.dataplane.netlink import tables
 from vnetpods_agent.dataplane.netlink.socket import NetlinkRequest, NetlinkSocket
 from vnetpods_agent.dataplane.pod import host_veth
 from vnetpods_agent.dataplane.pod.host_veth import GATEWAY
@@ -42,7 +43,7 @@ def _host_side(attachment: Attachment, link: rt.Link | None, host: NetlinkSocket
         yield f"the host's {link.name} isn't exempt from SNAT"
     if link.lacks(host_veth.SETTINGS):
         yield f"net.ipv4.conf.{link.name} has other settings than pods need"
-    routes = host.dump(NetlinkRequest("list routes to", link.name, rt.routes_dump(index=link.index)), rt.read_route)
+    routes = tables.routes(host, link.name, index=link.index)
     if not any((route.destination, route.prefix) == (address, 32) for route in routes):
         yield f"the host has no route to {address} through {link.name}"
     yield from _neighbour(host, link, address, attachment.pod_mac, f"the host's {link.name}")
@@ -61,10 +62,9 @@ def _pod_side(
     yield from _link(link, f"the pod's {name}", attachment.pod_mac)
     if host_link and link.mtu > host_link.mtu:
         yield f"the pod's {name} has MTU {link.mtu}, more than the host's end with {host_link.mtu}"
-    addresses = pod.dump(NetlinkRequest("list addresses of", name, rt.addresses_dump(link.index)), rt.read_address)
-    if rt.HeldAddress(link.index, address, 32) not in addresses:
+    if tables.HeldAddress(link.index, address, 32) not in tables.addresses(pod, name, link.index):
         yield f"the pod's {name} doesn't have {address}/32"
-    routes = pod.dump(NetlinkRequest("list routes of", "the pod", rt.routes_dump()), rt.read_route)
+    routes = tables.routes(pod, "the pod")
     if not any((route.destination, route.prefix, route.index) == (GATEWAY, 32, link.index) for route in routes):
         yield f"the pod has no route to {GATEWAY}"
     if not any(route.prefix == 0 for route in routes):
@@ -80,6 +80,6 @@ def _link(link: rt.Link, which: str, mac: str) -> Iterator[str]:
 
 
 def _neighbour(netlink: NetlinkSocket, link: rt.Link, address: str, mac: str, which: str) -> Iterator[str]:
-    listing = NetlinkRequest("list neighbours of", link.name, rt.neighbours_dump(link.index))
-    if rt.Neighbour(link.index, address, mac, permanent=True) not in netlink.dump(listing, rt.read_neighbour):
+    wanted = tables.Neighbour(link.index, address, mac)
+    if wanted not in tables.neighbours(netlink, link.name, link.index):
         yield f"{which} has no permanent neighbour {address} with {mac}"

@@ -32,6 +32,7 @@ from vnetpods_agent.attachment import GSO_MAX_SIZE, Address, Attachment, Attachm
 from vnetpods_agent.dataplane import DataPlaneError, HostInterface, InterfaceExists
 from vnetpods_agent.dataplane.names import UNTRANSLATED
 from vnetpods_agent.dataplane.netlink import messages as rt
+from vnetpods_agent.dataplane.netlink import tables
 from vnetpods_agent.dataplane.netlink.socket import NetlinkRequest, NetlinkSocket
 from vnetpods_agent.dataplane.pod import host_veth
 from vnetpods_agent.dataplane.pod.check import deviations
@@ -282,9 +283,7 @@ class Transparent:
             if error.errno != errno.EBUSY:
                 raise
             # before kernel 6.2 only while down, which costs its route and neighbour
-            neighbours = self._host.dump(
-                NetlinkRequest("list neighbours of", link.name, rt.neighbours_dump(link.index)), rt.read_neighbour
-            )
+            neighbours = tables.neighbours(self._host, link.name, link.index)
             self._host.execute([NetlinkRequest("take down", link.name, rt.link_set(link.index, up=False)), rename])
             if link.group == host_veth.DYING:
                 return
@@ -292,7 +291,6 @@ class Transparent:
             again += [
                 NetlinkRequest("add the neighbour of", n.address, rt.neighbour_add(n.address, n.mac, n.index))
                 for n in neighbours
-                if n.permanent
             ]
             again += [NetlinkRequest("add the route to", address, rt.route_add(rt.Route(address, 32, link.index)))]
             self._host.execute(again)
