@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tests.agent.dataplane.world import DIRECT, NIC_MAC, POOL, PRIMARY
+from tests.pace import stretched
 from vnetpods_agent.dataplane import HostState, Nic
 from vnetpods_agent.dataplane.host.reconciler import HostReconciler
 
@@ -20,7 +21,7 @@ class Keeper:
 
     def declare(self, state: HostState) -> None:
         self.reconciler.declare(state)
-        assert self.reconciler.wait(5), self.events
+        assert self.reconciler.wait(stretched(5)), self.events
 
     def kinds(self) -> set[str]:
         return {kind for kind, _ in self.events}

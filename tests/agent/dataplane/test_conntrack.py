@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.agent.dataplane.world import PEER, PodHandle, World, inside, run, run_in
+from tests.pace import stretched
 from vnetpods_agent.dataplane import DataPlaneError
 from vnetpods_agent.dataplane.netlink import conntrack
 from vnetpods_agent.dataplane.netlink.socket import NetlinkSocket
@@ -72,7 +73,7 @@ def test_a_kernel_that_cannot_forget_does_not_keep_the_address(
 
     monkeypatch.setattr(conntrack, "flush", refuse)
     plane.detach(pods[0].attachment)
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert pods[0].host_ifname not in run("ip link")
 
 
@@ -82,12 +83,12 @@ def test_a_sandbox_that_is_gone_before_the_delete_leaves_no_connections(
     run_in(pods[0].namespace, "ip link del eth0")
     assert len(entries()) == 4
     plane.detach(pods[0].attachment)
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert len(entries()) == 1
 
 
 def test_a_detached_pod_leaves_no_connections(pods: list[PodHandle], plane: Transparent, reaper: Reaper) -> None:
     plane.detach(pods[0].attachment)
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert not any("10.240.0.5" in entry for entry in entries())
     assert len(entries()) == 1

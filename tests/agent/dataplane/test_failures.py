@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from tests.agent.dataplane.world import World, caller_seen, run, run_in, whole_picture, works
+from tests.pace import stretched
 from vnetpods_agent.dataplane import DataPlaneError
 from vnetpods_agent.dataplane.netlink import messages as rt
 from vnetpods_agent.dataplane.netlink.socket import REFUSALS, NetlinkRequest, NetlinkSocket
@@ -69,7 +70,7 @@ def test_detach_after_an_attach_that_failed_at_every_step(
     with failing_after(messages, reaper) as cut:
         cut.attach(pod.attachment, pod.handles)
     plane.detach(pod.attachment)
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert whole_picture(pod) == before
 
 
@@ -83,7 +84,7 @@ def test_detach_after_a_failure_at_every_step(world: World, plane: Transparent, 
         cut.detach(pod.attachment)
     plane.detach(pod.attachment)
     assert caller_seen(world.outside, pod.namespace, pod.address) is None
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert whole_picture(pod) == before
 
 

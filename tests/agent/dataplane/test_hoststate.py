@@ -36,6 +36,7 @@ from tests.agent.dataplane.world import (
     run_in,
     works,
 )
+from tests.pace import stretched
 from vnetpods_agent.attachment import Address, Limits
 from vnetpods_agent.dataplane import DataPlaneError, HostState, Nic
 from vnetpods_agent.dataplane.host.actions import ADDRESS_ON_HOST, ADDRESS_TAKEN, NIC_MISSING, HostActions, list_tables
@@ -199,7 +200,7 @@ def test_settings_are_made_where_the_configuration_says(world: World, writable_e
     with contextlib.closing(reconciler):
         reconciler.start()
         reconciler.declare(STATE)
-        assert reconciler.wait(5), events
+        assert reconciler.wait(stretched(5)), events
         assert Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
 
 
@@ -207,7 +208,7 @@ def test_at_its_usual_pace_everything_is_back_within_five_seconds(world: World, 
     reconciler = HostReconciler(lambda kind, message: None)
     reconciler.start()
     reconciler.declare(STATE)
-    assert reconciler.wait(5)
+    assert reconciler.wait(stretched(5))
     pod = world.pod("10.240.0.5")
     plane.attach(pod.attachment, pod.handles)
     for command in ("nft flush ruleset", "ip route flush proto 118", "sysctl -qw net.ipv4.ip_forward=0"):

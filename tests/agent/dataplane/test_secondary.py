@@ -20,6 +20,7 @@ from tests.agent.dataplane.world import (
     run,
     run_in,
 )
+from tests.pace import stretched
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import HostState, Nic
 from vnetpods_agent.dataplane.host.reconciler import HostReconciler
@@ -52,7 +53,7 @@ def reconciler(world: World) -> Iterator[HostReconciler]:
     reconciler = HostReconciler(lambda kind, message: None, HURRY)
     reconciler.start()
     reconciler.declare(STATE)
-    assert reconciler.wait(5)
+    assert reconciler.wait(stretched(5))
     yield reconciler
     reconciler.close()
 
@@ -122,7 +123,7 @@ class TestPoolOnTheSecondNicAlone:
     @pytest.fixture
     def pod(self, world: World, plane: Transparent, reconciler: HostReconciler) -> PodHandle:
         reconciler.declare(HostState((SECOND,), STATE.direct))
-        assert reconciler.wait(5)
+        assert reconciler.wait(stretched(5))
         pod = world.pod("10.241.0.5", "b")
         plane.attach(pod.attachment, pod.handles)
         return pod
@@ -159,7 +160,7 @@ def test_rules_and_tables_come_back(world: World, pods: tuple[PodHandle, PodHand
 def test_foreign_rules_stay_and_ours_go_with_the_second_nic(world: World, reconciler: HostReconciler) -> None:
     run("ip rule add pref 11801 fwmark 0x1 lookup 77")
     reconciler.declare(HostState((NIC,), DIRECT))
-    assert reconciler.wait(5)
+    assert reconciler.wait(stretched(5))
     assert [line for line in run("ip rule").splitlines() if line.startswith("118")] == [
         "11801:	from all fwmark 0x1 lookup 77"
     ]

@@ -26,6 +26,7 @@ from tests.agent.dataplane.world import (
     whole_picture,
     works,
 )
+from tests.pace import stretched
 from vnetpods_agent.attachment import Address, AttachmentKey, Pod, SandboxHandles
 from vnetpods_agent.dataplane import DataPlaneError, InterfaceExists
 from vnetpods_agent.dataplane.netlink import messages as rt
@@ -138,7 +139,7 @@ def test_detach_makes_the_address_unreachable_at_once_and_the_interface_goes_soo
     assert plane.interfaces() == []
     assert pod.address not in run("ip route") + run("ip neigh")
     assert caller_seen(world.outside, pod.namespace, pod.address) is None
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert plane.leaving() == frozenset()
     assert pod.host_ifname not in run("ip link")
 
@@ -148,7 +149,7 @@ def test_detach_when_the_sandbox_is_gone(world: World, plane: Transparent, reape
     plane.attach(pod.attachment, pod.handles)
     run_in(pod.namespace, "ip link del eth0")
     plane.detach(pod.attachment)
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert pod.address not in run("ip route")
 
 
@@ -179,7 +180,7 @@ def test_a_taken_index_costs_a_second_attempt(world: World, plane: Transparent, 
     assert plane.check(pod.attachment, pod.handles) == []
     plane.attach(pod.attachment, pod.handles)
     plane.detach(pod.attachment)
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert "foreign" in run("ip link")
     assert "azv" not in run("ip link")
 
@@ -218,10 +219,10 @@ def test_a_late_detach_of_the_older_sandbox_of_the_same_pod_name(
     }
     first, second = (old, new) if order == "old-first" else (new, old)
     plane.detach(first.attachment)
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert works(world, second)
     plane.detach(second.attachment)
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     assert "azv" not in run("ip link")
 
 
@@ -326,7 +327,7 @@ def test_remove_takes_what_nobody_claims(world: World, plane: Transparent, reape
     [orphan] = [end for end in plane.interfaces() if end.address == pod.address]
     plane.remove(orphan)
     assert pod.address not in run("ip route")
-    assert reaper.wait(5)
+    assert reaper.wait(stretched(5))
     plane.remove(orphan)
     assert [end.address for end in plane.interfaces()] == [other.address]
 
@@ -341,7 +342,7 @@ def test_a_new_process_finishes_what_an_older_one_left_dying(world: World, plane
     assert pod.host_ifname in run("ip link")
     successor = Reaper()
     successor.start()
-    assert successor.wait(5)
+    assert successor.wait(stretched(5))
     successor.close()
     assert pod.host_ifname not in run("ip link")
 
