@@ -188,20 +188,30 @@ def reports(node: Machine, outcome: str) -> float:
     return float(found[1]) if found else 0.0
 
 
+async def released_since(operator: Operator, node: Machine, snapshot: Path) -> str:
+    """A copy of the agent's state, and then a release of FIVE; the view of that time."""
+    view = await serving(operator, node, FIVE, SIX)
+    await until(lambda: view.encode() in (node.state / "pool.json").read_bytes())
+    await node.stop()
+    shutil.copytree(node.state, snapshot)
+    await node.start()
+    await operator.lists(FIVE, SIX, releasing=[FIVE], request="r1")
+    await until(lambda: operator.seen().status.released == (FIVE,))
+    await operator.lists(SIX)
+    return view
+
+
+def put_back(node: Machine, snapshot: Path) -> None:
+    shutil.rmtree(node.state)
+    shutil.copytree(snapshot, node.state)
+
+
 async def test_a_disk_that_is_rolled_back(operator: Operator, tmp_path: Path) -> None:
     """Ledger and last known pool are both of before a release; the API server is away at first."""
     async with node_of(operator, tmp_path) as node:
-        view = await serving(operator, node, FIVE, SIX)
-        await until(lambda: view.encode() in (node.state / "pool.json").read_bytes())
-        await node.stop()
-        shutil.copytree(node.state, tmp_path / "snapshot")
-        await node.start()
-        await operator.lists(FIVE, SIX, releasing=[FIVE], request="r1")
-        await until(lambda: operator.seen().status.released == (FIVE,))
-        await operator.lists(SIX)
+        view = await released_since(operator, node, tmp_path / "snapshot")
         await node.kill()
-        shutil.rmtree(node.state)
-        shutil.copytree(tmp_path / "snapshot", node.state)
+        put_back(node, tmp_path / "snapshot")
         node.reboot()
         await node.start()
         adds = [asyncio.create_task(node.call("ADD", name, node.sandbox())) for name in ("c1", "c2")]
@@ -223,19 +233,11 @@ async def test_a_disk_that_is_rolled_back(operator: Operator, tmp_path: Path) ->
 async def test_a_state_folder_that_is_put_back_without_a_boot(operator: Operator, tmp_path: Path) -> None:
     """Its list is of this boot, and of before a release; the API server is away at first."""
     async with node_of(operator, tmp_path) as node:
-        view = await serving(operator, node, FIVE, SIX)
-        await until(lambda: view.encode() in (node.state / "pool.json").read_bytes())
-        await node.stop()
-        shutil.copytree(node.state, tmp_path / "snapshot")
-        await node.start()
-        await operator.lists(FIVE, SIX, releasing=[FIVE], request="r1")
-        await until(lambda: operator.seen().status.released == (FIVE,))
-        await operator.lists(SIX)
+        view = await released_since(operator, node, tmp_path / "snapshot")
         await until(lambda: FIVE.encode() not in (node.state / "pool.json").read_bytes())
         held = await node.add("c1", node.sandbox())
         await node.kill()
-        shutil.rmtree(node.state)
-        shutil.copytree(tmp_path / "snapshot", node.state)
+        put_back(node, tmp_path / "snapshot")
         assert node.door
         node.door.close()
         await node.start()
