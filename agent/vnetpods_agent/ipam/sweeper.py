@@ -23,6 +23,7 @@ from vnetpods_agent.attachment import Attachment, AttachmentKey
 from vnetpods_agent.dataplane import DataPlane, DataPlaneError, HostInterface
 from vnetpods_agent.ipam.attachments import Attachments
 from vnetpods_agent.ipam.worker import WorkerThread
+from vnetpods_kit.wording import some
 
 SUPERSEDED = 60.0
 """Seconds that a pod's newer sandbox exists before the older one counts as left behind."""
@@ -59,7 +60,7 @@ class Sweep:
     @property
     def said(self) -> str:
         """What people should hear of it: a runtime that loses DELs will do so again."""
-        named = ", ".join(self.leaks[:_NAMED]) + (f" and {len(self.leaks) - _NAMED} more" * (len(self.leaks) > _NAMED))
+        named = some(self.leaks, _NAMED)
         return f"addresses were given back that the container runtime never released: {named}" if named else ""
 
 

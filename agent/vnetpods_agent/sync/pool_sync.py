@@ -38,13 +38,12 @@ from vnetpods_agent.sync.source import AddressSource, Supply
 from vnetpods_agent.sync.trust import Trust
 from vnetpods_api import Interface, Status
 from vnetpods_kit.atomicfile import save
+from vnetpods_kit.wording import some
 
 _HOST_STATE = 1.5
 """Seconds that a start waits for the host state; later pods find it in place anyway."""
 _BREATH = 0.5
 """Seconds between two looks at the NICs, however much happens to the host's interfaces."""
-_SHOWN = 5
-"""How many of the refused are named."""
 _AGAIN = 1.0
 """Seconds until a kernel that refused is asked again."""
 
@@ -162,8 +161,7 @@ class PoolSync:
     def refusals(self) -> str:
         """What is listed and no pod can have, and why."""
         reasons = self.screened.reasons
-        more = f" and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
-        return f"not used: {'; '.join(reasons[:_SHOWN])}{more}" if reasons else ""
+        return f"not used: {some(reasons, separator='; ')}" if reasons else ""
 
     def is_another_machines(self) -> bool:
         """Whether this machine has none of the NICs that are listed, nor had."""

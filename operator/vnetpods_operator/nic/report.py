@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from vnetpods_api import Reason
+from vnetpods_kit.wording import some
 from vnetpods_operator.nic.order import held, ours
 from vnetpods_operator.planning.machine import Entry, Nic
 from vnetpods_operator.planning.model import BLOCK, Change, Problem, count
@@ -137,28 +138,27 @@ def _words(card: Card, result: Result) -> Iterator[str]:
     written = result.written
     would, end = ("", "now") if written else ("would ", "then")
     place = "/".join(card.subnet.split("/")[-3::2])
-    there = f"{_some(card.before, 'address')} of ours, {_some(card.others, 'ipConfiguration')} of others"
+    there = f"{_number(card.before, 'address')} of ours, {_number(card.others, 'ipConfiguration')} of others"
     yield f"NIC {card.name} in subnet {place}: {there}"
     if card.remove:
         verb = "removed" if written else "would remove"
-        named = ", ".join(f"{one.address or 'without address'} ({one.name})" for one in card.remove[:SOME])
-        more = f" and {len(card.remove) - SOME} more" if len(card.remove) > SOME else ""
-        yield f"  {verb} {_some(len(card.remove), 'ipConfiguration')}: {named}{more}"
+        named = some([f"{one.address or 'without address'} ({one.name})" for one in card.remove], SOME)
+        yield f"  {verb} {_number(len(card.remove), 'ipConfiguration')}: {named}"
     if card.add:
-        blocks = f", {_some(card.blocks, '/28 block')} among them" if card.blocks else ""
-        yield f"  {'added' if written else 'would add'} {_some(card.add, 'address')}{blocks}"
+        blocks = f", {_number(card.blocks, '/28 block')} among them" if card.blocks else ""
+        yield f"  {'added' if written else 'would add'} {_number(card.add, 'address')}{blocks}"
     if card.rewrite:
         yield f"  in state Failed: {'was' if written else would + 'be'} written again as it is"
     if card.subnet_left is not None:
         fewer = "" if written or card.subnet_left >= card.add else ": no more than these can be added"
-        yield f"  {_some(card.subnet_left, 'address')} left in the subnet, Azure says{fewer}"
+        yield f"  {_number(card.subnet_left, 'address')} left in the subnet, Azure says{fewer}"
     if card.add or card.remove:
-        yield f"  {_some(card.after, 'address')} of ours {end}"
+        yield f"  {_number(card.after, 'address')} of ours {end}"
     elif not card.rewrite:
         yield "  nothing to do" if result.error is None else "  nothing was changed"
 
 
-def _some(number: int, what: str) -> str:
+def _number(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
 
 

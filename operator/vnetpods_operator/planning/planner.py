@@ -25,10 +25,10 @@ into use: our read of the NIC may predate our last write, and the address may be
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vnetpods_api import Reason
+from vnetpods_kit.wording import some
 from vnetpods_operator.planning.model import BLOCK, Change, Nic, Observed, Plan, Wanted, count
 
 HOPELESS = 3
@@ -181,9 +181,9 @@ def _lost_text(lost: list[str], never: list[str], taken: list[str], homeless: li
         (taken, "Azure does not give {} back, another NIC has it by now"),
         (homeless, "{} can't be added: not of a NIC's subnet, or no room within maximum and on the NIC"),
     )
-    why = "".join(f"; {text.format(_some(which))}" for which, text in reasons if which)
+    why = "".join(f"; {text.format(some(sorted(which)))}" for which, text in reasons if which)
     cure = ": restart those pods" if why else ""
-    return f"pods hold {_some(lost)}, which somebody removed from the NIC{why}{cure}"
+    return f"pods hold {some(sorted(lost))}, which somebody removed from the NIC{why}{cure}"
 
 
 def _finish_release(draft: _Draft) -> None:
@@ -222,7 +222,7 @@ def _cancel_release(draft: _Draft) -> None:
         draft.times.append(due)
         if draft.now >= due:
             earlier = "" if observed.answers else "; it is of an earlier version, which can't: upgrade it"
-            text = f"the node's agent has not acknowledged the release of {_some(silent)}{earlier}"
+            text = f"the node's agent has not acknowledged the release of {some(sorted(silent))}{earlier}"
             draft.blocked(Reason.AGENT_SILENT, text)
 
 
@@ -329,8 +329,3 @@ def _surplus(draft: _Draft, most: int) -> set[str]:
             chosen.add(address)
             most -= count((address,))
     return chosen
-
-
-def _some(addresses: Iterable[str]) -> str:
-    ordered = sorted(addresses)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")

@@ -27,6 +27,7 @@ from vnetpods_agent.dataplane.netlink import tables
 from vnetpods_agent.dataplane.netlink.monitor import Area
 from vnetpods_agent.dataplane.netlink.socket import NetlinkRequest, NetlinkSocket
 from vnetpods_agent.dataplane.pod import host_veth
+from vnetpods_kit.wording import some
 
 ADDRESS_TAKEN = "AddressTakenFromHost"
 ADDRESS_ON_HOST = "AddressOnHost"
@@ -37,7 +38,6 @@ SYSCTL = Path("/proc/sys/net")
 """Where the kernel's network settings are. A container's own is read-only, so the chart mounts the host's elsewhere."""
 _THERE = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
-_SHOWN = 5
 _ADVICE = (
     "the node must not hold pods' addresses; with cloud-init set apply_network_config_for_secondary_ips: false"
     " (datasource Azure)"
@@ -111,13 +111,13 @@ class HostActions:
         self.held_by_host = frozenset(Address(found.held.address) for found in staying)
         happenings = [
             Change(
-                ADDRESS_ON_HOST, f"of the pool, but on the node's interfaces, so no pod gets it: {_some(some)}: {why}"
+                ADDRESS_ON_HOST, f"of the pool, but on the node's interfaces, so no pod gets it: {some(these)}: {why}"
             )
             for why in dict.fromkeys(found.stays for found in staying)
-            if (some := [f"{found.held.address} ({found.interface})" for found in staying if found.stays == why])
+            if (these := [f"{found.held.address} ({found.interface})" for found in staying if found.stays == why])
         ]
         if taken:
-            happenings.append(Change(ADDRESS_TAKEN, f"removed from the node's interfaces: {_some(taken)}; {_ADVICE}"))
+            happenings.append(Change(ADDRESS_TAKEN, f"removed from the node's interfaces: {some(taken)}; {_ADVICE}"))
         return happenings
 
     def _settings(self, state: HostState) -> list[Change]:
@@ -277,19 +277,13 @@ class HostActions:
         """Takes everything of ours away, unless pods still live from it; says what stays and why."""
         left = [link.name for link in kernel_facts.links(self._route) if host_veth.is_host_end(link)]
         if left:
-            some = ", ".join(sorted(left)[:5])
-            return [f"{len(left)} pods still run on addresses of the VNet ({some}): what they need stays until they go"]
+            who = some(sorted(left))
+            return [f"{len(left)} pods still run on addresses of the VNet ({who}): what they need stays until they go"]
         self._routing(HostState((), ()))
         forwarding.close()
         output("delete the nftables tables", ["nft", "-f", "-"], deletion(ipv6=(SYSCTL / "ipv6").exists()))
         self._loaded = self._listing = ""
         return []
-
-
-def _some(found: Sequence[str]) -> str:
-    """One Event however many there are."""
-    shown = ", ".join(found[:_SHOWN])
-    return shown if len(found) <= _SHOWN else f"{shown} and {len(found) - _SHOWN} more"
 
 
 def _forwarding(variant: str) -> list[Change]:
