@@ -1,4 +1,4 @@
-"""The contract of vnetpods: the NodeIPPool, the reasons of its conditions, and names that all rooms share."""
+"""The API of vnetpods: the NodeIPPool, the reasons of its conditions, and names that all packages share."""
 
 from vnetpods_api.conditions import Condition, ConditionStatus, ConditionType, Reason, condition, find, merge
 from vnetpods_api.nodeippool import (

@@ -1,4 +1,4 @@
-"""Names that more than one room uses. They are the product's interface: changing one breaks somebody's manifest."""
+"""Names that several packages use. They are part of the product's interface: changing one breaks users' manifests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ AGENT_MANAGER: Final = "vnetpods-agent"
 """Field manager of the agent's server-side applies."""
 
 IP_CONFIGURATION_PREFIX: Final = "vnetpods-"
-"""Names of our ipConfigurations on a NIC start with it; all others are somebody else's and never touched."""
+"""Prefix of our ipConfigurations' names; all others on a NIC are owned by others and never touched."""
 MANAGED_LABEL: Final = "vnetpods.io/managed"
-"""On a Node, with the value "false": leave this node alone."""
+"""On a Node, with the value "false": the operator does not manage the node."""
 
 CNI_TYPE: Final = "vnetpods"
 """Name of the CNI network and of the plugin's executable."""

@@ -1,7 +1,7 @@
-"""The NodeIPPool's Python types, field by field as in crds/nodeippool.yaml (a test holds the two against each other).
+"""The NodeIPPool's Python types, field by field as in crds/nodeippool.yaml (a test compares the two).
 
-Decoding is lenient towards fields of newer versions and strict about types. `None` stands for an absent field, so that
-a server-side apply states exactly what its sender owns.
+Decoding ignores unknown fields of newer versions and is strict about types. `None` means an absent field, so that a
+server-side apply contains exactly the fields that its manager owns.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from vnetpods_api.names import GROUP, KIND, VERSION
 
 
 class _Object(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, frozen=True):
-    """Common settings: camelCase on the wire, defaults left out, immutable."""
+    """Common settings: camelCase on the wire, defaults omitted, immutable."""
 
 
 class Sizing(_Object, kw_only=True, frozen=True):
-    """spec.sizing: what differs from the operator's configuration, in addresses."""
+    """spec.sizing: overrides of the operator's configuration, in addresses."""
 
     minimum: int | None = None
     warm: int | None = None
@@ -28,7 +28,7 @@ class Sizing(_Object, kw_only=True, frozen=True):
 
 
 class Spec(_Object, kw_only=True, frozen=True):
-    """Which machine, and how large."""
+    """The node's machine, and the pool's sizing."""
 
     machine: str | None = None
     sizing: Sizing | None = None
@@ -38,8 +38,8 @@ class Spec(_Object, kw_only=True, frozen=True):
 class Interface(_Object, kw_only=True, frozen=True):
     """One NIC that carries pod addresses; `addresses` and `releasing` hold single addresses and /28 blocks.
 
-    `ip_configurations` names the ipConfiguration of each address, in the same order; empty from an operator that
-    doesn't tell.
+    `ip_configurations` names the ipConfiguration of each address, in the same order; empty if written by an operator
+    that doesn't report them.
     """
 
     name: str
@@ -54,25 +54,25 @@ class Interface(_Object, kw_only=True, frozen=True):
 
     @property
     def names(self) -> dict[str, str]:
-        """The ipConfiguration of each address; empty when the list doesn't name them all."""
+        """The ipConfiguration of each address; empty if the list doesn't name them all."""
         if len(self.ip_configurations) != len(self.addresses):
             return {}
         return dict(zip(self.addresses, self.ip_configurations, strict=True))
 
 
 class Usage(msgspec.Struct, rename="camel", kw_only=True, frozen=True):
-    """What the node does with its addresses; zeros are sent, they are news too."""
+    """The node's use of its addresses; zeros are sent, because they are information too."""
 
     assigned: int = 0
     cooling: int = 0
     free: int = 0
     waiting: int = 0
     known: int | msgspec.UnsetType = msgspec.UNSET
-    """How many addresses the interfaces listed when these were counted; blocks count 16."""
+    """Number of addresses in the interfaces when these were counted; blocks count 16."""
 
 
 class AgentReport(_Object, kw_only=True, frozen=True):
-    """status.agent: which agent process reported, and what of the operator's it had read (docs/architecture.md)."""
+    """status.agent: the reporting agent process, and what it had read of the operator's (docs/architecture.md)."""
 
     instance: str
     report: int
@@ -81,7 +81,7 @@ class AgentReport(_Object, kw_only=True, frozen=True):
 
 
 class Status(_Object, kw_only=True, frozen=True):
-    """Written by operator and agent, each its own fields."""
+    """Written by operator and agent, each owning its fields."""
 
     observed_generation: int | None = None
     interfaces: tuple[Interface, ...] = ()
@@ -110,7 +110,7 @@ class OwnerReference(_Object, kw_only=True, frozen=True):
 
 
 class ManagedFields(_Object, kw_only=True, frozen=True):
-    """Who has written an object, and when last; `time` in RFC 3339, UTC."""
+    """A manager of an object's fields, and its last write; `time` in RFC 3339, UTC."""
 
     manager: str = ""
     subresource: str = ""
@@ -118,7 +118,7 @@ class ManagedFields(_Object, kw_only=True, frozen=True):
 
 
 class Metadata(_Object, kw_only=True, frozen=True):
-    """What we read of an object's metadata."""
+    """The fields of an object's metadata that we read."""
 
     name: str
     uid: str | None = None
@@ -133,7 +133,7 @@ class Metadata(_Object, kw_only=True, frozen=True):
 
 
 class NodeIPPool(_Object, kw_only=True, frozen=True):
-    """One per Node, named as the Node, cluster-scoped."""
+    """One per Node, named after the Node, cluster-scoped."""
 
     metadata: Metadata
     spec: Spec = Spec()
@@ -153,9 +153,9 @@ def apply_body(
     owner: OwnerReference | None = None,
     resource_version: str | None = None,
 ) -> dict[str, Any]:
-    """The body of a server-side apply: exactly the fields that its sender owns.
+    """The body of a server-side apply: exactly the fields that its manager owns.
 
-    With `resource_version` the API server refuses the write (409) when the object has changed since it was read.
+    With `resource_version` the API server rejects the write (409) if the object has changed since it was read.
     """
     metadata: dict[str, Any] = {"name": name}
     if resource_version is not None:

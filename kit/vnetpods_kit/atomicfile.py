@@ -1,6 +1,6 @@
-"""Files that are there whole: after a crash or a power cut the old one or the new one.
+"""Atomic file writes: after a crash or power failure the file holds either the old or the new content.
 
-Temporary name, sync, rename, sync of the folder.
+Temporary file, fsync, rename, fsync of the directory.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from vnetpods_kit.faultpoints import AgentPoint, reach
 
 
 def save(path: Path, content: bytes) -> None:
-    """Blocks for a disk sync or two. Raises OSError, and then the old file is still there."""
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed agent left is overwritten
+    """Replaces the file; blocks for two fsyncs. Raises OSError; unless the last fsync failed, the old file remains."""
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: a killed agent's leftover is overwritten
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -28,7 +28,7 @@ def save(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes names in the folder durable: new, renamed and removed ones. Raises OSError."""
+    """Makes the creation, renaming and removal of files in the directory durable. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The clock for what must not depend on anybody's setting it."""
+"""A clock that nobody can set."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import time
 
 
 def boottime() -> float:
-    """Seconds since the machine has booted: nobody sets this clock, and it goes on while the machine is suspended."""
+    """Seconds since boot, suspend included; unaffected by changes to the system time."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

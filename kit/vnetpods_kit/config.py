@@ -1,6 +1,6 @@
-"""What both programs' configuration files have in common: durations, ranges, and what is said of a mistake.
+"""Shared parts of both programs' configuration files: durations, CIDRs, and error messages.
 
-`file: key: value: what is expected`, with the choices where there are few.
+A message reads `file: key: value: what is expected`, with the choices if there are few.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CIDR = Annotated[str, msgspec.Meta(pattern=_CIDR)]
 
 
 class ConfigError(Exception):
-    """The file can't be used; says which key of which file, what it holds and what was expected."""
+    """The file can't be used; the message names file, key, value and what was expected."""
 
 
 class Section(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Keys in camelCase, unknown ones refused."""
+    """A section with keys in camelCase; unknown keys are rejected."""
 
 
 class Duration(float):
@@ -38,7 +38,7 @@ class Duration(float):
 
     @classmethod
     def read(cls, value: Any) -> Self:
-        """As found in a file. Raises ValueError."""
+        """Converts a value from a file. Raises ValueError."""
         if isinstance(value, str):
             return cls.parse(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -62,7 +62,7 @@ class Duration(float):
 
 
 def content(path: Path) -> Any:
-    """What the YAML file holds. Raises ConfigError."""
+    """The YAML file's content. Raises ConfigError."""
     import yaml  # noqa: PLC0415 - only where it is needed
 
     try:
@@ -79,7 +79,7 @@ _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 def explain(error: msgspec.ValidationError, raw: Any, source: str, config: type, document: str) -> str:
-    """`document` describes the keys of `config`; `raw` is what was read from `source`."""
+    """The message for a validation error. `document` describes the keys of `config`; `raw` is `source`'s content."""
     found = _WHERE.match(str(error))
     assert found is not None
     what = found["what"].replace(f"`str` matching regex {_CIDR!r}", "a CIDR such as `10.0.0.0/8`")

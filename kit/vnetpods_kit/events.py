@@ -8,23 +8,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 NOTE_BYTES = 1024
-"""Of an Event's text; the API server refuses more."""
+"""Longest note of an Event; the API server rejects more."""
 _INSTANCE_CHARACTERS = 128
 
 
 def stamp(moment: datetime) -> str:
-    """As metav1.MicroTime is written."""
+    """The time in the format of metav1.MicroTime."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def note(message: str) -> str:
-    """As much of it as an Event holds."""
+    """The message, truncated to the length of an Event's note."""
     return message.encode()[:NOTE_BYTES].decode(errors="ignore")
 
 
 @dataclass(frozen=True, slots=True)
 class EventWriter:
-    """Who reports, and in what course of action."""
+    """Builds Events of one reporting controller, instance and action."""
 
     controller: str
     instance: str
@@ -33,7 +33,7 @@ class EventWriter:
     def warning(
         self, name: tuple[str, str], regarding: Mapping[str, str], reason: str, message: str, now: datetime
     ) -> dict[str, Any]:
-        """`name`: the Event's own namespace and name. `regarding`: the object that it is about."""
+        """Builds a Warning. `name`: the Event's namespace and name; `regarding`: the object that it is about."""
         namespace, own = name
         return {
             "apiVersion": "events.k8s.io/v1",

@@ -1,7 +1,7 @@
-"""Points at which the process may die without harm, by name. Production passes through them.
+"""Named points at which the process may crash without harm. They do nothing in production.
 
-Each marks a moment between two effects that a crash could tear apart. A crash test ends the process there as kill -9
-does: it names a point in VNETPODS_FAULT (`add.durable`, or `add.durable:3` for its third visit), or installs a hook.
+Each marks a moment between two effects that a crash could separate. A crash test kills the process there like kill -9:
+it names the point in VNETPODS_FAULT (`add.durable`, or `add.durable:3` for its third visit), or installs a hook.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from enum import StrEnum
 
 
 class AgentPoint(StrEnum):
-    """On the way of an address to a pod and back."""
+    """From the assignment of an address to its release."""
 
-    ADD_CHOSEN = "add.chosen"  # an address is taken in memory
-    LEDGER_WRITTEN = "ledger.written"  # the transaction is written and not yet committed
-    LEDGER_COMMITTED = "ledger.committed"  # it is durable, nobody has been told
-    ADD_DURABLE = "add.durable"  # the row is there, the kernel knows nothing
-    ADD_ATTACHED = "add.attached"  # the pod's interface works, nobody has been told
-    ADD_ROLLING_BACK = "add.rolling-back"  # an ADD has failed, its row is still there
+    ADD_CHOSEN = "add.chosen"  # an address is assigned in memory
+    LEDGER_WRITTEN = "ledger.written"  # the transaction is written, not committed
+    LEDGER_COMMITTED = "ledger.committed"  # the transaction is durable, its caller not notified
+    ADD_DURABLE = "add.durable"  # the row exists, the kernel is unchanged
+    ADD_ATTACHED = "add.attached"  # the pod's interface works, the ADD is not answered
+    ADD_ROLLING_BACK = "add.rolling-back"  # an ADD has failed, its row still exists
     DEL_BEGUN = "del.begun"  # nothing is done yet
-    DEL_DETACHED = "del.detached"  # the address is unreachable, its row is still there
-    DEL_RELEASED = "del.released"  # the row is gone, nobody has been told
-    RELEASE_WITHDRAWN = "release.withdrawn"  # the ledger has it, the source hasn't been told
-    RELEASE_REPORTED = "release.reported"  # the source has been told, we don't know it
-    POOL_SAVING = "pool.saving"  # the new file is written beside its place
+    DEL_DETACHED = "del.detached"  # the address is unreachable, its row still exists
+    DEL_RELEASED = "del.released"  # the row is deleted, the DEL is not answered
+    RELEASE_WITHDRAWN = "release.withdrawn"  # the release is in the ledger, not reported to the source
+    RELEASE_REPORTED = "release.reported"  # the release is reported to the source, we don't know it yet
+    POOL_SAVING = "pool.saving"  # the temporary file is written, not yet renamed
 
 
 class OperatorPoint(StrEnum):
-    """Between two of these, one thing becomes true outside of the process."""
+    """Between two consecutive points, one external effect happens."""
 
-    POOL_EMPTIED = "pool-emptied"  # it lists nothing, for the Node has another machine now
+    POOL_EMPTIED = "pool-emptied"  # the pool lists no address, because the Node has another machine now
     POOL_ADOPTED = "pool-adopted"  # the pool exists with its owner and names the machine
     DECIDED = "decided"  # the NIC was read and the plan is made
-    ANNOUNCED = "announced"  # Reconciling is written, the NIC not yet
-    NIC_ACCEPTED = "nic-accepted"  # ARM has accepted the PUT and is at work
-    NIC_WRITTEN = "nic-written"  # the NIC is done and read back
-    STATUS_WRITTEN = "status-written"  # the pool says so
+    ANNOUNCED = "announced"  # Reconciling is written, the NIC is not
+    NIC_ACCEPTED = "nic-accepted"  # ARM has accepted the PUT, which still runs
+    NIC_WRITTEN = "nic-written"  # the write of the NIC is complete and read back
+    STATUS_WRITTEN = "status-written"  # the pool's status reports it
 
 
 Point = AgentPoint | OperatorPoint
@@ -51,13 +51,13 @@ def reach(point: Point) -> None:
 
 
 def install(hook: Callable[[Point], None] | None) -> None:
-    """For a crash test, before the program starts."""
+    """Sets the hook of a crash test, before the program starts."""
     global _hook  # noqa: PLW0603 - one process, one hook
     _hook = hook
 
 
 def killer(name: str, visit: int = 1) -> Callable[[Point], None]:
-    """A hook that ends the process at the point's n-th visit."""
+    """A hook that kills the process at the point's n-th visit."""
     left = visit
 
     def hook(point: Point) -> None:

@@ -8,7 +8,7 @@ from aiohttp import web
 
 
 async def serve(address: str, port: int, routes: Iterable[web.RouteDef]) -> tuple[web.AppRunner, int]:
-    """Starts to serve; returns what to clean up, and the port (0 asks for any free one). Raises OSError."""
+    """Starts serving; returns the runner to clean up, and the port (0 requests any free one). Raises OSError."""
     application = web.Application()
     application.add_routes(routes)
     runner = web.AppRunner(application, access_log=None, handle_signals=False)

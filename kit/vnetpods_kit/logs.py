@@ -15,12 +15,12 @@ _ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
 def configure(level: str, quiet: Sequence[str] | None = None) -> None:
-    """Before anything is logged. With `quiet`, what libraries log goes the same way, that of these from warnings on."""
+    """Call it before logging. With `quiet`, libraries' logs take the same form, those named in it from WARNING on."""
     chain: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        # without the values of local variables: among them are tokens
+        # without the values of local variables: they may hold tokens
         structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
     ]
     structlog.configure(

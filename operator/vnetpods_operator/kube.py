@@ -126,7 +126,7 @@ class Kube:
         raise _refusal(f"{method} {path}", answer.status, data)
 
     async def watch(self, path: str, query: dict[str, str], seconds: int) -> AsyncIterator[bytes]:
-        """Yields the events of one watch as JSON lines; the API server ends it after `seconds`. Raises like `request`.
+        """Yields one watch's events as JSON lines; the API server ends it after `seconds`. Raises like `request`.
 
         The API server sends a bookmark every minute, so a watch that is silent for longer is broken.
         """
