@@ -4,8 +4,8 @@ It has the shape of a NodeIPPool's status, in YAML or JSON:
     interfaces: [{name: eth0, mac: "00:0d:3a:…", subnet: pods, prefixes: [10.240.0.0/16], primaryAddress: 10.240.0.4,
                   addresses: [10.240.0.5, 10.240.4.0/28], ipConfigurations: [vnetpods-1, vnetpods-2], releasing: []}]
     directCIDRs: [10.240.0.0/12]
-Whoever manages the file replaces it by rename; it is looked at every second. Reports go to `<file>.report.json` beside
-it, by rename too, in the shape of the same status, so that the release handshake works as with a NodeIPPool.
+The file's owner replaces it by rename; it is read every second. Reports go to `<file>.report.json` beside it, also by
+rename and in the shape of the same status, so that the release handshake works as with a NodeIPPool.
 """
 
 from __future__ import annotations

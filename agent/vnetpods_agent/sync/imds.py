@@ -1,20 +1,19 @@
-"""The VM's own addresses as its instance metadata service lists them, for a machine that nobody fills a NodeIPPool for.
+"""The VM's own addresses from instance metadata, for a machine without a NodeIPPool.
 
-One task iterates `watch`, which asks every `interval`; while pods wait for an address (`publish` says so) it asks again
-as soon as it may: one request a second, of the five that a VM has for all its programs. No ADD ever waits for an answer
-other than in the pool's queue. What doesn't answer as it should (429, 404, 5xx, no JSON, nothing at all) is asked again
-with a growing pause, however many pods wait; what was listed last goes on to be used. What answers mean is decided in
-`metadata`: nothing is taken from a pod because it is absent from one.
+One task iterates `watch`, which queries every `interval`; while pods wait for an address (`publish` reports it), every
+second: a VM may make five requests a second, for all its programs. An ADD never waits for an answer other than in the
+pool's queue. Failures (429, 404, 5xx, no JSON, no answer) are retried with a growing pause, however many pods wait; the
+last list stays in use. `metadata` interprets the answers: no pod loses an address because an answer lacks it.
 
-The source is its own truth: nobody has to confirm a list, for metadata speaks of this very VM and, but for its lag, of
-the present. What was saved of an earlier answer is another matter. On a disk that was rolled back, in an image of
-another VM and after the VM was deallocated it names addresses that may be anybody's by now. So it is used in the boot
-alone, and from the state folder alone, that it was saved in (`pool_sync.recall`): there it stands for the answer
-before, and an agent that was restarted serves at once. Otherwise the first answer is waited for, however long it takes.
+The source is authoritative: its list needs no confirmation, since metadata describes this very VM and, except for its
+lag, the present. A saved answer is different. On a disk that was rolled back, in an image of another VM and after the
+VM was deallocated, its addresses may be in use elsewhere. So a saved answer is used only in the boot and with the state
+folder in which it was saved (`pool_sync.recall`): there it serves as the previous answer, and a restarted agent serves
+at once. Otherwise the agent waits for the first answer, without a limit.
 
-Metadata names no ipConfiguration, and nobody who could remove one asks for it. So this source asks for no release, and
-no address is ever retired: whoever takes one off the NIC does so on their own responsibility, and the pod that holds it
-is reported (Event `AddressMissing`, metric `vnetpods_agent_missing`) and left alone.
+Metadata names no ipConfigurations, and no operator requests their release. So no address from this source is ever
+retired: removing one from the NIC is the administrator's own responsibility, and the pod that holds it is reported
+(Event `AddressMissing`, metric `vnetpods_agent_missing`) and left alone.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ _URL = "http://169.254.169.254/metadata/instance/network?api-version=2021-02-01"
 _HEADERS = {"Metadata": "true"}
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _LEAST = 1.0
-"""Seconds between two requests, whoever waits."""
+"""Minimum seconds between two requests, also while pods wait."""
 _RETRY = (1.0, 30.0)
 _LONGEST = 300.0
-"""Seconds; what a Retry-After may ask for."""
+"""Seconds; the limit for a Retry-After."""
 _OK = 200
 
 log = structlog.get_logger(component="imds")
 
 
 class NoAnswerError(Exception):
-    """Metadata didn't say which addresses there are; `after`: seconds that it asked us to wait."""
+    """Metadata returned no usable list; `after`: seconds of its Retry-After."""
 
     def __init__(self, why: str, after: float = 0.0) -> None:
         super().__init__(f"instance metadata (169.254.169.254) {why}")
@@ -57,8 +56,8 @@ class NoAnswerError(Exception):
 
 
 class ImdsSource:
-    """An AddressSource. `known` is what the pool lists at present, from an earlier process too; `absent` are the MACs
-    of NICs that the machine doesn't have.
+    """An AddressSource. `known`: the interfaces that the pool lists now, also those from an earlier process; `absent`:
+    the MACs of NICs that the machine doesn't have.
     """
 
     truth = True
@@ -83,7 +82,7 @@ class ImdsSource:
             await self._session.close()
 
     async def publish(self, report: Report) -> None:
-        """Nobody is told; but whether pods wait is a reason to ask."""
+        """Sends nothing; waiting pods make `watch` query again."""
         if report.usage.waiting:
             self._pods_wait.set()
         else:
@@ -115,7 +114,7 @@ class ImdsSource:
 
     async def _ask(self) -> tuple[Interface, ...]:
         """Raises NoAnswerError."""
-        if self._session is None:  # which takes no notice of a proxy in the environment
+        if self._session is None:  # it ignores proxies in the environment
             connector = aiohttp.TCPConnector(force_close=True)
             self._session = aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, headers=_HEADERS)
         try:

@@ -1,14 +1,14 @@
-"""What instance metadata says of a VM's NICs, and what two answers together mean. Pure.
+"""Parses instance metadata's answer about a VM's NICs, and combines two consecutive answers. Pure.
 
-`read` takes `GET /metadata/instance/network`. Of each NIC the first address is its primary one, the others are for
-pods; there are no names of ipConfigurations, so no interface has any. Nobody has written down how a /28 block shows:
-both `"10.0.1.0/28"` and an address beside its prefix length are taken. What is no address is passed on as it stands,
-for whoever screens the list says so by name; a NIC that can't be told or has no address (yet) is as good as not listed.
+`read` parses `GET /metadata/instance/network`. The first address of each NIC is its primary one, the others are for
+pods; metadata has no names of ipConfigurations, so the interfaces have none. The form of a /28 block is undocumented:
+both `"10.0.1.0/28"` and an address beside its prefix length are accepted. An invalid address is passed on unchanged,
+since the code that screens the list reports it by name; a NIC without a valid MAC or an address (yet) is skipped.
 
-`combine`: metadata lags behind the NIC by up to a minute, and an answer may be older than the one before. So no answer
-counts alone. What either of two answers in a row lists is listed, which is what a pod that holds it goes by; only what
-both list is given to a new pod, for what has left the NIC may be somebody else's by now. A NIC that metadata no longer
-names stays listed without addresses for as long as the machine has it: pods may talk by it.
+`combine`: metadata lags behind the NIC by up to a minute, and an answer may be older than the previous one. So no
+answer counts alone. An address in either of two consecutive answers is listed, so a pod that holds it keeps it; only an
+address in both goes to a new pod, since one that left the NIC may already be in use elsewhere. A NIC that metadata no
+longer names stays listed without addresses for as long as the machine has it: pods may still use it.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _SINGLE = 32
 
 
 class UnreadableAnswerError(ValueError):
-    """It doesn't say which addresses there are; says what it lacks."""
+    """The answer lists no addresses; the message names what it lacks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """`withheld`: listed, and at present no new pod's."""
+    """`withheld`: listed addresses that no new pod gets at present."""
 
     interfaces: tuple[Interface, ...] = ()
     withheld: frozenset[Address] = frozenset()
 
 
 def read(document: Any) -> tuple[Interface, ...]:
-    """The NICs that can be used, in the order of the answer. Raises UnreadableAnswerError."""
+    """The usable NICs, in the order of the answer. Raises UnreadableAnswerError."""
     if isinstance(document, dict) and "network" in document:
         document = document["network"]
     entries = document.get("interface") if isinstance(document, dict) else None
@@ -58,8 +58,8 @@ def read(document: Any) -> tuple[Interface, ...]:
 def combine(
     before: Sequence[Interface], now: Sequence[Interface], absent: Collection[str]
 ) -> tuple[Listing, tuple[Interface, ...]]:
-    """What follows from an answer and the one before (the first of all is its own), and what to take for `before` next
-    time. `absent` are the MACs of NICs that the machine doesn't have.
+    """The listing from an answer and the previous one (the very first answer is its own), and the `before` of the next
+    call. `absent`: the MACs of NICs that the machine doesn't have.
     """
     former = {nic.mac: nic for nic in before or now}
     kept = tuple(
@@ -75,7 +75,7 @@ def combine(
         else nic
         for nic in current
     )
-    # by NIC: an address that has moved to another is as new there
+    # per NIC: an address that moved to another NIC is new there
     withheld = frozenset(
         address
         for nic in current
@@ -90,7 +90,7 @@ def _all(interfaces: Iterable[Interface]) -> frozenset[Address]:
 
 
 def _but(units: Iterable[str], taken: Collection[str | None]) -> Iterator[str]:
-    """These units without what is taken."""
+    """These units without the taken addresses."""
     for unit in units:
         left = [address for address in expand(unit) if address not in taken]
         yield from [unit] if len(left) == len(expand(unit)) and left else left

@@ -1,13 +1,13 @@
 """The NodeIPPool of this node as a source of addresses: one object, listed and watched; the status applied server-side.
 
-Runs in the event loop; `watch` is iterated by one task, `publish` called by another. List without resourceVersion, so
-that the first answer is the API server's newest and not a cache's. Then a watch from there; after its end or an error
-(410, a lost connection) list again, with a growing pause if it failed. Every report names the version of the pool that
-it answers to, and the API server refuses it when there is a newer one: so a report that was lost on its way can't
-arrive after a later one. What comes of a refusal (409) is a new list, and what is listed then counts, be it older: an
-API server that was restored from a backup goes back in time, and would refuse us for good. That is also why a watch
-that has ended isn't simply begun anew: from a version that is yet to come it tells nothing. A pool that is deleted is
-simply not heard of until it is there again: nothing follows from absence.
+Runs in the event loop; one task iterates `watch`, another calls `publish`. The list has no resourceVersion, so it
+returns the API server's newest state and not a cache's. A watch continues from there; after its end or an error
+(410, a lost connection) the source lists again, with a growing pause after a failure. Every report names the version of
+the pool that it answers, and the API server rejects it if there is a newer one: so a delayed report can't arrive after
+a later one. A rejection (409) leads to a new list, whose result counts even if it is older: an API server restored
+from a backup goes back in time, and would otherwise reject our reports forever. For the same reason an ended watch is
+not simply restarted: from a version in the future it delivers nothing. A deleted pool yields nothing until it exists
+again: its absence changes nothing.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class NodeIPPoolSource:
             retry = min(retry * 2, _RETRY[1])
 
     async def _events(self, version: str) -> AsyncGenerator[Supply]:
-        """Until the watch ends, or a report was refused. Raises KubeError."""
+        """Yields until the watch ends or a report is rejected. Raises KubeError."""
         query = {**self._query, "resourceVersion": version}
         async for event in until_set(self._refused, self._api.watch(_PATH, query, _WATCH_SECONDS)):
             kind, item = event.get("type"), event.get("object") or {}
@@ -115,7 +115,7 @@ class NodeIPPoolSource:
                 log.warning("NodeIPPool deleted; going on with what is known", node=self._node)
 
     def _is_past(self, version: str) -> bool:
-        """From before a report of ours that was taken: what had been written until then was heard then."""
+        """Whether it precedes our last accepted report: we had observed everything written before that."""
         return version.isdigit() and self._version.isdigit() and int(version) < int(self._version)
 
     def _supply(self, item: Any, acknowledged: AgentReport | None) -> Supply | None:
@@ -144,13 +144,13 @@ class NodeIPPoolSource:
             raise SourceChanged(f"NodeIPPool {self._node}: {error}") from error
         except KubeError as error:
             raise SourceUnavailable(f"NodeIPPool {self._node}: {error}") from error
-        # what the watch tells afterwards may be from before
+        # the watch may still deliver older versions
         self._version = answer["metadata"]["resourceVersion"]
         self._acknowledged = report.agent
 
 
 async def until_set(end: asyncio.Event, stream: AsyncGenerator[T]) -> AsyncGenerator[T]:
-    """What the stream has to say before the event is set; the stream is closed then."""
+    """Yields from the stream until the event is set, then closes it."""
     ended = asyncio.ensure_future(end.wait())
     try:
         while True:
@@ -174,8 +174,8 @@ async def until_set(end: asyncio.Event, stream: AsyncGenerator[T]) -> AsyncGener
 
 
 def _of_subnets(missing: Sequence[str], interfaces: Sequence[Interface]) -> tuple[str, ...]:
-    """Those that Azure can be asked for on one of the interfaces. A NIC that carries no pods any more may leave others;
-    the chart's admission policy refuses a report that names them.
+    """The missing addresses that can be requested on one of the interfaces. A NIC that no longer carries pods may leave
+    others; the chart's admission policy rejects a report with them.
     """
     if not missing or not interfaces or not all(interface.prefixes for interface in interfaces):
         return tuple(missing)

@@ -1,11 +1,11 @@
-"""Whether the operator is there, asked only while pods wait for addresses.
+"""Detects an operator that does not run, by its Lease; reads it only while pods wait for addresses.
 
-One task, `OperatorWatch.run`, asleep until a pod has waited long. From a third of `patience` on it reads the operator's
-Lease, four times in each `patience`. A Lease that exists tells nothing by its times, for machines' clocks are never
-compared: what counts is that it changes, by this process's monotonic clock. One that hasn't for `patience` (and four of
-its own durations), or that isn't there for so long, means that the operator is silent; what the pool's conditions say
-is then what it believed when it was last alive. While the API server can't be read nothing is concluded, and patience
-begins anew after it: the operator couldn't renew either. `Pulse` decides and is pure.
+One task, `OperatorWatch.run`, sleeps until a pod has waited long. From a third of `patience` on it reads the operator's
+Lease, four times per `patience`. The Lease's timestamps are ignored, since machines' clocks are never compared: only a
+change counts, by this process's monotonic clock. A Lease that is unchanged or missing for `patience` (and four of its
+own durations) means that the operator is silent; the pool's conditions are then stale. While the API server can't be
+read, nothing is concluded, and `patience` restarts afterwards: the operator couldn't renew either. `Pulse` decides and
+is pure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vnetpods_agent.config import Operator
 from vnetpods_agent.kube import ApiError, KubeApi, KubeError
 
 MOST = 64
-"""Waiting pods that are told of an operator found silent."""
+"""Maximum number of waiting pods that get an Event about a silent operator."""
 _DURATIONS = 4
 _NOT_FOUND = 404
 
@@ -32,17 +32,17 @@ log = structlog.get_logger(component="operator")
 
 @dataclass(slots=True)
 class Pulse:
-    """What the Lease tells. Times are the caller's monotonic clock."""
+    """The operator's liveness as seen in its Lease. Times are the caller's monotonic clock."""
 
     patience: float
     name: str
     _mark: object = None
     _since: float | None = None
-    """When the Lease was first seen as it is; None: nothing is known."""
+    """When the Lease was first observed in its present state; None: unknown."""
     _limit: float = 0.0
 
     def told(self, lease: dict[str, Any] | None, now: float) -> None:
-        """The Lease as read; None: there is none."""
+        """Records the Lease as read; None: it does not exist."""
         spec = (lease or {}).get("spec") or {}
         mark = (lease is None, spec.get("holderIdentity"), spec.get("renewTime"))
         if self._since is None or mark != self._mark:
@@ -50,18 +50,18 @@ class Pulse:
         self._limit = max(self.patience, _DURATIONS * float(spec.get("leaseDurationSeconds") or 0))
 
     def unknown(self) -> None:
-        """It could not be read."""
+        """Records that the Lease could not be read."""
         self._since = None
 
     def age(self, now: float) -> float:
-        """Seconds since the last sign."""
+        """Seconds since the last observed change."""
         return 0.0 if self._since is None else now - self._since
 
     def silent(self, now: float) -> bool:
         return self._since is not None and self.age(now) >= self._limit
 
     def words(self, since: str) -> str:
-        """What is the case when it is silent, and what to do."""
+        """The message for a silent operator: the finding, and what to do."""
         missing, holder, _ = self._mark if isinstance(self._mark, tuple) else (True, "", "")
         if missing:
             found = f"there is no Lease {self.name}, so none has run in this cluster yet, or under another name"
@@ -74,8 +74,8 @@ class Pulse:
 
 @dataclass(slots=True)
 class OperatorWatch:
-    """`silent`: why nobody adds addresses; empty while there is no sign of that. `tell` is told of it once, with the
-    pods that waited then.
+    """`silent`: the message while the operator does not run; else empty. `tell` receives it once, with the pods that
+    wait then.
     """
 
     api: KubeApi | None
@@ -87,7 +87,7 @@ class OperatorWatch:
     _pods: dict[Pod, None] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _needed: float | None = None
-    """When a pod waited last; None: none has for long."""
+    """When a pod last waited; None: not for a while."""
     _began: float = 0.0
     _said: str = ""
     pulse: Pulse = field(init=False)
@@ -103,12 +103,12 @@ class OperatorWatch:
 
     @property
     def age(self) -> float:
-        """Seconds since the operator's last sign, while pods wait; else 0."""
+        """Seconds since the operator's last sign of life, while pods wait; else 0."""
         return self.pulse.age(self.clock()) if self._needed is not None else 0.0
 
     @property
     def unanswered(self) -> str:
-        """What is to be said of an operator that is alive and has said nothing of why there are no addresses."""
+        """The message for an operator that runs but does not explain the shortage; else empty."""
         if self._needed is None or self.silent or self.clock() - self._began < self.settings.patience:
             return ""
         if not self.age and self.settings.lease:
@@ -131,7 +131,9 @@ class OperatorWatch:
             self._wake.clear()
 
     def _is_needed(self) -> bool:
-        """A runtime whose ADD failed asks again within a minute: that is one and the same need."""
+        """Whether pods wait or waited within `patience`: a runtime retries a failed ADD within a minute, and both count
+        as one wait.
+        """
         now = self.clock()
         if self.waiting():
             self._needed = now

@@ -1,10 +1,10 @@
-"""What the source is told and when, and the node's half of the release handshake.
+"""Reports this node's state to the source, and takes the node's steps of the release handshake.
 
-One task, `Reporter.run`, woken by `changed`. A report that somebody waits for goes out at once (a pod without address,
-a pool half emptied, a step of a release); any other is coalesced, so that a thousand pods that come and go cost a
-handful of writes. `urgency` is pure. The handshake's order (docs/architecture.md) is kept here: the ledger retires an
-ipConfiguration first, then `released` says so: what the source hears is already true for every later start of the
-agent. A crash between the two leaves a retired one that the source wasn't told of; the next report does.
+One task, `Reporter.run`, woken by `changed`. An urgent report goes out at once (a pod without an address, a pool half
+emptied, a step of a release); others are coalesced, so that a thousand starting and ending pods cost a handful of
+writes. `urgency` is pure. This module enforces the handshake's order (docs/architecture.md): the ledger retires an
+ipConfiguration before `released` reports it, so every report also holds for later starts of the agent. After a crash
+between the two, the next report lists the retired one.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from vnetpods_api import ConditionType, Reason, Status, find
 from vnetpods_kit.faultpoints import AgentPoint, reach
 
 MERGE = 0.02
-"""Seconds in which changes are gathered before anything is written: a burst of pods is one need."""
+"""Seconds in which changes are collected before a write, so that a burst of pods is one report."""
 GAP = 0.5
-"""Seconds between two writes, however urgent."""
+"""Minimum seconds between two writes, however urgent."""
 RETRY = (0.5, 30.0)
-"""First and longest wait after a write that failed."""
+"""First and longest wait after a failed write, in seconds."""
 
 log = structlog.get_logger(component="reporting")
 
 
 def urgency(last: Report | None, report: Report, interval: float) -> float | None:
-    """Seconds that have to lie between the last report and this one; None when there is nothing to tell."""
+    """Minimum seconds between the last report and this one; None if nothing has changed."""
     if last is None:
         return 0.0
     if report == last:
@@ -57,14 +57,14 @@ def urgency(last: Report | None, report: Report, interval: float) -> float | Non
 
 
 def _taken_for_silent(status: Status) -> bool:
-    """Whether the operator speaks in the agent's name, since it heard nothing of it."""
+    """Whether the operator has set AgentReady to AgentSilent on the agent's behalf."""
     said = find(status.conditions, ConditionType.AGENT_READY)
     return said is not None and said.reason == Reason.AGENT_SILENT
 
 
 class Reporter:
-    """`unfit` says why no ADD could be served ("" when it could). `live` once the source itself has been heard. While
-    what it lists is `another_machines` nothing is reported: we may be a copy of that machine's disk.
+    """`unfit` returns why no ADD could be served ("" if one could). `live`: the source itself has delivered a list.
+    While the list is `another_machines`, nothing is reported: this disk may be a copy of that machine's.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Reporter:
         self._last_at = float("-inf")
 
     def changed(self) -> None:
-        """Something may have to be told."""
+        """Wakes the reporter: a report may be due."""
         self._wake.set()
 
     def heard(self, status: Status) -> None:
-        """The source has spoken, so it can be reached."""
+        """The source has delivered a list, so it is reachable."""
         self.live = True
         if _taken_for_silent(status):
             self._last = None
@@ -121,7 +121,7 @@ class Reporter:
                 retry, refused = RETRY[0], 0
             except SourceChanged:
                 self.observe("overtaken")
-                if refused:  # not by a change that crossed ours on its way
+                if refused:  # twice in a row, so not by a change that merely crossed ours
                     await asyncio.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
                 refused += 1
                 retry, delay = await self._until_heard(retry), 0.0
@@ -131,7 +131,7 @@ class Reporter:
                 retry, delay = await self._until_heard(retry), 0.0
 
     async def _until_heard(self, retry: float) -> float:
-        """Waits for the source to speak, or so long; says how long it may take the next time."""
+        """Waits until the source delivers, at most about `retry` seconds; returns the limit for the next time."""
         self._heard.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(retry * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
@@ -139,14 +139,14 @@ class Reporter:
         return min(retry * 2, RETRY[1])
 
     async def step(self, now: float, monotonic: float) -> float | None:
-        """Does what is due; seconds until more may be. Raises SourceUnavailable, LedgerError."""
+        """Takes all due steps; returns the seconds until the next may be due. Raises SourceUnavailable, LedgerError."""
         if not self.live or self.another_machines():
             return None
         if cold := self._pool.cold(now):
             self._pool.forget(cold)  # first: one of them may be in use, and released again, by the time that is on disk
             await self._ledger.commit(Forget(tuple(cold)))
         if self._trust.current and (entries := self._pool.retirable(now)):
-            # out of use before the disk is asked: nobody may be given one meanwhile
+            # out of use before the disk write: no pod may get one meanwhile
             self._pool.retire(entries)
             try:
                 await self._ledger.commit(Retire(tuple(entries)), Withdraw(tuple(entries)))
@@ -174,8 +174,8 @@ class Reporter:
         return self._next_change(now)
 
     def settle(self) -> Awaitable[None]:
-        """Tells the ledger what a list means for promises. Submitted when this returns, so before any ADD that follows;
-        the outcome matters to former versions only.
+        """Commits to the ledger what the list settles about released addresses. Submitted when this returns, so before
+        any later ADD; only earlier versions depend on the outcome.
         """
         promised, void = self._pool.settle()
         operations: list[Operation] = [

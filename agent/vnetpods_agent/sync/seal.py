@@ -1,7 +1,7 @@
-"""Which state of a file is the newest of this boot, kept where neither a boot nor a copy of the state folder brings it.
+"""Identifies a file's newest version in this boot, in a place that neither a boot nor a copy of the state folder keeps.
 
-A state folder that somebody puts back as it was (a backup, a snapshot of a volume) while the machine runs on has the
-right boot id, and a list of addresses of which some may have left the NIC since. Blocking, for memory's file system.
+A state folder restored while the machine runs (a backup, a snapshot of a volume) has the right boot id, but some of its
+addresses may have left the NIC since. Blocking; the seal is in a memory file system.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class Seal:
-    """`path` is in a folder that ends with the boot. Without a seal (an agent of before made none) all is believed."""
+    """`path` is in a folder that is emptied by a boot. Without a seal (earlier agents wrote none), any content fits."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -26,7 +26,7 @@ class Seal:
 
     @contextlib.contextmanager
     def renewed(self, content: bytes) -> Iterator[None]:
-        """While the file is being written either state may be found after a crash."""
+        """Accepts the old and the new content while the file is written: a crash may leave either."""
         with contextlib.suppress(OSError):
             former = self._path.read_text().split() if self._path.exists() else []
             self._path.write_text(" ".join([*former[-1:], _digest(content)]))

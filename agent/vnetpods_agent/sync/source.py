@@ -1,9 +1,8 @@
-"""Where addresses come from, and what is told back: the protocol between the agent and a pool of addresses.
+"""The protocol between the agent and a source of addresses.
 
-Decided here: nothing; these are the types. The event loop iterates `watch` for as long as the agent lives and calls
-`publish` from the reporter. Implementations: `nodeippool` (the Kubernetes API), and for a machine without
-Kubernetes `file` and `imds` (instance metadata). They speak in terms of a NodeIPPool's status, since that is the
-contract with whoever fills it.
+Only types. The event loop iterates `watch` for the agent's lifetime; the reporter calls `publish`. Implementations:
+`nodeippool` (the Kubernetes API), and for a machine without Kubernetes `file` and `imds` (instance metadata). All use
+the terms of a NodeIPPool's status, since that is the contract with the operator.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from vnetpods_api import AgentReport, ConditionStatus, ConditionType, Interface,
 
 
 class SourceUnavailable(Exception):  # noqa: N818 - its name is the finding
-    """The source did not confirm; the message says which one, what was asked and why it failed."""
+    """The source did not confirm a report; the message names the source, the request and the failure."""
 
 
 class SourceChanged(SourceUnavailable):
-    """The source has changed since it was heard last; the news comes by `watch`, and the report has to fit them."""
+    """The source has changed since it was last observed; `watch` delivers the change, and the report must follow it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """What the source says at one moment.
+    """The source's state at one moment.
 
-    `live` is False for what an earlier process saved: good enough to go on giving out addresses (none leaves a NIC
-    without this node's consent), but no step of the release handshake is taken on it. `acknowledged` is the last report
-    that the source was known to have when this was asked for, or told. `withheld` are listed addresses of which the
-    source isn't sure: a pod that holds one keeps it, and no other gets it.
+    `live` is False for a state that an earlier process saved: addresses may be assigned from it (none leaves a NIC
+    without this node's consent), but it triggers no step of the release handshake. `acknowledged` is the last report
+    that the source was known to have when this state was requested or delivered. `withheld` are listed addresses that
+    are uncertain: a pod that holds one keeps it, and no other gets it.
     """
 
     status: Status
@@ -45,7 +44,7 @@ class Supply:
 
     @property
     def cause(self) -> str:
-        """Why there are no more addresses, in the words of the pool's conditions; empty when it doesn't say."""
+        """Why there are no more addresses, from the pool's conditions; empty if they give no cause."""
         for type_, worth_telling in (
             (ConditionType.STALLED, ConditionStatus.TRUE),
             (ConditionType.READY, ConditionStatus.FALSE),
@@ -60,9 +59,9 @@ class Supply:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the agent tells the source: counts, and addresses where the source must act. `request`: the releaseRequest
-    that `released` and `kept` answer; `view`: see `trust`. `instance` and `number` say who reports, and are no news by
-    themselves.
+    """The agent's report to the source: counts, and addresses on which the source must act. `request`: the
+    releaseRequest that `released` and `kept` answer; `view`: see `trust`. `instance` and `number` identify the report;
+    a change of these alone is no reason to send one.
     """
 
     usage: Usage
@@ -83,7 +82,7 @@ class Report:
 
     @property
     def status(self) -> Status:
-        """The agent's part of a NodeIPPool's status, but for the conditions."""
+        """The agent's part of a NodeIPPool's status, except the conditions."""
         return Status(usage=self.usage, agent=self.agent, released=self.released, kept=self.kept, missing=self.missing)
 
 
@@ -91,32 +90,31 @@ class AddressSource(Protocol):
     """A pool of addresses for this node."""
 
     def watch(self) -> AsyncIterator[Supply]:
-        """Every state of the pool worth knowing, the present one first. Reconnects by itself and never ends."""
+        """Yields the present state of the pool, then every relevant change. Reconnects by itself and never ends."""
         ...
 
     async def publish(self, report: Report) -> None:
-        """Returns when the source has taken it. Raises SourceUnavailable, SourceChanged.
+        """Returns once the source has accepted the report. Raises SourceUnavailable, SourceChanged.
 
-        A report that gets lost on its way must not arrive after a later one: it could promise back an address that is
-        in use again by then.
+        A delayed report must not arrive after a later one: it could release an address that is in use again by then.
         """
         ...
 
     @property
     def truth(self) -> bool:
-        """Whether what it says is right by definition, and nobody has to confirm it (see `trust`)."""
+        """Whether the source is authoritative, so that its list needs no confirmation (see `trust`)."""
         ...
 
     @property
     def lasting(self) -> bool:
-        """Whether what was saved of it, before a boot or with another state folder, is used until it speaks. If not, it
-        is used when nobody confirms the source's own list in time, and of a source that is the truth never.
+        """Whether a state saved before a boot, or with another state folder, is used until the source delivers. If not,
+        it is used only when the source's own list is not confirmed in time; with an authoritative source, never.
         """
         ...
 
     @property
     def trouble(self) -> str:
-        """Why the source can't be reached at present; empty when it can."""
+        """Why the source is unreachable now; empty if it is reachable."""
         ...
 
     async def close(self) -> None: ...
