@@ -1,6 +1,6 @@
-"""Events: what the agent says to the people of a pod or of the node, beside its log.
+"""Kubernetes Events about a pod or the node, in addition to the log.
 
-A queue in memory and one task that posts; best effort, bounded, and the same thing about the same object at most once
+A queue in memory and one task that posts; best effort, bounded, and the same Event about the same object at most once
 in ten minutes. Without Kubernetes there is only the log.
 """
 
@@ -23,7 +23,7 @@ from vnetpods_kit.events import EventWriter
 
 QUIET = 600.0
 _QUEUE = 256
-_NODE_NAMESPACE = "default"  # where events about Nodes are kept
+_NODE_NAMESPACE = "default"  # Events about Nodes live there
 
 log = structlog.get_logger(component="events")
 
@@ -46,10 +46,10 @@ class Events:
         self._said: dict[tuple[str, Pod | None, str], float] = {}
 
     def say(self, event: Event) -> None:
-        """From the loop; never waits."""
+        """Queues the Event; called from the loop, never blocks."""
         now = self._clock()
         self._said = {key: at for key, at in self._said.items() if now - at < QUIET}
-        # of a pod's wait the cause may change from one minute to the next; it is told once
+        # the cause of a pod's wait may change from minute to minute; it is posted once
         key = (event.reason, event.pod, "" if event.pod else event.message)
         if key in self._said:
             return

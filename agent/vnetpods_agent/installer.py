@@ -1,14 +1,14 @@
-"""What the agent puts on the host for the container runtime: the shim and the conflist, and how both go again.
+"""Installs the shim and the conflist on the host for the container runtime, and uninstalls both.
 
-Order is everything here. The shim comes first and the conflist last, once an ADD can be served, for it is what makes
-the kubelet report the node Ready (aws#1923). The conflist stays when the agent stops: taking it away would make the
-pods of a full node undeletable. Uninstalling goes the other way round, conflist first.
+The order matters. The shim comes first and the conflist last, once an ADD can be served, since the conflist makes the
+kubelet report the node Ready (aws#1923). The conflist stays when the agent stops: removing it would make the pods of a
+full node undeletable. Uninstalling removes the conflist first.
 
 Both files appear by rename of a synced temporary file, so that a reader finds the old file, the new one or none, also
 after a crash at any point (aws#1437), and a running shim is never "text file busy". Temporary names start with a dot
-and end in `.tmp`: libcni reads every `.conf`, `.conflist` and `.json` of its folder. `Installation.ensure` is called
-every few seconds once an ADD can be served, for what is in place may be taken away; blocking, a few milliseconds.
-The shim's folder may be read-only then, with the shim put there before by `vnetpods-agent install`.
+and end in `.tmp`, since libcni reads every `.conf`, `.conflist` and `.json` of its folder. `Installation.ensure` is
+called every few seconds once an ADD can be served, since either file may be removed; it blocks for a few milliseconds.
+The shim's folder may be read-only then, if `vnetpods-agent install` put the shim there before.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from vnetpods_kit.atomicfile import sync_folder
 
 SHIM = "vnetpods"
 CONFLIST = "05-vnetpods.conflist"
-"""The runtime takes the alphabetically first file of its folder."""
+"""The runtime uses the alphabetically first file of its folder."""
 
 LEFTOVER_AGE = 600.0
-"""Seconds after which a temporary file is one whose writer was killed."""
+"""Seconds after which a temporary file counts as left behind by a killed writer."""
 
 VERSIONS = ("0.4.0", "1.0.0", "1.1.0")
-"""CNI versions of the conflist, of which a runtime that knows several takes its highest."""
+"""CNI versions of the conflist; a runtime that supports several uses the highest one."""
 PLAIN_VERSION = "1.0.0"
-"""For runtimes that don't know `cniVersions` and can't read a result of a later version (libcni before 1.2, so
-containerd 1.6 and 1.7): under 1.1.0 each of their ADDs would fail.
+"""For runtimes that ignore `cniVersions` and can't parse a result of a later version (libcni before 1.2, so containerd
+1.6 and 1.7): with 1.1.0 each of their ADDs would fail.
 """
 
 ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
-"""The capability by which containerd and CRI-O hand a pod's annotations to a plugin, in runtimeConfig."""
+"""The capability by which containerd and CRI-O pass a pod's annotations to a plugin, in runtimeConfig."""
 _CHAINED: dict[str, dict[str, Any]] = {
     "portmap": {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
     "bandwidth": {"type": "bandwidth", "capabilities": {"bandwidth": True}},
@@ -51,14 +51,14 @@ _log = structlog.get_logger(component="installer")
 
 
 class InstallError(Exception):
-    """A file couldn't be put in place or taken away; says which, and what to look at."""
+    """A file couldn't be installed or removed; the message names it, and what to check."""
 
 
 def conflist(chained: Sequence[str] = (), *, bin_dir: Path) -> dict[str, Any]:
     """The network as the runtime reads it (CNI specification 1.1.0, "Configuration format").
 
     `chained` names reference plugins to run after ours ("portmap" for hostPort, "bandwidth" for the bandwidth
-    annotations). One whose program is missing from `bin_dir` is left out: a conflist that names a missing program would
+    annotations). One whose program is missing from `bin_dir` is omitted: a conflist that names a missing program would
     fail every pod of the node.
     """
     plugins: list[dict[str, Any]] = [{"type": SHIM, "capabilities": {ANNOTATIONS: True}}]
@@ -71,7 +71,7 @@ def conflist(chained: Sequence[str] = (), *, bin_dir: Path) -> dict[str, Any]:
 
 
 class Installation:
-    """What has to be in place while the agent serves. `trouble` says what isn't, and why."""
+    """Keeps the files installed while the agent serves. `trouble` names what is not, and why."""
 
     def __init__(self, source: Path, bin_dir: Path, conf_dir: Path, chained: Sequence[str] = ()) -> None:
         self.trouble = ""
@@ -82,7 +82,7 @@ class Installation:
         self._left_out: list[str] = []
 
     def ensure(self) -> None:
-        """Puts in place what is missing or different. Says what it can't put right once, not every time."""
+        """Installs missing or different files. Logs a lasting failure once."""
         trouble = "; ".join(self._ensure())
         if trouble != self.trouble:
             self.trouble = trouble
@@ -108,7 +108,7 @@ class Installation:
 
 
 def install_shim(source: Path, bin_dir: Path) -> bool:
-    """Puts the shim where the runtime looks for plugins. False when the very same file is there already."""
+    """Installs the shim in the runtime's plugin folder. False if an identical file is there already."""
     try:
         wanted = source.read_bytes()
     except OSError as error:
@@ -117,12 +117,12 @@ def install_shim(source: Path, bin_dir: Path) -> bool:
 
 
 def install_conflist(conf_dir: Path, config: dict[str, Any], *, name: str = CONFLIST) -> bool:
-    """Puts the conflist in place; only when an ADD can be served. False when the very same file is there already."""
+    """Installs the conflist; call it only when an ADD can be served. False if an identical file is there already."""
     return _put(conf_dir / name, (json.dumps(config, indent=2) + "\n").encode(), mode=0o644)
 
 
 def uninstall(bin_dir: Path, conf_dir: Path, *, name: str = CONFLIST) -> None:
-    """Takes both away, conflist first, with what killed installers left. Files of others are not touched."""
+    """Removes both, conflist first, and temporary files of killed installers. Other files are not touched."""
     for target in (conf_dir / name, bin_dir / SHIM):
         if target.parent.is_dir():
             _remove_leftovers(target, older_than=0.0)
@@ -163,10 +163,10 @@ def _put(target: Path, content: bytes, *, mode: int) -> bool:
 
 
 def _await_writers(file: Path) -> None:
-    """Returns when no process has the file open for writing, for until then it can't be executed (ETXTBSY).
+    """Returns when no process has the file open for writing, since until then it can't be executed (ETXTBSY).
 
-    We have closed it, but a child that another thread forks meanwhile has a copy of the descriptor until its exec. A
-    read lease is what the kernel gives only when there is no writer (fcntl(2), F_SETLEASE).
+    We have closed it, but a child that another thread forks meanwhile has a copy of the descriptor until its exec. The
+    kernel grants a read lease only if there is no writer (fcntl(2), F_SETLEASE).
     """
     with file.open("rb") as reader:
         for _ in range(200):

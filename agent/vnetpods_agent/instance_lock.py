@@ -1,13 +1,13 @@
 """One agent at a time: exclusive locks on the folders of socket and state, held for a process's whole life.
 
-Two agents with one ledger would each take the other's addresses for free (a force-deleted pod that still runs, a second
-start by hand). The locks are the kernel's (flock(2) on the folders themselves): they end with the process, however that
-ends, need no file that could be left behind, and hold across containers, since they have mounted the same folders.
-Whoever comes second waits, says so, serves nothing and reports nothing. The agent awaits `begin` before anything else.
+Two agents with one ledger would each treat the other's addresses as free (a force-deleted pod that still runs, a second
+start by hand). The locks are flock(2) on the folders themselves: they end with the process, however it ends, leave no
+file behind, and hold across containers, which mount the same folders. The second agent waits, logs it, serves nothing
+and reports nothing. The agent awaits `begin` before anything else.
 
-Somebody may delete a folder and make it again: who comes then would find the new one without a lock. So there are two,
-and the newcomer has to have both; and the first looks now and then (`keep`), and locks what has taken a folder's place.
-If that is another's already, or if the folder that it has mounted is gone from the host, it has to end.
+A folder may be deleted and recreated: a newcomer would find the new one unlocked. So there are two, and a newcomer
+needs both; the holder checks regularly (`keep`) and locks a folder that replaced a former one. If another agent already
+holds that lock, or if a mounted folder is gone from the host, the holder must exit.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ log = structlog.get_logger(component="tenure")
 
 
 class Tenure:
-    """`folders` in the order in which they are locked. The descriptors stay open: they are the locks."""
+    """`folders` in locking order. The open descriptors are the locks."""
 
     def __init__(self, *folders: Path) -> None:
         self._folders = folders
         self._locks: dict[Path, int] = {}
 
     async def begin(self, ended: asyncio.Event) -> bool:
-        """True once we are alone; False when the end came first."""
+        """True once this is the only agent; False if `ended` was set first."""
         said = False
         while not ended.is_set():
             taken = await asyncio.to_thread(self._taken)
@@ -48,8 +48,8 @@ class Tenure:
         return False
 
     def keep(self) -> str:
-        """Why we aren't alone any more, or can't be; empty while we are. A folder that is gone is somebody else's to
-        make anew.
+        """Why this is no longer the only agent, or can't be sure of it; empty while it is. Leaves it to others to
+        recreate a missing folder.
         """
         for folder, lock in list(self._locks.items()):
             with contextlib.suppress(FileNotFoundError):
@@ -59,14 +59,14 @@ class Tenure:
                     os.close(self._locks.pop(folder))
                     if not self._lock(folder):
                         return f"{folder} was replaced while in use, and another agent has the new one"
-                elif not here.st_nlink:  # still there for us alone, by our mount of it
+                elif not here.st_nlink:  # exists only in our own mount
                     return f"{folder} was deleted on the host while in use, and only another start sees the new one"
         return ""
 
     def _taken(self) -> Path | None:
-        """The first folder that another agent has."""
+        """The first folder that another agent has locked."""
         for folder in self._folders:
-            with contextlib.suppress(OSError):  # the ledger and the server say it better
+            with contextlib.suppress(OSError):  # ledger and server report it better
                 folder.mkdir(0o700, parents=True, exist_ok=True)
             if not self._lock(folder):
                 return folder
@@ -82,7 +82,7 @@ class Tenure:
             return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), folder.stat()):  # else it was made anew meanwhile
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):  # else it was recreated meanwhile
                 self._locks[folder] = descriptor
                 return True
         except BlockingIOError:

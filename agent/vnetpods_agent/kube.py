@@ -1,9 +1,9 @@
-"""A small client of the Kubernetes API: as much as one agent needs, over aiohttp.
+"""A minimal Kubernetes API client for the agent, over aiohttp.
 
-Decided here: who we are (a kubeconfig, or the pod's ServiceAccount), how long a request may take, and that a connection
-whose other end vanished without a word is noticed within half a minute. Used in the event loop only. Tokens, the
-cluster's CA and client certificates rotate: all files are read again every minute, and with the next request after one
-that wasn't let in. HTTP(S)_PROXY is not for us: the API server is in the cluster's own network.
+Handles credentials (a kubeconfig, or the pod's ServiceAccount) and request timeouts, and detects within half a minute
+a connection whose peer vanished silently. Used in the event loop only. Tokens, the cluster's CA and client certificates
+rotate: all files are reloaded every minute, and by the next request after an unauthorized or failed one. HTTP(S)_PROXY
+are ignored: the API server is in the cluster's own network.
 Errors are ApiError (the server answered) and ApiUnreachable (it didn't).
 """
 
@@ -32,15 +32,15 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = aiohttp.ClientTimeout(total=20.0)
 _ACCESS_LIFE = 60.0
 _UNAUTHORIZED = 401
-_TLS_GOODBYE = 0.25  # for the connections of watches that just ended; aiohttp waits for all others by itself
+_TLS_GOODBYE = 0.25  # for connections of watches that have just ended; aiohttp waits for all others by itself
 _log = structlog.get_logger(component="kubeapi")
 _MAX_LINE = 8 * 1024 * 1024  # a watch event is one line; an object is at most etcd's 1.5 MB
 
 
 class KubeError(Exception):
-    """├── ApiError        the API server refused; `status` is HTTP's
-    ├── ApiUnreachable  it can't be reached or doesn't answer
-    └── AccessError     kubeconfig or ServiceAccount are missing or broken
+    """├── ApiError        the API server rejected a request; `status` is HTTP's
+    ├── ApiUnreachable  it is unreachable or doesn't answer
+    └── AccessError     kubeconfig or ServiceAccount are missing or invalid
     """
 
 
@@ -58,8 +58,8 @@ class AccessError(KubeError): ...
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where the API server is and how to prove who asks. `digest` tells apart what CA, certificates and server were
-    read; `again` reads them once more and raises AccessError.
+    """The API server's address and our credentials. `digest` identifies the CA, certificates and server that were read;
+    `again` re-reads them and raises AccessError.
     """
 
     server: str
@@ -71,14 +71,14 @@ class Access:
 
 
 def in_cluster(folder: Path = SERVICE_ACCOUNT, environment: Mapping[str, str] = os.environ) -> Access:
-    """As every pod is told: two variables and three files. Raises AccessError."""
+    """The access that every pod has: two variables and the ServiceAccount's files. Raises AccessError."""
     host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
         raise AccessError(
             "KUBERNETES_SERVICE_HOST is not set: outside a cluster, source.kubernetes.kubeconfig is needed"
         )
     try:
-        digest = _digest(folder / "ca.crt")  # before it is used: what is newer than its digest is read once more
+        digest = _digest(folder / "ca.crt")  # before the file is used, so that a change in between is reloaded
         context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
     except OSError as error:
         raise AccessError(f"{folder}/ca.crt can't be used: {error}") from error
@@ -137,7 +137,7 @@ def _ssl_context(folder: Path, cluster: dict[str, Any], user: dict[str, Any]) ->
 
 
 class KubeApi:
-    """One session, and another one when CA, certificate or server have changed. Close it."""
+    """One session, replaced when CA, certificate or server have changed. Must be closed."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -190,7 +190,7 @@ class KubeApi:
         if response.status < 300:
             return
         if response.status == _UNAUTHORIZED:
-            self._read = float("-inf")  # perhaps there is a newer token or certificate
+            self._read = float("-inf")  # there may be a newer token or certificate
         text = (await response.text())[:2000]
         try:
             message = str(msgspec.json.decode(text)["message"])
@@ -210,8 +210,8 @@ class KubeApi:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
     def _renew(self) -> None:
-        """A session with what the files say now. While they can't be used, for one is just being replaced, the former
-        one is all there is.
+        """Opens a new session if the files have changed. While they can't be used (one is just being replaced), the
+        present session stays.
         """
         try:
             access, trouble = self._access.again(), ""
@@ -224,7 +224,7 @@ class KubeApi:
             return
         _log.info("access to the API server has changed", server=access.server)
         former, self._access, self._session = self._session, access, _session(access)
-        task = asyncio.get_running_loop().create_task(former.close())  # whoever uses it asks again
+        task = asyncio.get_running_loop().create_task(former.close())  # its users retry
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -241,7 +241,7 @@ def _session(access: Access) -> aiohttp.ClientSession:
 
 
 def _socket(info: tuple[Any, ...]) -> socket.socket:
-    """A peer that vanished without a word (a power cut) is noticed by the kernel, and not after hours."""
+    """With keepalives, the kernel detects a peer that vanished silently (a power cut) in seconds, not hours."""
     family, kind, protocol, _, _ = info
     made = socket.socket(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

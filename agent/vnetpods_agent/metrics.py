@@ -1,6 +1,6 @@
-"""What is counted, and the small HTTP server on the node's loopback that shows it: /metrics, /healthz, /readyz.
+"""The agent's metrics, and the HTTP server on the node's loopback that serves /metrics, /healthz and /readyz.
 
-Counters are bumped in the event loop; gauges are read when somebody asks. docs/agent.md lists names and meanings.
+Counters are incremented in the event loop; gauges are read at each scrape. docs/agent.md lists names and meanings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25
 
 
 class Metrics:
-    """All of the agent's metrics. `usage`, `gauges` and `refusals` (of the kernel, by errno) are asked when scraped."""
+    """All of the agent's metrics. `usage`, `gauges` and `refusals` (by the kernel, per errno) are read when scraped."""
 
     def __init__(
         self,
@@ -102,14 +102,14 @@ class _Kernel(Collector):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Empty while all is well: `ill` says why only another start can help, `unready` what isn't as it should be."""
+    """Empty while healthy: `ill` returns why only a restart helps, `unready` what is wrong."""
 
     ill: Callable[[], str]
     unready: Callable[[], str]
 
 
 async def serve(metrics: Metrics, health: Health, address: str, port: int) -> tuple[web.AppRunner, int]:
-    """Starts the server; returns what to clean up and the port. Raises OSError."""
+    """Starts the server; returns its runner, for the cleanup, and the port. Raises OSError."""
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(metrics.registry), content_type="text/plain", charset="utf-8")

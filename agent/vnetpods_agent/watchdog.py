@@ -1,8 +1,8 @@
-"""Ends the process when it is stuck: an agent that hangs is worse than one that is started again.
+"""Ends a stuck process: an agent that hangs is worse than one that restarts.
 
-A thread of its own, since what it watches are the others: the event loop has to answer a knock, no worker may be busy
-with one job for longer than `limit`, and no thread may have ended. Before the end every thread's stack goes to standard
-error. Nothing is lost: all that was answered is durable, and what wasn't is asked again.
+A separate thread, since it watches the others: the event loop must answer a callback, no worker may spend longer than
+`limit` on one job, and no thread may have ended. Every thread's stack is written to stderr before the exit. Nothing is
+lost: every answered call is durable, and the others are retried.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = structlog.get_logger(component="watchdog")
 
 class Watchdog(threading.Thread):
     def __init__(self, workers: Sequence[WorkerThread], limit: float, threads: Sequence[threading.Thread] = ()) -> None:
-        """`threads`: which count from their start until `close`."""
+        """`threads`: further threads, watched from their start until `close`."""
         super().__init__(name="watchdog", daemon=True)
         self._loop = asyncio.get_running_loop()
         self._workers = workers
