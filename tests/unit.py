@@ -30,8 +30,13 @@ PARTS = {
     "agent-process": ("tests/agent/test_[i-r]*.py",),
     "agent-shim": ("tests/agent/test_[s-z]*.py", "tests/agent/dataplane"),
     "operator-cases": ("tests/operator/test_c*.py",),
-    "operator": ("tests/crds", "tests/operator/test_[abd-m]*.py", "tests/operator/test_[o-z]*.py"),
-    "operator-nics": ("tests/operator/test_n*.py",),
+    "operator": (
+        "tests/crds",
+        "tests/operator/test_[abd-m]*.py",
+        "tests/operator/test_ne*.py",
+        "tests/operator/test_[o-z]*.py",
+    ),
+    "operator-nics": ("tests/operator/test_nic*.py",),
     "others": ("tests", "--ignore=tests/agent", "--ignore=tests/operator", "--ignore=tests/crds"),
 }
 GRACE = 30.0
