@@ -35,8 +35,9 @@ def published(seen: Observation, plan: Plan) -> None:
     record.releasing_since = (now if record.releasing_since is None else record.releasing_since) if asked else None
     if plan.overdue:
         record.refused |= dict.fromkeys(plan.overdue, now)
-        kept, refused = sorted(plan.overdue), len(record.refused)
-        log.info("release given up, pods hold these", node=seen.target.node.name, kept=kept, refused=refused)
+        held, unanswered = sorted(plan.overdue & {*status.kept}), sorted(plan.overdue - {*status.kept})
+        refused = len(record.refused)
+        log.info("release given up", node=seen.target.node.name, held=held, unanswered=unanswered, refused=refused)
     elif not plan.surplus:
         record.refused.clear()
 
