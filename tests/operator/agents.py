@@ -1,9 +1,9 @@
-"""A node's agent as far as the operator can tell: it keeps to the handshakes of docs/architecture.md through the API.
+"""A node's agent as the operator sees it: follows the handshakes of docs/architecture.md through the API.
 
-It holds addresses for pods, cools nothing, hands out the address that was unused longest, retires what is asked back
-and no pod holds, and remembers the retired names (its "ledger") over its own restarts. It knows what its watch has told
-it (`hear`) and nothing else, and speaks on that ground (`say`): the API server refuses what is outdated. `sync` is what
-a watch does that is up to date, unless the agent is `lagging`.
+It holds addresses for pods, cools nothing, hands out the address that was unused longest, retires releasing addresses
+that no pod holds, and remembers the retired names (its "ledger") across its own restarts. It knows only what its watch
+has delivered (`hear`) and reports on that basis (`say`): the API server rejects outdated reports. `sync` is what an
+up-to-date watch does, unless the agent is `lagging`.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ class Agent:
         self.retired: set[str] = set()
         """Names of ipConfigurations that are never used again: in the ledger."""
         self.tells_kept = True
-        """Agents before `status.kept` didn't."""
+        """False for agents older than `status.kept`."""
         self.tells_agent = True
-        """Agents before `status.agent` didn't."""
+        """False for agents older than `status.agent`."""
         self.lagging = False
-        """Whether the watch tells nothing new at present."""
+        """Whether the watch delivers nothing at present."""
         self.instance = secrets.token_hex(4)
         self.view: str | None = None
         """Until it is confirmed, no address is handed out."""
         self.known: dict[str, int] = {}
-        """Addresses that may be handed out, and when each was given back last."""
+        """Addresses that may be handed out, and when each was last freed."""
         self._interfaces: tuple[Interface, ...] = ()
-        """As listed last: a pool that lists no interface says nothing."""
+        """As last listed: a pool without interfaces is ignored."""
         self._turns = itertools.count(1)
         self._names = itertools.count(1)
         self._reports = itertools.count(1)
@@ -76,32 +76,32 @@ class Agent:
         return sum(1 for address in self.pods.values() if address is None)
 
     def start(self, number: int) -> None:
-        """So many pods come."""
+        """Starts this number of pods."""
         for _ in range(number):
             self.pods[f"pod-{next(self._names)}"] = None
 
     def end(self, number: int, *, newest: bool = False) -> None:
-        """So many pods go, the oldest first."""
+        """Ends this number of pods, the oldest (or newest) ones."""
         for name in list(self.pods)[-number:] if newest else list(self.pods)[:number]:
             address = self.pods.pop(name)
             if address is not None:
                 self.known[address] = next(self._turns)
 
     def replace_pods(self, addresses: Iterable[str]) -> None:
-        """The pods that hold these are restarted."""
+        """Replaces the pods that hold these addresses by new ones."""
         restarted = [name for name, address in self.pods.items() if address in {*addresses}]
         for name in restarted:
             del self.pods[name]
         self.start(len(restarted))
 
     def restart(self, *, boot: bool = False) -> None:
-        """Another process; after a boot it can't trust what it knows."""
+        """Restarts the agent's process; after a boot it can't trust its list."""
         self.instance, self._reports, self._said = secrets.token_hex(4), itertools.count(1), None
         if boot:
             self.view = secrets.token_hex(4)
 
     async def sync(self) -> NodeIPPool:
-        """Hears of the pool, gives pods their addresses, and says how things are if that is news."""
+        """Observes the pool, gives pods their addresses, and reports if anything has changed."""
         for _ in range(10):
             if not self.lagging or self._heard is None:
                 await self.hear()
@@ -114,15 +114,15 @@ class Agent:
         return self._heard
 
     async def hear(self) -> None:
-        """What the watch tells."""
+        """Receives the pool from the watch."""
         self._heard = await self._pools.get(self.node)
         agent = self._heard.status.agent
         if self._said is not None and self.tells_agent and agent != self._said:
-            self.view = secrets.token_hex(4)  # the API server has forgotten, or somebody else reports
+            self.view = secrets.token_hex(4)  # the API server has lost our report, or another agent reports
             self._said = None
 
     async def say(self) -> NodeIPPool:
-        """Acts upon what was heard last, and says so; `Outdated` if it is no longer so."""
+        """Acts on the pool as last observed, and reports; raises `Outdated` if the pool has changed since."""
         pool = self._heard
         assert pool is not None
         status, request = self._take_in(pool), pool.status.release_request
@@ -177,7 +177,7 @@ class Agent:
 
 
 def single(entries: Iterable[str]) -> set[str]:
-    """Blocks taken apart."""
+    """Single addresses, blocks expanded."""
     return {str(address) for entry in entries for address in (IPv4Network(entry) if "/" in entry else [entry])}
 
 

@@ -1,4 +1,4 @@
-"""The reconciler by itself, one look at a time: real SDK and API server, but nobody watches; the test is the watch."""
+"""The reconciler by itself, one pass at a time: real SDK and API server, but no watch; the test delivers the pools."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vnetpods_operator.state.cluster import ClusterState
 
 
 class Nobody:
-    """Listens to ARM's answers and does nothing."""
+    """A watcher of ARM's responses that does nothing."""
 
     def answered(self, operation: str, outcome: str, seconds: float) -> None: ...
     def remaining(self, subscription: str, kind: Kind, requests: int) -> None: ...
@@ -33,7 +33,7 @@ class Nobody:
 
 @dataclass
 class Interrupted:
-    """A machine; something happens in the middle of each write."""
+    """A machine that runs actions after each write, before the write returns."""
 
     machine: Machine
     what: list[object]
@@ -51,7 +51,7 @@ class Interrupted:
 
 @dataclass
 class Bench:
-    """A reconciler and what it remembers."""
+    """A reconciler and its memory."""
 
     world: World
     agent: Agent
@@ -62,11 +62,11 @@ class Bench:
     meanwhile: list[object] = field(default_factory=list)
 
     def reconfigure(self) -> None:
-        """Takes over the world's settings."""
+        """Applies the world's settings."""
         self.config[0] = self.world.config()
 
     def forget(self) -> None:
-        """Another operator process, which need not look at the NICs at once."""
+        """Starts over like a new operator process, but one that need not read the NICs at once."""
         node, pool = self.cluster.nodes[self.agent.node], self.cluster.pools[self.agent.node]
         self.cluster.delete_node(node.name)
         self.cluster.delete_pool(node.name)
@@ -78,13 +78,13 @@ class Bench:
         return await self.reconciler.reconcile(self.agent.node)
 
     async def see(self) -> NodeIPPool:
-        """What a watch would tell."""
+        """Delivers the pool as a watch would."""
         pool = await self.world.pool(self.agent.node)
         self.cluster.upsert_pool(pool)
         return pool
 
     async def round(self) -> Result:
-        """A look, what the agent answers to it, and that the operator hears of that."""
+        """One pass, the agent's report on it, and the delivery of that to the operator."""
         outcome = await self.look()
         await self.agent.sync()
         await self.see()
@@ -137,7 +137,7 @@ async def full(found: Bench, agent: Agent) -> None:
 
 
 async def release(found: Bench, agent: Agent) -> NodeIPPool:
-    """All pods go; a release is started and acknowledged, not carried out."""
+    """Ends all pods; a release is started and acknowledged, but nothing is removed yet."""
     agent.end(30)
     await agent.sync()
     await found.see()

@@ -1,20 +1,20 @@
-"""Everything at once: hundreds of nodes, and all that can go wrong, for thirty minutes of a faster clock.
+"""Chaos test: hundreds of nodes and every known fault at once, for thirty minutes of a faster clock.
 
     python -m tests.operator.chaos [--seed N] [--nodes 200] [--minutes 30] [--speed 10]
 
-Two operators (processes) fight for the Lease; they are killed, stopped past their Lease and let go on, and both dead
-for minutes; their wall clocks step. The API server is restarted, frozen, and restored from a backup. 5 % of the
-requests to ARM fail in all the ways the emulator knows, and reads of ARM lag. Somebody else writes the same NICs, and
-now and then takes one of our addresses away. Agents' pods come and go at random; agents are started again, their
-machines boot, their disks are rolled back, and what they say is at times late. The durations in the operator's
-configuration are shorter by `--speed`, so that a minute of it is a virtual one. On a slow machine (tests.pace) all
-takes that many times longer, waits and time limits too: else nothing but time limits would be tried.
+Two operators (processes) compete for the Lease; they are killed, stopped past their Lease and resumed, and both are
+down for minutes; their wall clocks step. The API server is restarted, frozen, and restored from a backup. 5 % of the
+requests to ARM fail in every way that the emulator supports, and reads of ARM lag. Another writer changes the same
+NICs, and now and then removes one of our addresses. Agents' pods come and go at random; agents restart, their machines
+boot, their disks are rolled back, and their reports are at times late. The durations in the operator's configuration
+are shorter by `--speed`, so that a minute of it is a virtual one. On a slow machine (tests.pace) everything takes that
+many times longer, waits and time limits too: else the run would test nothing but time limits.
 
-A model looks at each NIC after each write, before the writer hears of it: never is an address removed that a pod holds
-(unless somebody else did it), and what others configured stays as it was. No pod gets an address that is not on its NIC
-or that another pod holds. In the end faults stop, and everything must come to rest: pool = NIC, no pod waits, nothing
-is missing, every condition says so. A person then does what a pool's condition asks for: restart the pods whose
-addresses Azure has given away. The random draws follow the seed; what happens at the same time is up to the machine.
+A model checks each NIC after each write, before the writer gets the response: no address that a pod holds is ever
+removed (except by the other writer), and others' configuration stays unchanged. No pod gets an address that is not on
+its NIC or that another pod holds. In the end faults stop, and everything must settle: pool = NIC, no pod waits, nothing
+is missing, every condition confirms it. A person then does what a pool's condition asks for: restart the pods whose
+addresses Azure has given away. The random draws follow the seed; concurrency is up to the machine.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ FAULTS: list[dict[str, Any]] = [
 
 
 class Model:
-    """What must hold after every write."""
+    """Invariants that hold after every write."""
 
     def __init__(self, azure: Emulator, agents: dict[str, Agent]) -> None:
         self._azure = azure
@@ -84,14 +84,16 @@ class Model:
         self._etags: dict[str, str] = {}
         self._foreign: dict[str, dict[str, Any]] = {}
         self.robbed: dict[str, set[str]] = {nic: set() for nic in agents}
-        """What somebody else took, until it is there once more: a pod may be given it before the operator has read."""
+        """Addresses that the other writer removed, until they are back: a pod may get one before the operator reads."""
         self.taken: set[str] = set()
-        """All that somebody else ever took from a NIC: whose it is, nobody of ours can know in time."""
+        """All addresses that the other writer ever removed from a NIC: neither operator nor agent can know in time
+        whose they are.
+        """
         self.gone: set[str] = set()
         self.checks = 0
 
     async def check(self) -> None:
-        """Called by the emulator after each change, before its answer goes out."""
+        """Called by the emulator after each change, before the response is sent."""
         for nic in self._agents:
             resource = self._azure.cloud.store.get(parse(self._azure.build.id(NIC, nic)))
             if resource is None:
@@ -115,7 +117,7 @@ class Model:
         self._foreign[nic] = theirs
 
     def given(self, nic: str, addresses: set[str]) -> None:
-        """Pods of the NIC's node have been given these."""
+        """Checks the addresses assigned to pods of the NIC's node."""
         robbed = set().union(*self.robbed.values()) | self.taken
         strange = addresses - self.ours(nic) - robbed
         assert nic in self.gone or not strange, f"{nic}: pods were given {sorted(strange)}, which the NIC doesn't have"
@@ -200,7 +202,7 @@ class Chaos:
                     await process.wait()
 
     async def _live(self, nic: str, agent: Agent) -> None:
-        """One node's agent and its pods."""
+        """Runs one node's agent and its pods."""
         while True:
             await self._pass(2, 10)
             if self._demand == 10:
@@ -218,18 +220,18 @@ class Chaos:
             self.model.given(nic, agent.held - before)
 
     async def _pass(self, least: float, most: float) -> None:
-        """So many seconds of a quiet machine pass."""
+        """Waits for a random number of seconds, as counted on an unloaded machine."""
         await asyncio.sleep(pace.stretched(self._random.uniform(least, most)))
 
     def _obey(self, agent: Agent, pool: NodeIPPool) -> None:
-        """A person who comes when all is over, and does what the pool says that a person must do."""
+        """Acts as the person who does, in the end, what the pool's condition asks for."""
         ready = find(pool.status.conditions, ConditionType.READY)
         if self._demand == 10 and ready is not None and ready.message.endswith("restart those pods"):
             self.events["restart pods"] += 1
             agent.replace_pods(pool.status.missing)
 
     async def _operator(self, place: int, path: Path) -> None:
-        """An operator that is started again whenever it ends."""
+        """Runs an operator and restarts it whenever it ends."""
         arguments = ["-m", "vnetpods_operator", "--config", str(path), "--kubeconfig", str(self._kubeconfig)]
         while True:
             await self._dead.wait()
@@ -248,7 +250,7 @@ class Chaos:
         return self._server.kubeconfig_for("vnetpods-operator", "kube-system")
 
     async def _misfortune(self) -> None:
-        """What happens to the machines around, one after the other."""
+        """Injects faults of the surroundings, one after the other."""
         misfortunes = {
             self._kill: 3,
             self._restart: 1,
@@ -303,18 +305,18 @@ class Chaos:
         self._backups = [*self._backups[-4:], self._server.backup()]
 
     def _go_back(self) -> None:
-        """etcd is restored from a backup of some time ago."""
+        """Restores etcd from an older backup."""
         if self._backups:
             self._server.restore(self._random.choice(self._backups))
 
     def _boot(self) -> None:
-        """A machine boots: its pods are gone, its disk is not."""
+        """Boots a machine: its pods are gone, its disk is not."""
         agent = self._agents[self._machine()]
         agent.end(len(agent.pods))
         agent.restart(boot=True)
 
     def _roll_back(self) -> None:
-        """A disk is as it was at the last visit, or a new one."""
+        """Rolls a disk back to its state at the last visit, or replaces it by a new one."""
         nic = self._machine()
         agent = self._agents[nic]
         agent.end(len(agent.pods))
@@ -322,7 +324,7 @@ class Chaos:
         agent.retired, self._ledgers[nic] = self._ledgers.get(nic, set()), set(agent.retired)
 
     async def _hush(self) -> None:
-        """No operator for two virtual minutes."""
+        """Keeps both operators down for two virtual minutes."""
         self._dead.clear()
         try:
             for process in self._operators:
@@ -333,7 +335,7 @@ class Chaos:
             self._dead.set()
 
     async def _stop_leader(self) -> None:
-        """A process is held up until its Lease is another's, and then goes on as if nothing had happened."""
+        """Stops a process until another holds its Lease, then resumes it."""
         process = self._operators[self._random.randrange(2)]
         if process is not None and process.returncode is None:
             process.send_signal(signal.SIGSTOP)
@@ -347,13 +349,13 @@ class Chaos:
         self._clock.step_to(self._random.choice([0.0, -3600.0, -90.0, 90.0, 3600.0]))
 
     def _lag(self) -> None:
-        """Reads of a few machines answer what was, for a virtual minute or three."""
+        """Makes reads of a few machines return an old state, for one to three virtual minutes."""
         for nic in self._random.sample(sorted(self._agents), 5):
             seconds, alternating = pace.stretched(self._random.uniform(6, 18)), self._random.random() < 0.5
             self._azure.build.lag(f"*/{nic}", seconds=seconds, alternating=alternating)
 
     async def _speak_late(self) -> None:
-        """An agent says what was true of what it heard a while ago."""
+        """Makes an agent's watch lag for a while, so that it reports on an outdated pool."""
         agent = self._agents[self._machine()]
         agent.lagging = True
         await self._pass(0.5, 3)
@@ -363,7 +365,7 @@ class Chaos:
         return self._random.choice(sorted(set(self._agents) - self.model.gone))
 
     def _rob(self) -> None:
-        """Somebody removes one of our entries."""
+        """Removes one of our entries, as another writer."""
         nic = self._machine()
         found = self._azure.build.addresses(nic)
         ours = sorted(name for name in found if name.startswith("vnetpods-"))
@@ -386,7 +388,7 @@ class Chaos:
             await asyncio.sleep(15)
 
     async def _rest(self) -> None:
-        """Waits until nothing is left to do, and says what is if that takes too long."""
+        """Waits until nothing is left to do; fails with what is left if that takes too long."""
         end = time.monotonic() + pace.stretched(300)
         while True:
             left = [text for nic in self._agents if (text := await self._unrest(nic)) is not None]

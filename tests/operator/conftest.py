@@ -16,7 +16,7 @@ CRD = Path(__file__).parents[2] / "crds" / "nodeippool.yaml"
 
 @pytest.fixture(scope="session")
 def operator_kubeconfig(apiserver: ApiServer) -> Path:
-    """The API server knows NodeIPPools, and the operator may do what its documentation says and no more."""
+    """The operator's kubeconfig, with the CRD applied and exactly the documented rights granted."""
     apiserver.apply(CRD.read_text())
     apiserver.apply(operator_rights())
     return apiserver.kubeconfig_for("vnetpods-operator", "kube-system")
@@ -27,7 +27,7 @@ async def world(
     apiserver: ApiServer, operator_kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[worlds.World]:
     async with worlds.made(apiserver, operator_kubeconfig, tmp_path) as made:
-        # azure-identity's own variables, as a deployment with a managed identity has them
+        # azure-identity's own variables, as in a deployment with a managed identity
         monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
         monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", made.azure.url)
         yield made

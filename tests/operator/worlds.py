@@ -1,6 +1,6 @@
 """A small world for tests of the operator: the ARM emulator, a real API server, Nodes, and the operator itself.
 
-The operator runs in the test's own event loop (or as a process), with the real SDK and managed identity, and serves
+The operator runs in the test's own event loop (or as a process), with the real SDK and managed identity, and manages
 only the Nodes of its world: the API server is shared by the session.
 """
 
@@ -36,11 +36,11 @@ PROGRAM = ("vnetpods_operator.__main__", "vnetpods_operator.app", "azure.mgmt.ne
 
 
 LEASE = 60.0
-"""Seconds of the Lease: twice what is waited for, so that whoever leads sooner was given it."""
+"""Seconds of the Lease: twice the tests' timeout, so that a sooner leader must have been handed the Lease."""
 
 
 class World:
-    """What a test does and sees."""
+    """A test's actions and observations."""
 
     def __init__(self, azure: Emulator, api: ApiServer, admin: Kube, folder: Path, kubeconfig: Path) -> None:
         self.name = f"w{secrets.token_hex(3)}"
@@ -73,7 +73,7 @@ class World:
         return "azure://" + self.azure.build.create_vm(name, subnet, **more)
 
     def machine_again(self, name: str) -> str:
-        """VM and NIC are deleted and made anew under the same names; other VMs have taken the addresses."""
+        """Deletes VM and NIC and recreates them under the same names; another VM has taken the addresses."""
         taken = len(self.azure.build.addresses(f"{name}-nic"))
         self.azure.build.delete("Microsoft.Compute/virtualMachines", name)
         self.azure.build.delete("Microsoft.Network/networkInterfaces", f"{name}-nic")
@@ -83,7 +83,7 @@ class World:
         return self.machine(name)
 
     def addresses(self, nic: str) -> set[str]:
-        """Secondary addresses of ours on a NIC."""
+        """Our secondary addresses on a NIC."""
         found = self.azure.build.addresses(nic)
         return {address for name, address in found.items() if name.startswith("vnetpods-")}
 
@@ -93,7 +93,7 @@ class World:
     # Kubernetes
 
     async def node(self, name: str, provider_id: str | None = None, *, labels: dict[str, str] | None = None) -> str:
-        """A Node whose name is made unique; returns it."""
+        """Creates a Node under a unique name; returns the name."""
         unique = f"{self.name}-{name}"
         body: dict[str, Any] = {
             "apiVersion": "v1",
@@ -106,12 +106,12 @@ class World:
         return unique
 
     async def worker(self, name: str, subnet: str = "net/pods", **labels: str) -> tuple[str, Agent]:
-        """A VM with its Node and agent."""
+        """Creates a VM with its Node and agent."""
         node = await self.node(name, self.machine(name, subnet), labels=labels)
         return node, Agent(self.kube, node)
 
     async def node_again(self, node: str, provider_id: str) -> None:
-        """The Node is deleted and made anew; its pool stays until a garbage collector comes by."""
+        """Deletes and recreates the Node; its pool stays, as no garbage collector runs."""
         await self.kube.request("DELETE", f"/api/v1/nodes/{node}")
         self.nodes.remove(node)
         await self.node(node.removeprefix(f"{self.name}-"), provider_id)
@@ -137,7 +137,7 @@ class World:
         check: Callable[[], Awaitable[Any]],
         timeout: float = 30.0,  # noqa: ASYNC109
     ) -> Any:
-        """Waits until `check` returns something true."""
+        """Waits until `check` returns a true value, and returns that."""
         loop = asyncio.get_running_loop()
         end, seen = loop.time() + pace.stretched(timeout), None
         while loop.time() < end:
@@ -179,7 +179,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def operator(self) -> AsyncIterator[Operator]:
-        """The operator runs while the block runs; that it stops in good order is part of every test."""
+        """Runs the operator during the block; every test asserts that it stops cleanly."""
         lost: list[str] = []
         running = Operator(self.path, self.kubeconfig, self.config(), lambda: lost.append("the Lease"))
         task = asyncio.create_task(running.run())
@@ -193,7 +193,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def process(self) -> AsyncIterator[Process]:
-        """The operator as a process of its own; it ends in good order when it is told to."""
+        """Runs the operator as a process during the block, and asserts that SIGTERM stops it cleanly."""
         process = await self.started()
         try:
             yield process
@@ -206,13 +206,13 @@ class World:
                 await process.wait()
 
     async def started(self, fault: str = "") -> Process:
-        """The operator as a process; with `fault` it kills itself there."""
+        """Starts the operator as a process; with `fault` it kills itself at that point."""
         self.config()
         arguments = ("--config", str(self.path), "--kubeconfig", str(self.kubeconfig))
         return await zygote(*PROGRAM).start(*arguments, environment={**os.environ, "VNETPODS_FAULT": fault})
 
     async def free_the_lease(self) -> None:
-        """As if the duration of a dead leader's Lease had passed."""
+        """Deletes the Lease, as if a dead leader's had expired."""
         path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/vnetpods-operator"
         with contextlib.suppress(NotFound):
             await self.kube.request("DELETE", path)
