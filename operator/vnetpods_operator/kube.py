@@ -23,6 +23,8 @@ from urllib.parse import urlencode
 
 import aiohttp
 import kopf
+import kubernetes.aio.client
+import kubernetes.aio.config
 import msgspec
 
 from vnetpods_operator import proxies
@@ -189,9 +191,6 @@ def _refusal(what: str, status: int, data: bytes) -> KubeError:
 @contextlib.asynccontextmanager
 async def opened(kubeconfig: Path | None) -> AsyncIterator[Kube]:
     """A client of the API server in the kubeconfig, or of the cluster that the operator runs in."""
-    import kubernetes.aio.client  # noqa: PLC0415 - 40 MiB
-    import kubernetes.aio.config  # noqa: PLC0415
-
     client: Any = kubernetes.aio.client  # its functions have no types
     config: Any = kubernetes.aio.config
     configuration = client.Configuration()
