@@ -1,7 +1,4 @@
-"""What each failure means for a node: which condition says so, and how long Azure is left in peace.
-
-Pure.
-"""
+"""Maps each failure to a condition's reason and a back-off. Pure."""
 
 from __future__ import annotations
 
@@ -27,11 +24,11 @@ _MEANING: dict[type[errors.AzureError], tuple[Reason, bool, float, float]] = {
     errors.Unavailable: (Reason.AZURE_UNAVAILABLE, False, 1.0, 120.0),
 }
 _OURS = (Reason.INTERNAL_ERROR, True, 30.0, 600.0)
-"""Whatever else goes wrong is a fault of the operator."""
+"""Any other exception is a fault of the operator."""
 
 
 def problem_of(error: Exception) -> Problem:
-    """What the conditions say."""
+    """The problem that the conditions report."""
     if isinstance(error, errors.Throttled):
         return Problem(Reason.THROTTLED, f"{error}; Azure asks to wait {error.seconds:.0f} s")
     if not isinstance(error, errors.AzureError):
@@ -45,8 +42,8 @@ def problem_of(error: Exception) -> Problem:
 
 
 def unwritable(pool: str, refusal: str, failures: int) -> tuple[Problem, float]:
-    """What is said of a pool that the API server refuses to have written, after this many times in a row, and the
-    seconds until it is tried again. Azure is left alone meanwhile: nobody would hear what it gives.
+    """The problem with a pool whose writes the API server has refused this many times in a row, and the back-off in
+    seconds. Azure is not asked meanwhile: no agent would learn what it grants.
     """
     text = (
         f"the API server refuses what the operator writes to NodeIPPool {pool}, so its agent hears nothing new: "
@@ -57,9 +54,9 @@ def unwritable(pool: str, refusal: str, failures: int) -> tuple[Problem, float]:
 
 
 def given_up(asked: Sequence[str], refusal: str, before: int) -> Sequence[str]:
-    """Lost addresses that are not asked for again soon: the one that Azure names in its refusal, and of those after it
-    so many that they double each time (`before`: refusals in a row before this one). It names one at a time, and each
-    costs a write; what it has passed by may be to be had.
+    """Lost addresses that are not requested again soon: the one named in Azure's refusal and some of those after it,
+    twice as many each time (`before`: refusals in a row before this one). Azure names one at a time, and each costs a
+    write; those before the named one may be available.
     """
     words = set(re.findall(r"[0-9.]*[0-9]", refusal))
     named = [place for place, address in enumerate(asked) if address in words]
@@ -67,7 +64,7 @@ def given_up(asked: Sequence[str], refusal: str, before: int) -> Sequence[str]:
 
 
 def wait_after(error: Exception, failures: int) -> float:
-    """Seconds until the next attempt after this many failures in a row (this one included)."""
+    """Back-off in seconds after this many failures in a row (this one included)."""
     if isinstance(error, errors.Throttled):
         return error.seconds
     _, _, first, longest = _MEANING[type(error)] if isinstance(error, errors.AzureError) else _OURS

@@ -1,9 +1,9 @@
-"""A Node's pool: made if it is missing, given to the present Node and machine, and read anew.
+"""Creates a Node's pool, moves it to the present Node and machine, or reads it again.
 
-Called by the reconciler at the beginning of each look. What the pool of another machine lists must not be handed out on
-this one, so the list is emptied before the pool names the machine: after a crash in between it is empty and names the
-former one, and the next look goes on from there. An agent that has read the former list takes no notice of an empty
-one; it knows another machine's NIC by its MAC.
+Called by the reconciler at the beginning of each pass. Another machine's addresses must not be handed out on this one,
+so the list is emptied before `spec.machine` changes: after a crash in between, the pool is empty and names the former
+machine, and the next pass continues. An agent that has read the former list ignores an empty one; it recognises another
+machine's NIC by its MAC.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vnetpods_operator.reconcile.parts import Parts
 
 
 async def adopted(parts: Parts, node: Node, machine: MachineId | None) -> NodeIPPool:
-    """The node's pool, with the present Node as owner and the present machine."""
+    """The node's pool, owned by the present Node and naming the present machine."""
     pool, said = parts.cluster.pools.get(node.name), machine.id if machine else None
     if pool is not None and (pool.spec.machine or "").lower() != (said or "").lower():
         if pool.status.interfaces:
@@ -38,7 +38,7 @@ async def adopted(parts: Parts, node: Node, machine: MachineId | None) -> NodeIP
 
 
 async def fresh(parts: Parts, name: str) -> NodeIPPool:
-    """The pool as the API server has it now, whatever was known."""
+    """The pool, read from the API server."""
     known = parts.cluster.version(name)
     found = await parts.pools.get(name)
     parts.cluster.doubted.discard(name)

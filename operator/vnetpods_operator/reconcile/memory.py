@@ -1,6 +1,6 @@
-"""What a pass leaves behind in the node's `NodeState`, and when the next one is due.
+"""Updates the node's `NodeState` by the outcome of a pass, and schedules the next pass.
 
-None of it is written down: after a restart a surplus must last anew, and a back-off starts short.
+Kept in memory only: after a restart a surplus must last anew, and back-off starts short.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from vnetpods_operator.reconcile.parts import Parts
 from vnetpods_operator.state.cluster import NodeState
 
 OVERTAKEN_MOST = 10.0
-"""Seconds between two passes over a pool that is never as it was read."""
+"""Longest delay in seconds between passes over a pool that changes each time."""
 
 log = structlog.get_logger()
 
 
 def published(seen: Observation, plan: Plan) -> None:
-    """The plan is written into the pool: from now on its times count."""
+    """The plan was written into the pool: its times count from now on."""
     record, status, now = seen.target.record, seen.pool.status, _now()
-    # what was planned is not always what was written; what pods keep is not waited for
+    # not everything planned is written; kept addresses are not waited for
     names = {a: n for interface in status.interfaces for a, n in interface.names.items()}
     asked = releasing(seen.pool) - acknowledged(record.request, status, names) - {*status.kept}
     record.surplus_since = (now if record.surplus_since is None else record.surplus_since) if plan.surplus else None
@@ -43,7 +43,7 @@ def published(seen: Observation, plan: Plan) -> None:
 
 
 def succeeded(parts: Parts, seen: Observation, *, wrote: bool) -> None:
-    """Azure did as asked, or nothing was to be asked; `wrote`: a NIC was written."""
+    """The pass ended without a failure of Azure's; `wrote`: a NIC was written."""
     record, now = seen.target.record, _now()
     record.failures, record.not_before, record.problem = 0, 0.0, seen.problem
     record.contested = {address: until for address, until in record.contested.items() if until > now}
@@ -55,12 +55,12 @@ def succeeded(parts: Parts, seen: Observation, *, wrote: bool) -> None:
 
 
 def failed(parts: Parts, seen: Observation, plan: Plan | None, error: errors.AzureError) -> tuple[Problem, float]:
-    """Azure did not do as asked and is left in peace for a while: what is said of it, and when to look again."""
+    """Azure refused or failed, and backs off: returns the problem to publish, and when the next pass is due."""
     record, now, problem = seen.target.record, _now(), problem_of(error)
     record.failures += 1
     wait = jitter(parts, wait_after(error, record.failures))
     record.not_before = now + wait
-    if isinstance(error, errors.AddressTaken):  # the rest of the node's needs must not wait for it
+    if isinstance(error, errors.AddressTaken):  # the node's other needs don't wait for it
         asked = [address for change in plan.changes for address in change.restore] if plan else []
         record.contested |= dict.fromkeys(given_up(asked, str(error), record.taken), now + wait)
         record.taken += 1
@@ -75,11 +75,11 @@ def failed(parts: Parts, seen: Observation, plan: Plan | None, error: errors.Azu
 
 
 def cut_short(parts: Parts, name: str, record: NodeState, error: KubeError | NotLeading) -> float:
-    """The API server did not do as asked: when to look again."""
+    """The API server refused or failed: returns when the next pass is due."""
     cluster, now = parts.cluster, _now()
     record.unwritable_until = 0.0
     match error:
-        case NotFound():  # the pool was deleted while it was worked on
+        case NotFound():  # the pool was deleted during the pass
             cluster.delete_pool(name)
             return now + 0.1
         case Outdated():
@@ -102,7 +102,7 @@ def cut_short(parts: Parts, name: str, record: NodeState, error: KubeError | Not
 
 
 def next_look(seen: Observation, plan: Plan | None) -> float:
-    """At once if what was written last asks for more, and the pool may be no news any more."""
+    """When the next pass is due: now if changes remain, as our own write of the pool causes no event."""
     now, record = _now(), seen.target.record
     if unconfirmed(seen.pool) or (plan is not None and plan.changes):
         return now

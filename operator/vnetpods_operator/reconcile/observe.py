@@ -1,7 +1,7 @@
-"""Observing: what is the case for one node, from the pool alone or from what Azure just said, as the planner wants it.
+"""Observes one node, from its pool alone or from a fresh read of its NICs, and prepares that for the planner.
 
-An `Observation` is a value that nothing changes; another pool or other NICs make another one. Nothing here writes
-anything, but for what the node's `NodeState` learns from the NICs (what has gone, what was lost, what is barred).
+An `Observation` is immutable; a newer pool or newer NICs give a new one. Nothing is written here, but the node's
+`NodeState` learns from the NICs: released entries that are gone, lost addresses, excluded ones.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from vnetpods_operator.state.cluster import NodeState
 log = structlog.get_logger()
 
 SURPRISED_SECONDS = 0.5
-"""How long to wait before something surprising is read again."""
+"""Delay before a surprising read is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which node a pass is about. `record` is its memory, which outlives the pass."""
+    """The node of a pass. `record` is its memory, which outlives the pass."""
 
     node: Node
     machine: Machine
@@ -45,26 +45,26 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is the case for a node at one moment."""
+    """The state of a node at one moment."""
 
     target: Target
     pool: NodeIPPool
     nics: tuple[Nic, ...]
-    """As Azure had them; none: by the pool alone."""
+    """As read from Azure; empty if only the pool was observed."""
     view: str | None
-    """What the agent asked to have confirmed before `nics` were read."""
+    """The agent's `view` before `nics` were read."""
     observed: Observed
-    """The same for the planner."""
+    """The planner's input."""
     wanted: Wanted
     at: float
     problem: Problem | None
-    """What stands in the way, or contradicts itself in what is wanted."""
+    """What prevents progress, or why the wanted sizes are ignored."""
     lost: tuple[str, ...] | None
-    """Addresses that vanished from the NICs without having been released, if the NICs were read."""
+    """Addresses that vanished from the NICs without a release; None if the NICs were not read."""
 
 
 async def read(parts: Parts, seen: Observation) -> Observation:
-    """By the machine's NICs, read now; twice if they surprise. Raises `Busy` if Azure says only how they were."""
+    """Reads the NICs, twice if they are surprising. Raises `Busy` if Azure returns only an earlier state."""
     agent, trail = seen.pool.status.agent, seen.target.record.trail
     nics = await _read(parts, seen)
     if trail.older(nics, _now()) or _surprising(seen.pool, nics, trail):
@@ -89,14 +89,14 @@ async def _read(parts: Parts, seen: Observation) -> tuple[Nic, ...]:
 
 
 async def again(parts: Parts, seen: Observation, pool: NodeIPPool, nics: tuple[Nic, ...]) -> Observation:
-    """By this pool and these NICs, and by what was learned meanwhile."""
+    """The same node with this pool and these NICs; `problem` is kept."""
     return replace(await observe(parts, seen.target, pool, nics, seen.view), problem=seen.problem)
 
 
 async def observe(
     parts: Parts, target: Target, pool: NodeIPPool, nics: tuple[Nic, ...] = (), view: str | None = None
 ) -> Observation:
-    """Without NICs by what the pool says: enough to see whether Azure has to be asked."""
+    """Without NICs, the pool alone is observed: enough to decide whether Azure must be asked."""
     config, record, status = parts.config(), target.record, pool.status
     naming = Naming(adopt=config.adopt, exclude=tuple(r.bounds for r in config.exclude))
     prefixes = await _prefixes(parts, target.node.name, pool, nics)
@@ -132,7 +132,7 @@ async def observe(
 
 
 async def _prefixes(parts: Parts, node: str, pool: NodeIPPool, nics: Iterable[Nic]) -> dict[str, tuple[str, ...]]:
-    """Of the NICs' subnets, by lower-case id."""
+    """Prefixes of the NICs' subnets, by lower-case id."""
     before = {interface.subnet.lower(): interface.prefixes for interface in pool.status.interfaces}
     found = {}
     for nic in nics:
@@ -145,7 +145,7 @@ async def _prefixes(parts: Parts, node: str, pool: NodeIPPool, nics: Iterable[Ni
 
 
 def _limited(parts: Parts, view: model.Nic, subnet: str, record: NodeState, naming: Naming) -> model.Nic:
-    """With what was learned about the subnet and the machine."""
+    """Applies the known limits of subnet and machine."""
     exclude, barred = record.barred.get(view.name, (None, 0))
     slots = 0 if _now() < record.full_until else view.slots
     limited = parts.subnets.limits(subnet).on(view)
@@ -156,7 +156,7 @@ def _of_nics(
     record: NodeState, pool: NodeIPPool, nics: tuple[Nic, ...], naming: Naming, prefixes: dict[str, tuple[str, ...]]
 ) -> tuple[model.Nic, ...]:
     status, request, trail = pool.status, record.request, record.trail
-    if request is not None:  # entries that were released and are gone, whatever is read
+    if request is not None:  # released entries that are gone stay gone, whatever a later read says
         there = {entry.name for nic in nics for entry in nic.entries}
         ended = acknowledged(request, status, request.names)
         trail.gone(request.names[a] for a in ended if request.names[a] not in there)
@@ -181,10 +181,10 @@ def _of_interface(interface: Interface, naming: Naming) -> model.Nic:
 
 
 def _lost(record: NodeState, pool: NodeIPPool, nics: Iterable[Nic], *, late: float, now: float) -> None:
-    """Remembers what the pool lists and the NICs don't have, though the node still wants it.
+    """Remembers addresses that the pool lists and the NICs lack, unless they are released.
 
-    That is forgotten when it is back, or when the agent doesn't miss it for long (since before `late`): no pod held it.
-    Until then the pool says it, too, for an operator that starts meanwhile.
+    An address is forgotten once it is back, or if it was lost before `late` and the agent doesn't miss it: no pod holds
+    it. Until then the pool lists it in `lost`, for an operator that starts meanwhile.
     """
     status = pool.status
     there = singles(entry.address for nic in nics for entry in nic.entries if entry.address)
@@ -196,11 +196,10 @@ def _lost(record: NodeState, pool: NodeIPPool, nics: Iterable[Nic], *, late: flo
 
 
 def _surprising(pool: NodeIPPool, nics: tuple[Nic, ...], trail: Trail) -> bool:
-    """Whether the NICs differ from the pool in a way that we did not bring about ourselves just now.
+    """Whether the NICs differ from the pool for a reason other than our own last write.
 
-    A read of ARM may answer with what was before the last write, and after a restart nobody remembers that. Believing
-    it once would list addresses again that were given back, and may be another machine's by now; so what surprises is
-    read twice.
+    A read of ARM may predate the last write, which no restarted operator remembers. Trusting such a read would list
+    released addresses again, which may be another machine's by now; so a surprising read is repeated.
     """
     if all(trail.current(nic) for nic in nics):
         return False
@@ -211,7 +210,7 @@ def _surprising(pool: NodeIPPool, nics: tuple[Nic, ...], trail: Trail) -> bool:
 
 
 def singles(units: Iterable[str]) -> set[str]:
-    """The addresses of these units."""
+    """Single addresses and the addresses of blocks."""
     return {str(a) for unit in units for a in (IPv4Network(unit) if "/" in unit else (unit,))}
 
 
@@ -221,13 +220,13 @@ def _serves(pool: NodeIPPool) -> bool:
 
 
 def unconfirmed(pool: NodeIPPool) -> bool:
-    """Whether the agent waits to hear that what is listed was read from Azure since it asked."""
+    """Whether the agent waits for the confirmation of its `view`."""
     agent = pool.status.agent
     return agent is not None and agent.view is not None and agent.view != pool.status.confirmed_view
 
 
 def releasing(pool: NodeIPPool) -> frozenset[str]:
-    """All that the pool lists as releasing."""
+    """Every address that the pool lists in `releasing`."""
     return frozenset(address for interface in pool.status.interfaces for address in interface.releasing)
 
 

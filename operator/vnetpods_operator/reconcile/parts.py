@@ -1,4 +1,4 @@
-"""What the reconciler is made of, and what a pass of it gives."""
+"""The reconciler's dependencies, and the result of a pass."""
 
 from __future__ import annotations
 
@@ -19,27 +19,25 @@ from vnetpods_operator.state.pools import Pools
 
 
 class Networks(Usages, Protocol):
-    """What is known of virtual networks (see vnetpods_operator.azure.networks). None of it fails: it knows or it
-    doesn't.
-    """
+    """Known facts about virtual networks (see vnetpods_operator.azure.networks). Never raises."""
 
     async def prefixes(self, subnet: str) -> tuple[str, ...]:
-        """Of a subnet; read if need be, empty if that is not possible."""
+        """Prefixes of a subnet; read if necessary, empty if that fails."""
 
     def direct(self, subnet: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-        """Address space of the subnet's VNet, and of its peers, as far as it was read."""
+        """Address space of the subnet's VNet and of its peers; None if not read yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """When to look again (event loop's time), if not only when something happens."""
+    """When the next pass is due (event loop's time); None: after the next event."""
 
     requeue_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the reconciler works with."""
+    """The reconciler's dependencies."""
 
     config: Callable[[], Config]
     cluster: ClusterState
@@ -51,8 +49,8 @@ class Parts:
     networks: Networks
     random: Random
     tell: Callable[[Node, Problem], None]
-    """Tells people about a problem of a node."""
+    """Records an Event about a node's problem."""
     wake: Callable[[str], None]
-    """Addresses of this subnet have become free."""
+    """Called if addresses of this subnet have become free."""
     silence: Callable[[NodeIPPool], str] = lambda _: ""
-    """Why the agent of the pool's node is taken to be silent; empty when it isn't."""
+    """Why the node's agent is considered silent; empty if it isn't."""

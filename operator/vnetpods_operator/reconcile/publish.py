@@ -1,6 +1,7 @@
-"""Saying what was found: the operator's part of a pool's status, and Events about what people should know.
+"""Writes the operator's part of a pool's status, and Events.
 
-A status is written only if it differs, and only if the pool is still as it was observed (`Outdated` says so).
+A status is written only if it differs, on condition that the pool is as it was observed; otherwise `Outdated` is
+raised.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from vnetpods_operator.reconcile.status import Findings
 from vnetpods_operator.state.cluster import NodeState
 
 _TOLD = (Reason.SUBNET_FULL, Reason.ADDRESS_LOST, Reason.AGENT_SILENT, Reason.NIC_FAILED)
-"""Limits that are worth an Event."""
+"""Limits that get an Event."""
 
 log = structlog.get_logger()
 
 
 async def publish(parts: Parts, seen: Observation, plan: Plan | None) -> NodeIPPool:
-    """Writes what was observed and is planned; returns the pool as it is then."""
+    """Writes observation and plan into the status; returns the pool as written."""
     record, interfaces = seen.target.record, seen.nics or seen.pool.status.interfaces
     known = parts.networks.direct(interfaces[0].subnet) if interfaces else None
     direct = report.direct(*known, parts.config().direct_cidrs) if known else None
@@ -45,7 +46,7 @@ async def publish(parts: Parts, seen: Observation, plan: Plan | None) -> NodeIPP
 
 
 async def write(parts: Parts, pool: NodeIPPool, findings: Findings, record: NodeState) -> NodeIPPool:
-    """Writes the findings; returns the pool as it is then."""
+    """Writes the findings into the status; returns the pool as written."""
     node = parts.cluster.nodes.get(pool.metadata.name)
     barred = report.leftover(node, pool) if node is not None else ""
     silence, unreadable = parts.silence(pool), _unreadable(parts, node, pool, record)
@@ -64,7 +65,7 @@ async def write(parts: Parts, pool: NodeIPPool, findings: Findings, record: Node
 
 
 def notice(parts: Parts, node: Node, record: NodeState, problem: Problem) -> None:
-    """Tells people of a problem, once per reason, not once per attempt."""
+    """Records an Event about a problem, once per reason, not once per attempt."""
     if record.problem is None or record.problem.reason is not problem.reason:
         parts.tell(node, problem)
         log.warning("people are told", node=node.name, reason=problem.reason, text=problem.message)
@@ -72,7 +73,7 @@ def notice(parts: Parts, node: Node, record: NodeState, problem: Problem) -> Non
 
 
 def _unreadable(parts: Parts, node: Node | None, pool: NodeIPPool, record: NodeState) -> str:
-    """Which NICs can't be read, said on the Node when it is news; what the pool says until they were looked at."""
+    """Unreadable NICs, with an Event if that is new; the pool's own message until the NICs were read."""
     said = find(pool.status.conditions, ConditionType.READY)
     before = said.message if said is not None and said.reason == Reason.NIC_UNREADABLE else ""
     if record.unreadable is None:

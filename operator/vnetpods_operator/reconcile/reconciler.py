@@ -1,16 +1,15 @@
-"""One pass over one node: observe, plan, apply, and say what came of it.
+"""One pass over one node: observe, plan, apply, publish.
 
-Called by a worker of `state.queue`, for one node by one worker at a time. What it knows goes one way, as values that
-nothing changes: a `Plan` follows from an `Observation`, and what is written to NIC and pool from the two. What is read
-anew or was written makes another observation, and that another plan. `memory` has what outlives a pass.
+Called by a worker of `state.queue`, at most one per node at a time. Immutable values flow one way: a `Plan` is derived
+from an `Observation`, and the writes to NIC and pool from both. Whatever is read again or was written gives a new
+observation, and that a new plan. `memory` keeps what outlives a pass.
 
-What a crash leaves, after each step: nothing decided is remembered, so before the NIC write nothing has happened; after
-it the NIC shows what was done, and the next pass reads the NIC before it writes, so the same need is not met twice; a
-status not written is written then. An exception never leaves `reconcile`: it returns when to look again, and the queue
-acts on it.
+After a crash: no decision is stored, so before the NIC write nothing has happened; after it the NIC shows what was
+done, and as the next pass reads the NIC before it writes, the same need is not met twice; a missing status write is
+made up for. No exception leaves `reconcile`: it returns when the next pass is due, and the queue schedules that.
 
-Azure is asked only if the pool gives reason to (something to add, release or repair), if a look is due, or if nothing
-is known yet: pods that come and go within the warm addresses cost no request.
+Azure is asked only if the pool calls for it (addresses to add, release or repair), if an audit is due, or if nothing is
+known yet: pods that come and go within the warm addresses cost no request.
 """
 
 from __future__ import annotations
@@ -42,25 +41,25 @@ from vnetpods_operator.reconcile.writing import Writer
 from vnetpods_operator.state.cluster import NodeState
 
 ATTEMPTS = 5
-"""How often a pass starts over because somebody else changed the NIC or the pool meanwhile."""
+"""Tries within a pass if somebody else changes the NIC or the pool meanwhile."""
 HOST_PODS_MOST = 40
-"""A node is taken to have no more pods in the host's network than this, until they are counted."""
+"""The assumed maximum of a node's host-network pods until they are counted."""
 HOST_PODS_SECONDS = 600.0
-"""How long such a count is good."""
+"""How long a count is valid."""
 _URGENCY = {Reason.GROWING: Priority.WARM, Reason.REPAIRING: Priority.WARM, Reason.RELEASING: Priority.RELEASE}
 
 log = structlog.get_logger()
 
 
 class Reconciler:
-    """Looks after all nodes, one call per node at a time."""
+    """Reconciles every node, at most one pass per node at a time."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._writer = Writer(parts.subnets, parts.networks, parts.random)
 
     async def reconcile(self, name: str) -> Result:
-        """One pass; see the module's text."""
+        """Makes one pass (see the module's docstring)."""
         record, bound = self._parts.cluster.record(name), log.bind(node=name)
         if self._now() < record.unwritable_until:
             return Result(record.unwritable_until)
@@ -70,15 +69,15 @@ class Reconciler:
             if name in self._parts.cluster.doubted:
                 await fresh(self._parts, name)
             result = await self._pass(name, record)
-        except GaveWay:  # Azure was not even asked
+        except GaveWay:  # no request was sent
             result = Result(self._now())
         except (KubeError, NotLeading) as error:
             return Result(memory.cut_short(self._parts, name, record, error))
-        except Exception as error:  # noqa: BLE001 - the edge of a pass: other nodes must not suffer
+        except Exception as error:  # noqa: BLE001 - other nodes must not suffer
             bound.exception("a look at the node failed")
             try:
                 await self._broken(name, record, error)
-            except Exception as another:  # noqa: BLE001 - what is broken may break this, too
+            except Exception as another:  # noqa: BLE001 - the same fault may strike again
                 bound.warning("the failure is not said on the node", error=repr(another))
             return Result(self._now() + memory.jitter(self._parts, 30.0))
         record.refusals = 0
@@ -104,7 +103,7 @@ class Reconciler:
         if seen.problem is not None:
             notice(self._parts, node, record, seen.problem)
         when = None
-        if self._now() < record.not_before:  # Azure is left in peace, but what people see goes on
+        if self._now() < record.not_before:  # Azure backs off, but the status stays up to date
             seen, when = replace(seen, problem=record.problem), record.not_before
         elif plan is None or plan.changes or self._now() >= record.audit_at or unconfirmed(pool):
             seen, plan, when = await self._with_azure(seen, plan)
@@ -112,21 +111,21 @@ class Reconciler:
         return Result(memory.next_look(seen, plan) if when is None else when)
 
     async def _orphaned(self, name: str, record: NodeState) -> None:
-        """A pool without Node: somebody made it by hand, or nobody collects garbage."""
+        """Reports a pool without Node: somebody created it by hand, or garbage collection doesn't work."""
         pool = self._parts.cluster.pools.get(name)
         if pool is not None:
             text = f"there is no Node {name}, so nobody looks after this pool: delete it, or name it as a Node is named"
             await write(self._parts, pool, Findings(problem=Problem(Reason.NODE_MISSING, text, stalled=True)), record)
 
     def _sharers(self, node: Node) -> set[str]:
-        """Other Nodes that name the same machine: which of them is real, only a person can say."""
+        """Other Nodes with the same machine: only a person can tell which one is real."""
         cluster, selector = self._parts.cluster, self._parts.config().nodes
         return {name for name in cluster.sharers(node.name) if cluster.nodes[name].served(selector)}
 
     async def _with_azure(self, seen: Observation, plan: Plan | None) -> tuple[Observation, Plan | None, float | None]:
-        """Reads the NICs and writes each once at most; reads and plans anew when something came between.
+        """Reads the NICs and writes each at most once; after a conflict it reads and plans again.
 
-        What is the case then and planned next, and when to look again if the plan is not to say.
+        Returns the last observation and plan, and when the next pass is due unless the plan decides that.
         """
         node, record = seen.target.node, seen.target.record
         priority = self._parts.cluster.priority(node.name)
@@ -166,28 +165,28 @@ class Reconciler:
         claimed = self._parts.cluster.claimed(seen.target.node.name, plan.releasing)
         if not claimed:
             return plan
-        # whatever the reason to give it back, what another node counts on does not leave the NIC
+        # an address that another node counts on never leaves the NIC, whatever the reason for its release
         nics = tuple(replace(view, claimed=claimed) for view in seen.observed.nics)
         return planner.plan(replace(seen.observed, nics=nics), seen.wanted, seen.at)
 
     async def _anew(
         self, seen: Observation, *, pool: NodeIPPool | None = None, nics: tuple[Nic, ...] = ()
     ) -> tuple[Observation, Plan]:
-        """Observation and plan with another pool or other NICs, and with what was learned meanwhile."""
+        """Observes and plans again, with a newer pool or newer NICs."""
         seen = await again(self._parts, seen, pool or seen.pool, nics or seen.nics)
         return seen, self._plan(seen)
 
     async def _decided(self, seen: Observation) -> tuple[Observation, Plan]:
-        """The plan and what it follows from, once all is asked that it depends on and a watch can't know."""
+        """Plans, and asks the API server first for what the plan depends on and the watch may not know."""
         plan = self._plan(seen)
         if await self._limit_matters(seen, plan):
             seen, plan = await self._anew(seen)
-        if any(change.remove for change in plan.changes):  # the API server's word, not the watch's: it may lag behind
+        if any(change.remove for change in plan.changes):  # the watch may lag behind
             seen, plan = await self._anew(seen, pool=await fresh(self._parts, seen.target.node.name))
         return seen, plan
 
     async def _limit_matters(self, seen: Observation, plan: Plan) -> bool:
-        """Counts the pods that need no address, when growth comes near the kubelet's limit; whether that is news."""
+        """Counts host-network pods if growth nears the kubelet's pod limit; returns whether the count is new."""
         added = sum(change.add + model.BLOCK * change.blocks for change in plan.changes)
         have = sum(model.count(view.addresses) for view in seen.observed.nics)
         node, record, now = seen.target.node, seen.target.record, self._now()
@@ -198,7 +197,7 @@ class Reconciler:
         return record.host_pods != before
 
     async def _apply(self, seen: Observation, plan: Plan) -> tuple[Nic, ...] | errors.AzureError:
-        """The NICs as they are after the plan's changes; or what hindered them, when a new plan may do better."""
+        """Writes the plan's changes. Returns the NICs as written, or the error if a new plan may succeed."""
         name, record, nics = seen.target.node.name, seen.target.record, {nic.name: nic for nic in seen.nics}
         record.caller.outdated = lambda: self._parts.cluster.wants_else(name, seen.pool.spec)
         for change in plan.changes:
@@ -226,7 +225,7 @@ class Reconciler:
         return written
 
     async def _published(self, seen: Observation, plan: Plan | None) -> tuple[Observation, Plan | None]:
-        """Writes observation and plan into the pool; both are made anew if the agent has written meanwhile."""
+        """Publishes observation and plan; observes and plans again if the agent has written meanwhile."""
         for _ in range(ATTEMPTS):
             try:
                 pool = await publish(self._parts, seen, plan)
@@ -241,7 +240,7 @@ class Reconciler:
         raise Outdated(f"NodeIPPool {seen.target.node.name} changes faster than it can be written")
 
     async def _broken(self, name: str, record: NodeState, error: Exception) -> None:
-        """A fault of our own: says so, and tries again later, whatever happens meanwhile."""
+        """Reports a fault of the operator itself, and backs off whatever happens meanwhile."""
         node, pool, now = self._parts.cluster.nodes.get(name), self._parts.cluster.pools.get(name), self._now()
         if now >= record.not_before:
             record.failures += 1

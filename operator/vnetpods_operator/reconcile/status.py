@@ -1,4 +1,4 @@
-"""What the operator writes into a NodeIPPool's status: interfaces, totals and conditions. Pure.
+"""Derives the operator's part of a NodeIPPool's status: interfaces, totals and conditions. Pure.
 
 Conditions follow kstatus: Ready is Unknown until something is known; Reconciling is True while a change is under way;
 Stalled only when a person must act. Messages carry nothing that changes with every pod, or each pod would cost a write.
@@ -33,7 +33,7 @@ from vnetpods_operator.planning.node import Node
 OURS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
 _LOST_MOST = 2048
 PREFIXES_MOST = 128
-"""Prefixes of a subnet that the CRD has room for."""
+"""The CRD's limit for a subnet's prefixes."""
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 _UNDER_WAY = (Reason.GROWING, Reason.RELEASING, Reason.REPAIRING)
 _SENTENCES = {
@@ -47,8 +47,8 @@ _SENTENCES = {
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a look at a node gave. Without NICs the interfaces in the pool stay as they are, but for
-    `releasing`; and if there is a problem, no release begins.
+    """The findings of a pass. Without NICs the pool's interfaces stay as they are, but for `releasing`; with a problem,
+    no release begins.
     """
 
     plan: Plan | None = None
@@ -57,19 +57,19 @@ class Findings:
     direct_cidrs: tuple[str, ...] | None = None
     problem: Problem | None = None
     lost: tuple[str, ...] | None = None
-    """Addresses that vanished from the NICs without having been released, if the NICs were read."""
+    """Addresses that vanished from the NICs without a release; None if the NICs were not read."""
     silence: str = ""
-    """Why the node's agent is taken to be silent."""
+    """Why the node's agent is considered silent."""
     barred: str = ""
     """Why the Node keeps pods away although its agent serves, and what to do."""
     unreadable: str = ""
-    """Which of the machine's NICs can't be read, and why."""
+    """The machine's unreadable NICs, and why."""
     view: str | None = None
-    """What the agent asked to have confirmed before the NICs were read."""
+    """The agent's `view` before the NICs were read."""
 
 
 def status(pool: NodeIPPool, findings: Findings, now: datetime) -> Status:
-    """All of the operator's status fields but `releaseRequest`; the pool's own where nothing new is known."""
+    """Every status field of the operator's but `releaseRequest`; unchanged where nothing new is known."""
     before = pool.status
     releasing = findings.plan.releasing if findings.plan else None
     if findings.nics:
@@ -126,7 +126,7 @@ def _interface(nic: Nic, view: model.Nic, releasing: frozenset[str]) -> Interfac
 
 
 def _listed(prefixes: tuple[str, ...], addresses: Iterable[str | None]) -> tuple[str, ...]:
-    """As many of a subnet's prefixes as a pool can list; first those that the NIC has addresses of."""
+    """At most as many prefixes as a pool can list, those with addresses of the NIC first."""
     if len(prefixes) <= PREFIXES_MOST:
         return prefixes
     have = [IPv4Address(address.partition("/")[0]) for address in addresses if address]
@@ -154,8 +154,8 @@ def _conditions(
 
 
 def leftover(node: Node, pool: NodeIPPool) -> str:
-    """What to do about a NetworkUnavailable of a former network plugin, or of a route controller that makes no routes
-    for this one. The operator may not change Nodes, and need not for anything else.
+    """Advice about a NetworkUnavailable of a former network plugin, or of a route controller that waits for routes. The
+    operator has no right to change Nodes, and needs it for nothing else.
     """
     own = find(pool.status.conditions, ConditionType.AGENT_READY)
     if not node.barred or own is None or own.status != _TRUE:
@@ -169,8 +169,8 @@ def leftover(node: Node, pool: NodeIPPool) -> str:
 
 
 def _agent_silent(findings: Findings, pool: NodeIPPool, now: datetime) -> list[Condition]:
-    """AgentReady is the agent's. For one that is silent the operator speaks, and goes on to until the agent is heard: a
-    condition that nobody writes any more would vanish.
+    """AgentReady is the agent's. The operator writes it for a silent agent, and keeps writing it until the agent
+    reports: a condition that nobody owns any more would vanish.
     """
     if findings.silence:
         return [condition(ConditionType.AGENT_READY, _UNKNOWN, Reason.AGENT_SILENT, findings.silence, now)]
@@ -211,7 +211,7 @@ def _ready(findings: Findings, interfaces: Sequence[Interface], pool: NodeIPPool
 
 
 def _ready_text(pool: NodeIPPool) -> str:
-    """An agent that was never there can't be said to give addresses to pods."""
+    """An agent that never reported can't be claimed to serve pods."""
     if pool.status.usage is None and pool.status.agent is None:
         return (
             "addresses are there, and pods can be given them once the node's agent reports, which none has yet: is its "

@@ -1,6 +1,6 @@
-"""One write of one NIC: what means that the NIC has to be read again, and what a refusal teaches about the subnet.
+"""Writes one NIC once: tells which errors call for another read, and learns a subnet's limits from refusals.
 
-For the reconciler and for the command `nic`. Nothing here waits for longer than a moment or tries again.
+Shared by the reconciler and the command `nic`. Nothing here retries, or waits for more than a moment.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from vnetpods_operator.planning.model import Change
 from vnetpods_operator.planning.subnets import Subnets
 
 MOMENT = 0.1
-"""Seconds after which a NIC that somebody else has changed is read again."""
+"""Delay in seconds before a NIC that somebody else has changed is read again."""
 
 log = structlog.get_logger()
 
 
 class Usages(Protocol):
-    """What is known of how full subnets are (see vnetpods_operator.azure.networks)."""
+    """Known usage of subnets (see vnetpods_operator.azure.networks)."""
 
     async def left(self, subnet: str) -> int | None:
-        """How many addresses Azure says are left."""
+        """Addresses left, as reported by Azure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes NICs and remembers in `subnets` what Azure said."""
+    """Writes NICs; records refusals in `subnets`."""
 
     subnets: Subnets
     usages: Usages
@@ -43,9 +43,9 @@ class Writer:
     async def write(
         self, machine: Machine, nic: Nic, change: Change, told: Mapping[str, str]
     ) -> Nic | errors.AzureError:
-        """The NIC as it is then; or why nothing was written, when it is worth planning anew at once. Raises what isn't.
+        """Returns the NIC as written, or the error if a new plan may succeed at once; raises any other error.
 
-        `told`: whom the write is for, in the log.
+        `told`: fields for the log.
         """
         try:
             after = await machine.write(nic, change)
