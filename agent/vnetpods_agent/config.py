@@ -54,15 +54,21 @@ class Kubernetes(Section, kw_only=True, frozen=True):
     kubeconfig: Path | None = None
 
 
+_PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+
+
 class Imds(Section, kw_only=True, frozen=True):
     """Instance metadata. `direct_cidrs`: destinations reached under the pod's own address, beside the NICs' subnets;
     metadata doesn't know the VNet, and Azure routes no private destination but to VNets and what is joined to them.
     """
 
     interval: Interval = Interval(15)
-    direct_cidrs: tuple[CIDR, ...] = msgspec.field(
-        default=("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"), name="directCIDRs"
-    )
+    direct_cidrs: tuple[CIDR, ...] = msgspec.field(default=_PRIVATE, name="directCIDRs")
+
+    @property
+    def guesses(self) -> bool:
+        """Whether nobody has said which destinations these are."""
+        return self.direct_cidrs == _PRIVATE
 
 
 class Source(Section, kw_only=True, frozen=True):

@@ -111,10 +111,12 @@ class HostState:
     """What must hold on the host as long as the agent lives: declared whole, reconciled by looking.
 
     `direct`: CIDRs that pods reach under their own address. `imds`: whether pods may reach 169.254.169.254.
-    `take_from_host`: remove pool addresses that the host put on its own interfaces (else only report them).
+    `take_from_host`: remove pool addresses that the host put on its own interfaces (else only report them). `guessed`:
+    nobody knows which of `direct` the VNet really has, so networks of the machine's own bridges come first.
     """
 
     nics: tuple[Nic, ...]
     direct: tuple[str, ...]
     imds: bool = False
     take_from_host: bool = True
+    guessed: bool = False

@@ -303,7 +303,9 @@ class PoolSync:
             if interface.primary_address
         )
         config = self._config
-        self._parts.host.declare(HostState(nics, self._status.direct_cidrs, config.imds, config.take_from_host))
+        guessed = config.source.imds is not None and config.source.imds.guesses
+        direct = self._status.direct_cidrs
+        self._parts.host.declare(HostState(nics, direct, config.imds, config.take_from_host, guessed))
 
     def _tell_missing(self) -> None:
         pool, attachments = self._parts.pool, self._parts.attachments.by_key

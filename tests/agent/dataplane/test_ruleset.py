@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from vnetpods_agent.attachment import Address
 from vnetpods_agent.dataplane import HostState, Nic
-from vnetpods_agent.dataplane.host.routing import leads_astray, wanted
+from vnetpods_agent.dataplane.host.routing import beyond_bridges, leads_astray, wanted
 from vnetpods_agent.dataplane.host.ruleset import collapsed, ruleset
 from vnetpods_agent.dataplane.kernel_facts import Uplink, uplinks
 from vnetpods_agent.dataplane.netlink.messages import Link, Route
@@ -138,6 +139,31 @@ DEFAULT, SUBNET = network(EVERYTHING, 2), network("10.240.0.0/16", 2)
 )
 def test_when_main_leads_pods_astray(routes: list[Route], expected: bool) -> None:
     assert leads_astray(ONE, ["10.9.0.0/16"], routes) == expected
+
+
+PRIVATE = ["10.0.0.0/8", "172.16.0.0/12"]
+REST = ["172.16.0.0/16", "172.18.0.0/15", "172.20.0.0/14", "172.24.0.0/13"]
+
+
+@pytest.mark.parametrize(
+    ("index", "kind", "destination", "expected"),
+    [
+        pytest.param(9, "bridge", "172.17.0.0/16", {"10.0.0.0/8", *REST}, id="docker0"),
+        pytest.param(9, "bridge", "0.0.0.0/0", set(PRIVATE), id="a-default-route"),
+        pytest.param(9, "bridge", "172.0.0.0/8", {"10.0.0.0/8"}, id="around"),
+        pytest.param(9, "bridge", "192.0.2.0/24", set(PRIVATE), id="elsewhere"),
+        pytest.param(9, "wireguard", "172.17.0.0/16", set(PRIVATE), id="somewhere-behind-it"),
+        pytest.param(2, "bridge", "10.240.0.0/16", set(PRIVATE), id="the-nic-itself"),
+    ],
+)
+def test_what_is_guessed_to_be_direct_leaves_out_networks_of_own_bridges(
+    index: int, kind: str, destination: str, expected: set[str]
+) -> None:
+    links = [replace(link(index, "docker0", "02:42:00:00:00:01"), kind=kind)]
+    routes = [DEFAULT, network(destination, index)]
+    left = beyond_bridges(PRIVATE, ONE, links, routes)
+    assert set(left) == expected
+    assert not leads_astray(ONE, left, routes if kind == "bridge" else [DEFAULT])
 
 
 @pytest.mark.parametrize(

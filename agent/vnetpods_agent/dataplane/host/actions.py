@@ -149,9 +149,10 @@ class HostActions:
         return happenings
 
     def _routing(self, state: HostState) -> list[Change]:
-        uplinks, _, main = self._uplinks(state)
-        astray = routing.leads_astray(uplinks, state.direct, main)
-        rules, routes = routing.wanted(uplinks, state.direct, astray=astray)
+        uplinks, links, main = self._uplinks(state)
+        direct = _direct(state, uplinks, links, main)
+        astray = routing.leads_astray(uplinks, direct, main)
+        rules, routes = routing.wanted(uplinks, direct, astray=astray)
         ours = [rule for rule in tables.rules(self._route) if rule.protocol == rt.PROTOCOL]
         if not rules and not ours:
             return []
@@ -188,8 +189,8 @@ class HostActions:
         """As long as no NIC is known, tables that an earlier process left serve running pods better than new ones."""
         if not state.nics and not self._loaded and list_tables():
             return []
-        uplinks, _, main = self._uplinks(state)
-        astray = routing.leads_astray(uplinks, state.direct, main)
+        uplinks, links, main = self._uplinks(state)
+        astray = routing.leads_astray(uplinks, _direct(state, uplinks, links, main), main)
         there = replace(
             state, nics=tuple(uplink.nic for uplink in uplinks)
         )  # the others' addresses are another machine's
@@ -321,6 +322,12 @@ def _keeps_the_others(conf: Path, name: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def _direct(
+    state: HostState, uplinks: Sequence[Uplink], links: Sequence[rt.Link], main: Sequence[rt.Route]
+) -> list[str]:
+    return routing.beyond_bridges(state.direct, uplinks, links, main) if state.guessed else list(state.direct)
 
 
 def _read(path: Path) -> str:

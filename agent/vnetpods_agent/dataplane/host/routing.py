@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from vnetpods_agent.dataplane.host.ruleset import MARK_MASK, NIC_LIMIT, collapsed, nic_mark, numbered
 from vnetpods_agent.dataplane.kernel_facts import Uplink
 from vnetpods_agent.dataplane.names import FIRST_INDEX
-from vnetpods_agent.dataplane.netlink.messages import ANY, RT_TABLE_MAIN, Route, Rule
+from vnetpods_agent.dataplane.netlink.messages import ANY, RT_TABLE_MAIN, Link, Route, Rule
 
 PRIORITY_HOST_ROUTES, PRIORITY_DIRECT, PRIORITY_MAIN, PRIORITY_NIC = 11800, 11801, 11802, 11803
 TABLE_BASE = 11800
@@ -33,6 +33,28 @@ def default_interface(routes: Iterable[Route]) -> int:
     destination by their metric, so the first counts.
     """
     return next((route.index for route in routes if not route.prefix), 0)
+
+
+def beyond_bridges(
+    direct: Iterable[str], uplinks: Sequence[Uplink], links: Iterable[Link], routes: Iterable[Route]
+) -> list[str]:
+    """Of direct CIDRs that are a guess, what is no network of the machine's own bridges: who is in those is here.
+    (Of CIDRs that the VNet is known to have, a bridge's network hides none.)
+    """
+    own = {uplink.link.index for uplink in uplinks}
+    bridges = {link.index for link in links if link.kind == "bridge"} - own
+    beyond = collapsed(direct)
+    for route in routes:
+        if route.index in bridges and route.prefix and not route.gateway:
+            local = ipaddress.IPv4Network((route.destination, route.prefix))
+            beyond = [part for network in beyond for part in _without(network, local)]
+    return [str(network) for network in beyond]
+
+
+def _without(network: ipaddress.IPv4Network, local: ipaddress.IPv4Network) -> Iterable[ipaddress.IPv4Network]:
+    if not network.overlaps(local):
+        return [network]
+    return network.address_exclude(local) if local.subnet_of(network) else []
 
 
 def leads_astray(uplinks: Sequence[Uplink], direct: Iterable[str], routes: Sequence[Route]) -> bool:
