@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # What a fresh Debian machine lacks. python3-venv only where the interpreter is Debian's own.
 DEBIAN := runc nftables iptables conntrack busybox-static iproute2 procps gcc libc6-dev containernetworking-plugins \
-  curl strace lua5.1
+  curl strace lua5.1 libdevmapper1.02.1
 image e2e-install: DEBIAN += buildah debootstrap
 bench-net: DEBIAN += iperf3
 PYTHON ?= python3
@@ -45,6 +45,7 @@ venv: system .venv/.stamp ## The virtual environment
 programs: venv ## Kubernetes, etcd, containerd and the shim, built once into the cache (25 minutes of processor time cold)
 	@$(V)/python -m tests.kube build
 	$(V)/python -m tests.agent.shim
+	$(V)/python -m tests.kube.debian docker.io containerd
 
 .PHONY: demo
 demo: venv programs ## The main job, end to end, on embedded parts (KEEP=1 leaves it up)

@@ -37,7 +37,14 @@ PARTS = {
         "tests/operator/test_[o-z]*.py",
     ),
     "operator-nics": ("tests/operator/test_nic*.py",),
-    "others": ("tests", "--ignore=tests/agent", "--ignore=tests/operator", "--ignore=tests/crds"),
+    "standalone": ("tests/standalone",),
+    "others": (
+        "tests",
+        "--ignore=tests/agent",
+        "--ignore=tests/operator",
+        "--ignore=tests/crds",
+        "--ignore=tests/standalone",
+    ),
 }
 GRACE = 30.0
 """Seconds that an interrupted part has for taking down what it has up."""

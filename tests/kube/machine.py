@@ -142,6 +142,7 @@ class Machine:
     folder: Path
     nameserver: str = "127.0.0.1"
     runs_containers: bool = True
+    durable: tuple[str, ...] = DURABLE
     daemons: dict[str, Daemon] = field(default_factory=dict)
     identity: Identity | None = None
     init: Identity | None = None
@@ -161,7 +162,7 @@ class Machine:
         if self.up:
             raise MachineError(f"machine {self.name} is already up")
         scratch = self.folder / "scratch"
-        durable = {path: self.folder / "disk" / path.strip("/").replace("/", "-") for path in DURABLE}
+        durable = {path: self.folder / "disk" / path.strip("/").replace("/", "-") for path in self.durable}
         for path in (*durable.values(), scratch, self.folder / "log"):
             path.mkdir(parents=True, exist_ok=True)
         hierarchies = cgroups.hierarchies() if self.runs_containers else []
