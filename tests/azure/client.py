@@ -1,4 +1,4 @@
-"""The running emulator and fabric, from another process: what demo and tests use.
+"""Client of the running emulator and fabric, for another process: used by demo and tests.
 
 `start(folder)` starts the process, `connect(folder)` finds one that runs; both give an `Azure`, which is
 arm.builder.Builder plus what only a fabric has. Synchronous; one connection to the admin socket per Azure; not for more
@@ -27,7 +27,7 @@ START_LIMIT = 20.0
 
 
 class Azure(Builder):
-    """A cloud with packets. `url` is ARM as seen from VMs and from the starter's namespace; `pid` is the process."""
+    """A cloud with packets. `url` is ARM as reached from VMs and from the starter's namespace; `pid` is the process."""
 
     def __init__(self, folder: Path) -> None:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -68,11 +68,11 @@ class Azure(Builder):
         self.power(machine, "restart")
 
     def capture(self, machine: str, path: Path, ifname: str = "eth0") -> None:
-        """Writes what passes a machine's link to a pcap file, until `capture_end`."""
+        """Captures a machine's link into a pcap file, until `capture_end`."""
         self._call("capture", machine=machine, path=str(path), ifname=ifname)
 
     def capture_end(self, machine: str) -> int:
-        """How many packets were written."""
+        """Ends the capture; returns the number of captured packets."""
         return int(self._call("capture_end", machine=machine))
 
     def disk(self, machine: str) -> Path:
@@ -81,7 +81,7 @@ class Azure(Builder):
         return self.folder / "disks" / machine
 
     def delete_vm(self, name: str, *, with_nic: bool = True) -> None:
-        """The VM, its namespace, and its `<name>-nic`."""
+        """Deletes the VM, its namespace, and its `<name>-nic`."""
         self.delete("Microsoft.Compute/virtualMachines", name)
         if with_nic:
             self.delete("Microsoft.Network/networkInterfaces", f"{name}-nic")
@@ -130,18 +130,18 @@ def start(folder: Path, *, duration: float = 1.5, outlive: bool = True) -> Azure
                 f"the emulator did not start (exit code {process.returncode}); {folder}/azure.log ends with:\n{tail}"
             )
         time.sleep(0.02)
-    # The emulator outlives this object on purpose; whoever holds the Azure ends it with stop().
+    # The emulator outlives this object on purpose; the holder of the Azure ends it with stop().
     process.returncode = 0 if process.returncode is None else process.returncode
     return Azure(folder)
 
 
 def connect(folder: Path) -> Azure:
-    """The one that runs with this folder. Raises FileNotFoundError when none does."""
+    """Connects to the process that runs with this folder. Raises FileNotFoundError if none does."""
     return Azure(folder)
 
 
 def _zombie(pid: int) -> bool:
-    """Ended, but its parent (often we) hasn't asked for its exit code."""
+    """Whether it has ended but its parent (often this process) hasn't reaped it."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:

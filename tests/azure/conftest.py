@@ -1,4 +1,4 @@
-"""The cloud that most tests of this room start from: VNet `net` with the subnets `pods` and `tiny`, and the VM `w1`."""
+"""The cloud that most tests here start from: VNet `net` with the subnets `pods` and `tiny`, and the VM `w1`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def part(cloud: Emulator, name: str, subnet: str = "net/pods", **properties: Any
 
 @pytest.fixture
 def write_nic(cloud: Emulator, network: NetworkManagementClient) -> WriteNic:
-    """PUTs a NIC made of ipConfigurations through the SDK; answers configuration → address."""
+    """PUTs a NIC with these ipConfigurations through the SDK; returns configuration → address."""
 
     async def write(name: str, *parts: Body, **properties: Any) -> dict[str, str]:
         body: Any = {"location": LOCATION, "properties": {"ipConfigurations": list(parts), **properties}}
@@ -57,7 +57,7 @@ def write_nic(cloud: Emulator, network: NetworkManagementClient) -> WriteNic:
 
 
 async def refusal(awaitable: Awaitable[Any]) -> tuple[int, str]:
-    """Status and code of the error that this ends with."""
+    """Status and code of the error that this raises."""
     with pytest.raises(HttpResponseError) as caught:
         await awaitable
     error = caught.value

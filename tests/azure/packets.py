@@ -22,7 +22,7 @@ def own(machine: str, address: str) -> Iterator[None]:
 
 
 def says(source: tuple[str, str], target: tuple[str, str]) -> str | None:
-    """Sends a datagram from (machine, address) to (machine, address); what the receiver saw as its source."""
+    """Sends a datagram from (machine, address) to (machine, address); returns the source that the receiver saw."""
     with (
         namespaces.open_socket(target[0], kind=socket.SOCK_DGRAM) as receiver,
         namespaces.open_socket(source[0], kind=socket.SOCK_DGRAM) as sender,
@@ -44,7 +44,7 @@ def get(machine: str, url: str, *options: str) -> str:
 
 @contextmanager
 def serving(machine: str, address: str, port: int, words: str = "hello") -> Iterator[None]:
-    """A machine answers HTTP on an address: first its words, then the caller's address."""
+    """Serves HTTP on a machine's address; the response is `words`, then the caller's address."""
     listener = namespaces.open_socket(machine)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, port))

@@ -1,9 +1,9 @@
-"""The emulator and the fabric as one process of their own, inside the fabric's namespace.
+"""The emulator and the fabric as one separate process, inside the fabric's namespace.
 
-Started by `python -m tests.azure` (`client.start` does that): makes the namespaces, moves into the fabric's, serves ARM
-on 20.0.0.1:8080, instance metadata on 169.254.169.254:80, the host on the internet, and the admin verbs on a unix
-socket. The state file appears when everything answers. On SIGTERM everything it made is taken away. A crash leaves
-namespaces, which the next start removes.
+Started by `python -m tests.azure` (`client.start` does that): creates the namespaces, moves into the fabric's, serves
+ARM on 20.0.0.1:8080, instance metadata on 169.254.169.254:80, the host on the internet, and the admin verbs on a unix
+socket. The state file appears once everything is served. On SIGTERM it removes everything that it created. A crash
+leaves namespaces, which the next start removes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def end_with_parent() -> None:
 
 
 def _prepare() -> None:
-    """The fabric's namespace, and the desk: a link from the namespace we were started in, which gets that name."""
+    """Creates the fabric's namespace, and a link to the one that the process was started in, which is named `desk`."""
     for leftover in (FABRIC, INTERNET, ONPREMISES, DESK):
         namespaces.delete(leftover)
     subprocess.run(["ip", "netns", "attach", DESK, str(os.getpid())], check=True)
@@ -146,7 +146,7 @@ def _write_state(folder: Path, admin: Path) -> None:
 
 
 class _Admin:
-    """One request per line, one answer per line: `{"verb", "arguments"}` → `{"result"}` or `{"error"}`."""
+    """One request and one response per line: `{"verb", "arguments"}` → `{"result"}` or `{"error"}`."""
 
     def __init__(self, emulator: Emulator, network: Network) -> None:
         self._emulator = emulator

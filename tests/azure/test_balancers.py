@@ -1,4 +1,4 @@
-"""Load balancers through the real SDK: pools by NIC and by address, and what they refuse."""
+"""Load balancers through the real SDK: pools by NIC and by address, and their refusals."""
 
 from __future__ import annotations
 

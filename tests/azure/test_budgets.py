@@ -1,4 +1,4 @@
-"""Throttling as the SDK meets it: 429 with Retry-After, and what the headers say is left."""
+"""Throttling through the SDK: 429 with Retry-After, and the remaining-requests headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real packets through the fabric: who reaches whom, and what is dropped for which reason."""
+"""Real packets through the fabric: reachability, and drops with their reasons."""
 
 from __future__ import annotations
 

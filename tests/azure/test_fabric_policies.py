@@ -55,7 +55,7 @@ def subnet(azure: Azure, name: str, prefix: str, **properties: Any) -> None:
 
 
 def soon(found: Callable[[], Any], expected: Any) -> None:
-    """Health probes need a moment."""
+    """Waits for the expected value: health probes need a moment."""
     deadline = time.monotonic() + pace.stretched(5)
     while (last := found()) != expected:
         assert time.monotonic() < deadline, f"{last!r} is not {expected!r}"

@@ -1,4 +1,4 @@
-"""Every effect of a fault rule, as the real SDK meets it."""
+"""Every effect of a fault rule, through the real SDK."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def azure() -> AsyncIterator[Emulator]:
 
 
 async def write(azure: Emulator, name: str = "vnetpods-1") -> str:
-    """GET, one configuration more, PUT with If-Match; the address it got."""
+    """GET, one more configuration, PUT with If-Match; returns the address it got."""
     async with network_client(azure.url) as network:
         nic = await network.network_interfaces.get(GROUP, "w1-nic")
         subnet = nic.ip_configurations[0].subnet.id
@@ -117,7 +117,7 @@ async def test_machine_vanishes_mid_write(azure: Emulator, after: bool, status: 
     ("body", "error"), [("", json.JSONDecodeError), ("oops", DecodeError)], ids=["HTML of a proxy", "cut JSON"]
 )
 async def test_garbage_is_no_json(azure: Emulator, body: str, error: type[Exception]) -> None:
-    """The SDK wraps what calls itself JSON, and lets the decoder's own error through for what doesn't."""
+    """The SDK wraps decoding errors if the content type is JSON, and passes the decoder's own error otherwise."""
     azure.build.fault("garbage", method="GET", argument=body)
     with pytest.raises(error):
         await write(azure)

@@ -1,4 +1,4 @@
-"""A real ManagedIdentityCredential gets its token from the emulator, and ARM knows whose it is."""
+"""A real ManagedIdentityCredential gets its token from the emulator, and ARM recognises its principal."""
 
 from __future__ import annotations
 

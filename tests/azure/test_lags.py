@@ -1,4 +1,4 @@
-"""Reads that lag behind writes, as the real SDK meets them."""
+"""Reads that lag behind writes, through the real SDK."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_nics_of_an_instance_lag_behind_its_model(cloud: Emulator, network
 
 
 async def test_answers_are_copies(cloud: Emulator) -> None:
-    """A removed address counts as taken for a while only if the store hasn't forgotten it with the caller's copy."""
+    """A removed address lingers only if a caller's change to its copy did not reach the store."""
     taken = cloud.build.add_address("w1-nic", "vnetpods-1")
     cloud.build.configure(removed_stays_taken=480.0)
     cloud.build.remove_address("w1-nic", "vnetpods-1")

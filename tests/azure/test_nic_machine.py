@@ -1,7 +1,7 @@
 """A randomised life of NICs: the emulator against a small independent model, always the same 2,000 steps.
 
 `python -m tests.azure.test_nic_machine` (in `make fuzz`) takes 20,000 other ones each time. The model is deliberately
-naive (sets of integers, everything looked up anew each time) and shares no code with the emulator.
+naive (sets of integers, everything recomputed each time) and shares no code with the emulator.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Nic:
 
 
 class Model:
-    """What the service promises, said as plainly as possible."""
+    """The service's promises, as plainly as possible."""
 
     def __init__(self) -> None:
         self.nics: dict[str, Nic] = {}
 
     def put(self, name: str, subnet: str, wishes: list[Wish]) -> str:
-        """The code of the refusal, or an empty text."""
+        """Returns the refusal's code, or an empty string."""
         old = self.nics.get(name)
         kept = old.addresses if old is not None and old.subnet == subnet else {}
         others = {a for other, nic in self.nics.items() if other != name and nic.subnet == subnet for a in all_of(nic)}
@@ -96,7 +96,7 @@ wishes = st.lists(st.tuples(st.sampled_from(NAMES), wish), min_size=1, max_size=
 
 
 class Life(RuleBasedStateMachine):
-    """The same steps for both."""
+    """Runs the same steps on emulator and model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Life(RuleBasedStateMachine):
         assert status == (400 if expected else 200 if known else 201)
 
     def one(self, number: int) -> str:
-        """The name of a NIC that exists."""
+        """The name of an existing NIC."""
         return sorted(self.model.nics)[number % len(self.model.nics)]
 
     @precondition(lambda self: self.model.nics)
@@ -210,7 +210,7 @@ class Life(RuleBasedStateMachine):
 
 
 def live(lives: int, *, same: bool) -> None:
-    """Lives of 100 steps each: the `same` as in every run, or new ones. Raises at a difference, with a way to it."""
+    """Lives of 100 steps each: the `same` as in every run, or new ones. Raises at a difference, with steps to it."""
     run_state_machine_as_test(
         Life,
         settings=settings(

@@ -1,4 +1,4 @@
-"""What a NIC PUT must satisfy, and which addresses it gets: through the real SDK."""
+"""Rules of a NIC PUT, and the addresses it gets, through the real SDK."""
 
 from __future__ import annotations
 

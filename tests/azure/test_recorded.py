@@ -1,4 +1,4 @@
-"""What recordings of real ARM traffic show, in the details that a client may lean on."""
+"""Details of recorded ARM traffic that a client may rely on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SET = "Microsoft.Compute/virtualMachineScaleSets"
 
 
 def ask(cloud: Emulator, method: str, path: str, body: Any = None, **headers: str) -> Reply:
-    """One request as the operator, its answer with all headers."""
+    """One request as the operator; returns the response with all headers."""
     query = {"api-version": API_VERSION}
     request = Request(method, path, query, headers, body=body, principal="operator", base=cloud.url)
     return cloud.cloud.handle(request, cloud.clock.now())

@@ -1,4 +1,4 @@
-"""Least privilege: the operator's role is enough for what it does, and each line of it is needed."""
+"""Least privilege: the operator's role suffices, and each of its actions is needed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cloud_with_groups(cloud: Emulator) -> Emulator:
 
 
 async def everyday(azure: Emulator) -> None:
-    """What the operator does for a standalone VM."""
+    """The operator's requests for a standalone VM."""
     async with compute_client(azure.url) as compute, network_client(azure.url) as network:
         vm = await compute.virtual_machines.get(GROUP, "w1")
         nic = await network.network_interfaces.get(GROUP, vm.network_profile.network_interfaces[0].id.rsplit("/", 1)[1])
@@ -55,7 +55,7 @@ async def everyday(azure: Emulator) -> None:
 
 
 async def uniform(azure: Emulator) -> None:
-    """What it does for a uniform instance."""
+    """The operator's requests for a uniform instance."""
     async with compute_client(azure.url) as compute, network_client(azure.url) as network:
         vm = await compute.virtual_machine_scale_set_vms.get(GROUP, "pool", "0")
         vm.storage_profile.image_reference = None
@@ -65,7 +65,7 @@ async def uniform(azure: Emulator) -> None:
 
 
 async def public_ip(azure: Emulator) -> None:
-    """A public address for a pod, and away with it."""
+    """Gives a pod a public address and removes it."""
     async with network_client(azure.url) as network:
         body: Any = {"location": LOCATION, "sku": {"name": "Standard"}, "properties": {}}
         made = await (await network.public_ip_addresses.begin_create_or_update(GROUP, "pod", body)).result()
@@ -79,7 +79,7 @@ async def public_ip(azure: Emulator) -> None:
 
 
 async def load_balancer(azure: Emulator) -> None:
-    """A pod behind a load balancer, by address."""
+    """Puts a pod behind a load balancer, by address."""
     vnet = {"id": azure.build.id("Microsoft.Network/virtualNetworks", "net")}
     member = {"name": "pod", "properties": {"ipAddress": "10.240.0.9", "virtualNetwork": vnet}}
     async with network_client(azure.url) as network:

@@ -1,4 +1,4 @@
-"""Many VMs fit into one process: what tests and benches of a large cluster rely on. Its speed is a bench's figure."""
+"""Many VMs fit into one process, which tests and benches of a large cluster rely on. Benches measure the speed."""
 
 from __future__ import annotations
 

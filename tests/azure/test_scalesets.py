@@ -31,7 +31,7 @@ async def addresses(network: NetworkManagementClient, instance: str) -> list[str
 async def grow(
     compute: ComputeManagementClient, instance: str, *names: str, primary: bool | None = True, **properties: Any
 ) -> None:
-    """What the operator does: GET, image reference to null, more configurations, PUT with If-Match."""
+    """Grows like the operator: GET, image reference to null, more configurations, PUT with If-Match."""
     vm = await compute.virtual_machine_scale_set_vms.get(GROUP, "pool", instance)
     parts = vm.network_profile_configuration.network_interface_configurations[0].ip_configurations
     parts[0].primary = primary

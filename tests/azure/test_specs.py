@@ -1,5 +1,4 @@
-"""The published examples against the emulator: what is sent comes back, and answers have what the published ones
-have."""
+"""The published examples against the emulator: a GET returns what was PUT, with the published properties."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ NAMES = {
     balancers.POOL: ("loadBalancerName", "backendAddressPoolName"),
 }
 NOT_GIVEN = {
-    # the service's inner workings, and defaults of fields that vnetpods never looks at
+    # the service's internals, and defaults of fields that vnetpods never reads
     "loadDistribution", "enableTcpReset", "allowBackendPortConflict", "ipTags", "remoteBgpCommunities",
     "inboundNatRules", "outboundRules", "loadBalancingRules", "defaultSecurityRules", "networkInterfaces",
     "disableBgpRoutePropagation", "idleTimeoutInMinutes", "remoteVirtualNetworkEncryption", "protocol",
@@ -67,7 +66,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def localized(value: Any) -> Any:
-    """An example's ids, moved into our subscription and group."""
+    """The example with its ids moved into our subscription and group."""
     if isinstance(value, dict):
         return {name: localized(inner) for name, inner in value.items()}
     if isinstance(value, list):

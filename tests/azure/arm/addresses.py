@@ -1,8 +1,8 @@
-"""Who holds which address of a subnet: static and dynamic allocation, reserved addresses, /28 blocks.
+"""Address allocation in a subnet: static and dynamic addresses, reserved addresses, /28 blocks.
 
-Pure. One SubnetSpace per subnet; its owner is the model, which calls it while it decides about a write. `Claim`
-collects what one write wants and commits it in one go, so that a refused write changes nothing. Rules: a subnet's first
-four addresses and its last are reserved; SubnetIsFull is the authority; a removed address may stay taken for a while.
+Pure. One SubnetSpace per subnet, owned by the model, which calls it while it decides on a write. `Claim` collects the
+addresses of one write and commits them at once, so that a refused write changes nothing. Rules: a subnet's first four
+addresses and its last are reserved; SubnetIsFull is the authority; a removed address may stay taken for a while.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SubnetSpace:
     taken: dict[int, Holder] = field(default_factory=dict)
     lingering: dict[int, float] = field(default_factory=dict)
     _low: int = 0
-    """Everything below is taken or reserved: where the search for a free address starts."""
+    """Every address below is taken or reserved: the search for a free one starts here."""
 
     def __post_init__(self) -> None:
         self.networks.sort()
@@ -53,7 +53,7 @@ class SubnetSpace:
         return address not in self.taken and self.lingering.get(address, 0.0) <= now
 
     def lowest(self, now: float, besides: set[int]) -> int | None:
-        """The lowest address that can be given away."""
+        """The lowest free address, or None."""
         untaken = None
         for network in self.networks:
             first, last = int(network[0]) + RESERVED_AT_START, int(network[-1])
@@ -94,7 +94,7 @@ def addresses_of(text: str) -> range:
 
 @dataclass(slots=True)
 class Claim:
-    """What one write wants from one subnet: `keep` what it has, `static` values, `dynamic` ones; then `commit`."""
+    """The addresses that one write wants from one subnet: `keep`, `static`, `dynamic`; then `commit`."""
 
     space: SubnetSpace
     owner: str
@@ -105,7 +105,7 @@ class Claim:
     _claimed: dict[int, str] = field(default_factory=dict)
 
     def static(self, name: str, text: str) -> str:
-        """Raises the error ARM gives when the address can't be had."""
+        """Raises ARM's error if the address is not available."""
         try:
             addresses = addresses_of(text)
         except ValueError as error:
@@ -128,7 +128,7 @@ class Claim:
         return self._claim(name, text, addresses_of(text))
 
     def commit(self, linger: float) -> None:
-        """Frees what is no longer wanted, takes what is; `linger` seconds a freed address stays taken."""
+        """Frees addresses no longer wanted and takes the new ones; a freed address stays taken for `linger` seconds."""
         for name, text in self.previous.items():
             if self.wanted.get(name) != text:
                 self.space.release(addresses_of(text), self.now + linger if linger else 0.0)

@@ -1,4 +1,4 @@
-"""What a test may do to a cloud besides sending it requests: act as its owner, read the ledger, change settings.
+"""The tests' control of a cloud beside requests: act as its owner, read the ledger, change settings.
 
 A small set of verbs with plain JSON values, so that it works the same within a process and through a socket. The
 owner's ARM requests obey all rules of the service but have no budget, meet no faults and are not in the ledger.
@@ -20,7 +20,7 @@ API_VERSION = "2024-01-01"
 
 
 class RefusedError(Exception):
-    """The cloud said no to something that a test wanted."""
+    """The cloud refused a test's request."""
 
 
 class Call(Protocol):
@@ -37,7 +37,7 @@ class Admin:
         self._clock = clock
 
     def call(self, verb: str, **arguments: Any) -> Any:
-        """Raises RefusedError when there is no such verb, or the service refuses."""
+        """Calls a verb. Raises RefusedError if there is no such verb, or if the service refuses."""
         method = getattr(self, verb, None)
         if verb.startswith("_") or verb == "call" or method is None:
             raise RefusedError(f"the emulator has no verb {verb}")

@@ -104,7 +104,7 @@ def write_pool(model: Model, pool: ResourceId, body: Body, current: Resource | N
 
 
 def written_pool(model: Model, pool: Resource, previous: Body | None) -> None:
-    """A pool shares its balancer's fate: a new etag for both."""
+    """A change to a pool is one to its balancer: a new etag for both."""
     balancer = model.store.get(pool.id.parent)
     if balancer is not None:
         balancer.changed()
@@ -138,7 +138,7 @@ def remove_pool(model: Model, pool: Resource, now: float) -> None:
 
 
 def check_members(model: Model, parts: list[Body]) -> None:
-    """What pools and outbound rules say about a NIC that wants to be in them."""
+    """Checks a NIC that joins pools against their rules and outbound rules."""
     for part in parts:
         for reference in part["properties"].get("loadBalancerBackendAddressPools", ()):
             pool = model.store.get(reference["id"])
@@ -238,7 +238,7 @@ def _check_outbound(model: Model, properties: Body) -> None:
 def _frontends(
     model: Model, balancer: ResourceId, parts: list[Body], current: Resource | None, now: float
 ) -> list[Claim]:
-    """Private frontends get an address of their subnet; what they had they keep."""
+    """Gives private frontends an address of their subnet; they keep one that they have."""
     before = {
         part["name"].lower(): part["properties"].get("privateIPAddress", "")
         for part in (current.properties["frontendIPConfigurations"] if current else ())

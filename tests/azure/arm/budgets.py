@@ -1,8 +1,8 @@
-"""How many requests are allowed: the published limits of ARM, of Microsoft.Network and of Microsoft.Compute.
+"""Throttling: the published request limits of ARM, of Microsoft.Network and of Microsoft.Compute.
 
-Pure token buckets and one fixed window. An early request after a 429 is refused again with a longer wait. What is left
-is told in the `x-ms-ratelimit-remaining-*` headers of every answer. Figures are public documentation, per subscription
-and, for ARM's own, per principal.
+Pure token buckets and one fixed window. An early request after a 429 is refused again with a longer wait. Every
+response has the remaining requests in `x-ms-ratelimit-remaining-*` headers. Figures are from public documentation, per
+subscription and, for ARM's own, per principal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INSTANCE_WRITE = "microsoft.compute/virtualmachinescalesets/virtualmachines/writ
 
 @dataclass(slots=True)
 class Bucket:
-    """`size` at most, `rate` per second coming in."""
+    """Holds up to `size` tokens, refilled at `rate` per second."""
 
     size: float
     rate: float
@@ -32,7 +32,7 @@ class Bucket:
         self.left = self.size
 
     def take(self, now: float) -> float:
-        """0 when there was one, else the seconds to wait; asking before that makes it longer."""
+        """Takes a token and returns 0, or returns the seconds to wait; an earlier attempt makes the wait longer."""
         self.left = min(self.size, self.left + (now - self.at) * self.rate)
         self.at = now
         if self.left >= 1:
@@ -45,7 +45,7 @@ class Bucket:
 
 @dataclass(slots=True)
 class Window:
-    """So many per fixed span of seconds, as Microsoft.Network counts."""
+    """A number of requests per fixed window, as Microsoft.Network counts."""
 
     size: float
     span: float
@@ -77,7 +77,7 @@ class Budgets:
     def spend(
         self, principal: str, subscription: str, method: str, permission: str, scope: str, now: float
     ) -> dict[str, str]:
-        """Headers for the answer. Raises the 429 of the first limit that is exceeded."""
+        """Returns the response's headers. Raises the 429 of the first exceeded limit."""
         if not self._settings.throttling:
             return {}
         limits = self._settings.limits
@@ -100,7 +100,7 @@ class Budgets:
         return headers
 
     def forget(self) -> None:
-        """All counters start anew."""
+        """Resets all counters."""
         self._counters.clear()
 
     def _network(self, subscription: str, kind: str, now: float) -> None:

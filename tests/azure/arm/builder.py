@@ -2,8 +2,8 @@
 the product.
 
 Everything goes through `Cloud.handle` as the owner (who has no budget, no faults and no line in the ledger), so that
-what is built obeys the same rules. Every method takes and returns plain values: the client of the running emulator
-offers the same ones.
+the same rules apply. Every method takes and returns plain values: the client of the running emulator offers the same
+methods.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Builder:
         return f"/subscriptions/{self.subscription}/resourceGroups/{self.group}/providers/{provider}/{path}"
 
     def request(self, method: str, path: str, body: Body | None = None) -> Body:
-        """Any ARM request as the owner. Raises RefusedError with the service's words."""
+        """Sends any ARM request as the owner. Raises RefusedError with the service's message."""
         found: Body = self._call("arm", method=method, path=path, body=body)
         return found
 
     def put(self, kind: str, name: str, properties: Body | None = None, **rest: Any) -> Body:
-        """Any resource of a kind; returns its body."""
+        """Creates a resource of any kind; returns its body."""
         return self.request("PUT", self.id(kind, name), {"location": LOCATION, "properties": properties or {}, **rest})
 
     def get(self, kind: str, name: str) -> Body:
@@ -153,7 +153,7 @@ class Builder:
         return {part["name"]: part["properties"]["privateIPAddress"] for part in parts}
 
     def add_address(self, nic: str, name: str, address: str | None = None, **properties: Any) -> str:
-        """Somebody else adds an ipConfiguration to a NIC; returns the address it got."""
+        """Adds an ipConfiguration to a NIC, as another writer; returns the address it got."""
         body = self.nic(nic)
         reference = body["properties"]["ipConfigurations"][0]["properties"]["subnet"]
         part: Body = {
@@ -171,7 +171,7 @@ class Builder:
         return self.addresses(nic)[name]
 
     def remove_address(self, nic: str, name: str) -> None:
-        """Somebody else removes an ipConfiguration from a NIC."""
+        """Removes an ipConfiguration from a NIC, as another writer."""
         body = self.nic(nic)
         parts = [part for part in body["properties"]["ipConfigurations"] if part["name"].lower() != name.lower()]
         body["properties"]["ipConfigurations"] = parts
@@ -196,11 +196,11 @@ class Builder:
         return float(self._call("now"))
 
     def assign_role(self, principal: str, actions: list[str], scope: str = "/") -> None:
-        """From now on this principal may only do what its assignments say (without any it may do everything)."""
+        """Restricts the principal to its assignments from now on (without any it may do everything)."""
         self._call("assign_role", principal=principal, actions=actions, scope=scope)
 
     def revoke_roles(self, principal: str) -> None:
-        """Back to everything."""
+        """Removes the principal's assignments: it may do everything again."""
         self._call("revoke_roles", principal=principal)
 
     def limit(self, **limits: tuple[float, float]) -> None:
@@ -208,11 +208,11 @@ class Builder:
         self._call("limit", **{name: list(values) for name, values in limits.items()})
 
     def fault(self, effect: Effect, **rule: Any) -> None:
-        """Lets requests go wrong by a rule: see faults.Fault for its fields."""
+        """Adds a fault rule: see faults.Fault for its fields."""
         self._call("fault", effect=effect, **rule)
 
     def fault_hits(self) -> list[int]:
-        """How often each rule has acted, in the order they were added."""
+        """Number of times that each rule has acted, in the order they were added."""
         hits: list[int] = self._call("fault_hits")
         return hits
 
@@ -220,7 +220,7 @@ class Builder:
         self._call("clear_faults")
 
     def keep(self, resource: str = "*") -> str:
-        """Remembers how the resources whose id fits the shell pattern look now; returns the mark for `lag`."""
+        """Remembers the present state of resources whose id matches the shell pattern; returns the mark for `lag`."""
         return str(self._call("keep", resource=resource))
 
     def lag(
@@ -231,15 +231,14 @@ class Builder:
         seconds: float | None = None,
         alternating: bool = False,
     ) -> str:
-        """Reads of these resources answer what they were at the mark (None: what they are now), body and etag, for so
-        many seconds of cloud time or until `release`; `alternating`: the first read does, the second doesn't, and so
-        on. Returns the mark."""
+        """Makes reads of these resources return body and etag as of the mark (None: as of now), for `seconds` of cloud
+        time or until `release`; `alternating`: the first read does, the second doesn't, and so on. Returns the mark."""
         kept = self.keep(resource) if mark is None else mark
         self._call("lag", mark=kept, seconds=seconds, alternating=alternating)
         return kept
 
     def release(self, mark: str | None = None) -> None:
-        """Reads that this mark held back (None: all) see again what is."""
+        """Ends the lag of reads by this mark (None: by all)."""
         self._call("release", mark=mark)
 
     def advance(self, seconds: float) -> None:

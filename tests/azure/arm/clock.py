@@ -13,13 +13,13 @@ from typing import Protocol
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Seconds since the epoch, as far as this cloud is concerned."""
+        """Seconds since the epoch by this cloud's clock."""
 
     async def sleep(self, seconds: float) -> None:
         """Lets cloud time pass before a slow answer."""
 
     def polled(self, due: float) -> None:
-        """Somebody waits for an operation that ends at `due`."""
+        """Called when a poller waits for an operation that ends at `due`."""
 
 
 class SystemClock:

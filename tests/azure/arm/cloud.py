@@ -25,7 +25,7 @@ from tests.azure.arm.store import Resource, Store, guid
 from tests.azure.arm.writes import OWNER
 
 ARM_CODES = ("ResourceGroupNotFound", "ResourceNotFound", "InvalidResourceType", "SubscriptionRequestsThrottled")
-"""What ARM says without asking the service."""
+"""Errors that ARM returns without calling the service."""
 HISTORY = 16
 """How many earlier states of a NIC are kept for instance metadata."""
 
@@ -44,7 +44,7 @@ class Cloud:
         self.roles = Roles()
         self.budgets = Budgets(self.settings)
         self.generation = 0
-        """Changes with every write; whoever mirrors the cloud (the fabric) compares it."""
+        """Changes with every write; a mirror of the cloud (the fabric) compares it."""
         self.gateways: set[str] = set()
         """Keys of VNets that have a gateway to the network on-premises; the gateway itself is not emulated."""
         self._links: dict[str, dict[str, str]] = {}
@@ -53,7 +53,7 @@ class Cloud:
     # -- Model
 
     def delete(self, resource: Resource, now: float) -> None:
-        """Takes a resource away with all that its type says about it."""
+        """Removes a resource, with the effects that its type defines."""
         BY_TYPE[resource.id.kind].remove(self, resource, now)
         if self.store.get(resource.id) is not None:
             self.store.remove(resource)
@@ -84,7 +84,7 @@ class Cloud:
     # -- requests
 
     def handle(self, request: Request, now: float) -> Reply:
-        """One request, answered."""
+        """Handles one request."""
         self.operations.settle(now)
         self._requests += 1
         wanted: routes.Target | None = None
@@ -97,7 +97,7 @@ class Cloud:
             reply = self._faulty(request, wanted, now, fault) if fault else self._admitted(request, wanted, now)
         except ArmError as error:
             reply = Reply(error.status, error.body(), {"x-ms-failure-cause": _cause(error), **error.headers})
-        # what is answered is a copy: the store's own body would change under a slow answer or in a caller's hands
+        # reply with a copy: the store's own body would change under a slow response or in a caller's hands
         reply.body = msgspec.json.decode(msgspec.json.encode(reply.body))
         if fault is not None:
             mishaps.spoil(fault, reply)
@@ -119,7 +119,7 @@ class Cloud:
         )
 
     def _faulty(self, request: Request, wanted: routes.Target, now: float, fault: Fault) -> Reply:
-        """What a fault does to the model or instead of it; `mishaps.spoil` does the rest to the answer."""
+        """Applies a fault to the model or instead of it; `mishaps.spoil` does the rest to the reply."""
         if fault.effect == "status":
             headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
             raise ArmError(fault.status, fault.code, fault.message, headers=headers)
@@ -143,7 +143,7 @@ class Cloud:
     def _admitted(
         self, request: Request, wanted: routes.Target, now: float, outcome: writes.Outcome | None = None
     ) -> Reply:
-        """The request as a healthy service treats it."""
+        """Handles the request as a healthy service does."""
         remaining: dict[str, str] = {}
         if request.principal != OWNER:
             subscription, scope = wanted.subscription, wanted.scope
@@ -158,7 +158,7 @@ class Cloud:
         return reply
 
     def _lagging(self, request: Request, wanted: routes.Target, now: float) -> Reply | None:
-        """What a read that lags answers."""
+        """The reply to a lagging read."""
         if request.method != "GET" or request.principal == OWNER or wanted.asked != "resource" or wanted.id is None:
             return None
         return self.lags.answer(wanted.id, now)
@@ -199,7 +199,7 @@ class Cloud:
 
 
 def _cause(error: ArmError) -> str:
-    """Who refused: ARM itself, or the service behind it."""
+    """The origin of a refusal: ARM itself, or the service behind it."""
     return "gateway" if error.status in (401, 403) or error.code in ARM_CODES else "service"
 
 

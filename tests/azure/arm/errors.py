@@ -11,7 +11,7 @@ from typing import Any
 
 
 class ArmError(Exception):
-    """One refusal, as the service words it."""
+    """One refusal, in the service's words."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class ArmError(Exception):
         return {"error": self.error()}
 
     def error(self) -> dict[str, Any]:
-        """The inner object, as it also stands in a failed operation."""
+        """The inner object, which a failed operation has, too."""
         details = [{"code": code, "message": message} for code, message in self.details]
         return {"code": self.code, "message": self.message, "details": details}
 

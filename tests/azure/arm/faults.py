@@ -1,8 +1,8 @@
-"""Faults by rule: which requests go wrong, and how.
+"""Fault rules: which requests fail, and how.
 
-Pure. A test adds Faults; for every request (except the owner's) the first rule that fits and is due gives its effect,
-which `cloud.py` carries out. Counting is per rule: `nth` is the first fitting request that is hit, `times` how many are
-(None: all from there on), `probability` with `seed` thins them out reproducibly.
+Pure. A test adds Faults; for every request (except the owner's) the first rule that matches and is due gives its
+effect, which `cloud.py` applies. Counting is per rule: `nth` is the first matching request that is hit, `times` how
+many are (None: all from there on), `probability` with `seed` thins them out reproducibly.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Fault:
         return all(fnmatchcase(value.lower(), pattern.lower()) for value, pattern in pairs)
 
     def due(self) -> bool:
-        """Counts one fitting request; whether it is hit."""
+        """Counts one matching request; returns whether it is hit."""
         self.seen += 1
         if self.seen < self.nth or (self.times is not None and self.hit >= self.times):
             return False
@@ -94,6 +94,6 @@ class Faults:
         self.rules.clear()
 
     def match(self, request: Request, permission: str) -> Fault | None:
-        """The fault for this request. Every fitting rule counts it, only the first due one acts."""
+        """The fault for this request. Every matching rule counts it, only the first due one acts."""
         due = [fault for fault in self.rules if fault.fits(request, permission) and fault.due()]
         return due[0] if due else None

@@ -1,7 +1,7 @@
-"""Managed identities: the token endpoint of instance metadata, and who a token belongs to.
+"""Managed identities: the token endpoint of instance metadata, and the principal of a token.
 
-Pure. A token is an unsigned JWT whose `oid` is the principal's name. A bearer that is no JWT is itself the name, which
-is handy in tests with a static credential.
+Pure. A token is an unsigned JWT whose `oid` is the principal's name. A bearer token that is no JWT is itself the name,
+for tests with a static credential.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def token(principal: str, resource: str, now: float) -> str:
 
 
 def principal(authorization: str) -> str:
-    """Who calls, from the Authorization header; empty when nobody says."""
+    """The principal in the Authorization header; empty without one."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() != "bearer" or not value:
         return ""

@@ -1,7 +1,7 @@
-"""What a resource id is: parsing, comparing, and the type behind it.
+"""Resource ids: parsing, comparison, and the type.
 
-ARM compares ids without regard to case and gives them back as they were first written, so a ResourceId keeps the text
-and compares by `key`. Pure; called from everywhere in this package.
+ARM compares ids without regard to case and returns them as they were first written, so a ResourceId keeps the text and
+compares by `key`. Pure; used everywhere in this package.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Reads that lag: ARM answers a GET with what a resource was, for minutes, and may go back and forth.
+"""Lagging reads: ARM returns a resource's earlier state to a GET, for minutes, and may alternate.
 
-Pure. A test keeps a *mark* (what the resources that fit a pattern are at that moment), and later or at once lets reads
-answer with it: for some seconds of cloud time, or until it is released. Body and etag are the former ones; a resource
-that has gone since is still there, one that came since is not yet. Writes see what is: only the reader is late. The
-owner's reads never lag. Nothing lags that no mark covers; a later rule goes before an earlier one.
+Pure. A test keeps a *mark* (the state of all resources that match a pattern at that moment), and then or later makes
+reads return it: for some seconds of cloud time, or until it is released. Body and etag are the earlier ones; a resource
+deleted since still exists, one created since does not yet. Writes see the present state: only reads are late. The
+owner's reads never lag. Only resources covered by a mark lag; a later rule precedes an earlier one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.azure.arm.store import Body, Resource
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What was: bodies as a GET answered them, by key."""
+    """An earlier state: bodies as a GET returned them, by key."""
 
     pattern: str
     bodies: dict[str, bytes]
@@ -34,8 +34,8 @@ class Mark:
 
 @dataclass(slots=True)
 class Lag:
-    """Reads answer with the mark until `until`; if `alternating`, every second read of a resource does, from the
-    first on."""
+    """Reads return the mark until `until`; if `alternating`, every second read of a resource does, starting with the
+    first."""
 
     name: str
     mark: Mark
@@ -58,7 +58,7 @@ class Lags:
         self._rules: list[Lag] = []
 
     def keep(self, pattern: str, found: Iterable[Resource], shown: Callable[[Resource], Body]) -> str:
-        """Remembers how the resources whose id fits look now; returns the mark's name."""
+        """Remembers the present state of resources whose id matches; returns the mark's name."""
         wanted = pattern.lower()
         bodies = {r.id.key: msgspec.json.encode(shown(r)) for r in found if fnmatchcase(r.id.key, wanted)}
         name = f"mark-{len(self._marks)}"
@@ -66,15 +66,15 @@ class Lags:
         return name
 
     def start(self, name: str, until: float | None, *, alternating: bool) -> None:
-        """From now on reads answer with the mark."""
+        """Makes reads return the mark from now on."""
         self._rules.insert(0, Lag(name, self._marks[name], until, alternating))
 
     def release(self, name: str | None) -> None:
-        """Reads see what is again: those that this mark held back, or all."""
+        """Ends the lag of reads by this mark, or by all."""
         self._rules = [rule for rule in self._rules if name is not None and rule.name != name]
 
     def answer(self, wanted: ResourceId, now: float) -> Reply | None:
-        """What a GET of the resource answers, if it lags. Raises the 404 of something that is not there yet."""
+        """The reply to a GET of the resource, if it lags. Raises the 404 of a resource that doesn't exist yet."""
         rule = self._rule(wanted.key, now)
         if rule is None:
             return None
@@ -85,7 +85,7 @@ class Lags:
         return Reply(200, former, {"ETag": former["etag"]})
 
     def listed(self, reply: Reply, now: float) -> None:
-        """The same for the members of a list; what has gone since isn't listed again."""
+        """The same for the members of a list; deleted resources aren't listed again."""
         if not self._rules or not isinstance(reply.body, dict) or "value" not in reply.body:
             return
         members: list[Any] = []

@@ -1,7 +1,6 @@
 """Standalone virtual machines (and flexible scale-set instances, which are the same thing).
 
-Pure. Writing a VM attaches its NICs: only then they have a MAC address, know their machine and whether they are its
-primary.
+Pure. Writing a VM attaches its NICs: only then do they have a MAC address, a machine and a primary flag.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def nic_ids(body: Body) -> list[str]:
 
 
 def mac(nic: str) -> str:
-    """The MAC address a NIC gets, in ARM's spelling; derived from the id, under a vendor prefix of Azure."""
+    """The MAC address of a NIC, in ARM's spelling; derived from the id, under a vendor prefix of Azure."""
     digest = hashlib.sha1(nic.lower().encode()).digest()
     return "-".join(f"{octet:02X}" for octet in (0x00, 0x0D, 0x3A, *digest[:3]))
 
@@ -49,7 +48,7 @@ def write(model: Model, vm: ResourceId, body: Body, current: Resource | None, no
 
 
 def written(model: Model, vm: Resource, previous: Body | None) -> None:
-    """Attaches what is listed, detaches what no longer is."""
+    """Attaches the listed NICs, detaches those no longer listed."""
     wanted = nic_ids(vm.body)
     for reference in nic_ids(previous or {}):
         if key(reference) not in map(key, wanted):

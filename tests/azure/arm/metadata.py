@@ -1,6 +1,6 @@
-"""What instance metadata says about a machine's network.
+"""A machine's network in instance metadata.
 
-Pure: the document of `GET /metadata/instance/network`, made from the NICs as they are (or, with a lag, as they were).
+Pure: the document of `GET /metadata/instance/network`, made from the NICs' present (or, with a lag, earlier) state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def network(cloud: Cloud, wanted: list[str], now: float) -> dict[str, Any]:
 
 
 def _known(cloud: Cloud, nic: Resource, now: float) -> list[Body]:
-    """The configurations that metadata has heard of: a change is known `metadata_lag` after its operation's end."""
+    """The configurations that metadata shows: a change appears `metadata_lag` after its operation's end."""
     lag = cloud.settings.metadata_lag
     if lag is not None:
         for done, before in nic.memory.get("history", ()):

@@ -1,4 +1,4 @@
-"""What a fault does: to the model before or after a request, to the operation, to the answer on the wire.
+"""The effects of faults: on the model before or after a request, on the operation, on the response.
 
 Pure; called from `cloud.Cloud.handle` with the rule that is due (see `faults`).
 """
@@ -34,7 +34,7 @@ def outcome(fault: Fault) -> Outcome | None:
 
 
 def spoil(fault: Fault, reply: Reply) -> None:
-    """The part of a fault that only the wire shows."""
+    """Applies the part of a fault that shows only on the wire."""
     if fault.effect == "reset":
         reply.cut = True
     elif fault.effect == "timeout":
@@ -47,7 +47,7 @@ def spoil(fault: Fault, reply: Reply) -> None:
 
 
 def other_writer(model: Writable, wanted: Target, fault: Fault, now: float) -> None:
-    """Cloud-provider, Terraform or a person writes the same NIC (or instance) a moment before the caller does."""
+    """Writes the same NIC (or instance) just before the caller, as cloud-provider, Terraform or a person would."""
     found = model.store.get(wanted.id) if wanted.id is not None else None
     if found is None or not (nics.is_nic(found) or found.id.kind == scalesets.INSTANCE.lower()):
         return
@@ -81,7 +81,7 @@ def _changed(parts: list[Body], fault: Fault) -> list[Body]:
 
 
 def vanish(model: Writable, wanted: Target, now: float) -> None:
-    """The machine behind a resource is deleted, with its NICs."""
+    """Deletes the machine of a resource, with its NICs."""
     resource = model.store.get(wanted.id) if wanted.id is not None else None
     if resource is None:
         return

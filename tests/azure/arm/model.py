@@ -1,4 +1,4 @@
-"""What the rules of one resource type need from the cloud, and what a type is made of.
+"""The interface between the cloud and the rules of one resource type, both ways.
 
 Pure. `kinds.py` lists the types; `cloud.py` is the Model.
 """
@@ -25,7 +25,7 @@ class Model(Protocol):
     def delete(self, resource: Resource, now: float) -> None: ...
 
     def remember(self, resource: Resource, now: float, done: float) -> None:
-        """Called before a change whose operation ends at `done`: keeps what stale reads and slow metadata will need."""
+        """Called before a change whose operation ends at `done`: keeps the state for stale reads and slow metadata."""
 
     def links(self, target: str) -> list[str]:
         """Ids of those that refer to a resource."""
@@ -49,9 +49,9 @@ def _body(model: Model, resource: Resource) -> Body:
 class Kind:
     """One resource type.
 
-    `write` decides about a PUT: it raises ArmError and changes nothing, or returns the new body (and has taken what it
-    needs). `written` runs once the body is stored, `remove` before a resource goes away (and may refuse), `shown` makes
-    the body of a GET.
+    `write` decides on a PUT: it raises ArmError and changes nothing, or returns the new body (and has allocated what it
+    needs). `written` runs once the body is stored, `remove` before a resource is deleted (and may refuse), `shown`
+    makes the body of a GET.
     """
 
     type: str

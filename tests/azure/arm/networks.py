@@ -28,7 +28,7 @@ def prefixes(vnet: Resource) -> list[str]:
 
 
 def write(model: Model, vnet: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
-    """Inline subnets are checked here and stored by `written`; those left out of a list that is given go."""
+    """Checks inline subnets, which `written` stores; subnets missing from a given list are deleted."""
     properties = dict(body.get("properties") or {})
     spaces = [network(prefix) for prefix in (properties.get("addressSpace") or {}).get("addressPrefixes") or ()]
     if not spaces:

@@ -1,7 +1,6 @@
-"""What a NIC must satisfy before it gets addresses: one check per rule, each with the error ARM gives.
+"""Checks of a NIC before it gets addresses: one per rule, each with ARM's error.
 
-Pure and without effect; called from `nics.write` in the service's order, so that the first problem is the one that is
-reported.
+Pure; called from `nics.write` in the service's order, so that the first problem is the one reported.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ def check_asgs(parts: list[Body]) -> None:
 
 
 def check_references(model: Model, nic: ResourceId, wanted: Body, parts: list[Body]) -> None:
-    """Whatever a NIC refers to must exist and be settled; only the first problem is reported, as the service does."""
+    """Everything that a NIC refers to must exist and be settled; only the first problem is reported, as by ARM."""
     for reference in references(wanted, parts):
         target = _referenced(model, parse(reference))
         if target is None:

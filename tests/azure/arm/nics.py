@@ -1,10 +1,9 @@
-"""Network interfaces: what a PUT must satisfy, and which addresses it gets.
+"""Network interfaces: rules of a PUT, and the addresses it gets.
 
-Pure; called from `cloud.Cloud.handle`. A PUT replaces the whole NIC: what it leaves out is reset, what the service
-itself decides (macAddress, virtualMachine, primary) is kept, properties nobody here knows survive. Either everything of
-a write happens or nothing. Rules (documented by the service's errors): one subnet per NIC, one set of ASGs, exactly one
-primary and it is IPv4, unique names, at most 256 addresses per NIC and per VM, /28 blocks on secondary configurations
-only.
+Pure; called from `cloud.Cloud.handle`. A PUT replaces the whole NIC: omitted properties are reset, those owned by the
+service (macAddress, virtualMachine, primary) are kept, properties unknown here survive. A write is applied as a whole
+or not at all. Rules (documented by the service's errors): one subnet per NIC, one set of ASGs, exactly one primary and
+it is IPv4, unique names, at most 256 addresses per NIC and per VM, /28 blocks on secondary configurations only.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def held(resource: Resource | None) -> dict[str, str]:
 
 
 def write(model: Model, nic: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
-    """The NIC as it is after this PUT, addresses allocated. Raises ArmError and changes nothing when a rule says no."""
+    """The NIC after this PUT, addresses allocated. Raises ArmError and changes nothing if a rule is violated."""
     wanted = body.get("properties") or {}
     parts = [_configuration(nic, part) for part in wanted.get("ipConfigurations") or ()]
     _inherit_subnet(parts)
@@ -83,7 +82,7 @@ def unlinked(model: Model, resource: Resource) -> None:
 
 
 def release(model: Model, resource: Resource, now: float) -> None:
-    """Gives all addresses back, without asking."""
+    """Frees all addresses, without any check."""
     space = model.spaces.get(_subnet_key(resource))
     if space is not None:
         Claim(space, resource.id.key, now, held(resource)).commit(model.settings.removed_stays_taken)
@@ -190,7 +189,7 @@ def _assemble(nic: ResourceId, body: Body, wanted: Body, parts: list[Body], curr
 
 
 def written(model: Model, nic: Resource, previous: Body | None) -> None:
-    """Who uses which public IP, security group or pool is kept up to date in the links."""
+    """Updates the links from public IPs, security groups and pools to their users."""
     for reference in _linked(previous):
         model.unlink(reference[0], reference[1])
     for reference in _linked(nic.body):
@@ -211,5 +210,5 @@ def _linked(body: Body | None) -> list[tuple[str, str]]:
 
 
 def is_nic(resource: Resource) -> bool:
-    """Of a machine or of a scale-set instance."""
+    """Whether it is a NIC, of a machine or of a scale-set instance."""
     return resource.id.kind.endswith("/networkinterfaces")

@@ -1,7 +1,7 @@
-"""Long-running operations: what a write starts, and what polling it shows.
+"""Long-running operations: started by writes, observed by polls.
 
-An operation ends at its `due` moment, when `finish` is called with how it ended. Pure: `settle(now)` is called by the
-cloud before anything else looks at the model, so nothing needs a timer. Poll URL and body as in recordings of ARM:
+An operation ends at its `due` moment, when `finish` is called with its outcome. Pure: the cloud calls `settle(now)`
+before anything else reads the model, so nothing needs a timer. Poll URL and body as in recordings of ARM:
 `…/providers/P/locations/L/operations/GUID`, `{"status": "InProgress" | "Succeeded" | "Failed" | "Canceled"}`.
 """
 
@@ -31,7 +31,7 @@ class Operation:
     began: float = 0.0
 
     def body(self, *, timed: bool = False) -> dict[str, Any]:
-        """What a poll answers; `timed` as Microsoft.Compute does it."""
+        """The body of a poll's response; `timed` as in Microsoft.Compute's."""
         found: dict[str, Any] = {"status": self.status}
         if timed:
             found = {"startTime": _iso(self.began), **found, "name": self.id}
@@ -80,7 +80,7 @@ class Operations:
                 operation.finish(operation)
 
     def cancel(self, operation: Operation, error: ArmError) -> None:
-        """Another operation takes its place: it ends now, with an error that tells the poller so."""
+        """Ends the operation now, with the error of a preempted one: another takes its place."""
         operation.status, operation.error = "Failed", error
 
     def next_due(self) -> float | None:

@@ -1,6 +1,6 @@
 """Resource types with little behaviour of their own: security groups, route tables, NAT gateways, public IPs.
 
-Pure. What is refused here is deleting something that a NIC or a subnet still refers to.
+Pure. Deleting a resource that a NIC or a subnet still refers to is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.azure.arm.store import Body, Resource, guid
 PUBLIC_IP = "Microsoft.Network/publicIPAddresses"
 PARTS = ("securityRules", "routes")
 PUBLIC_RANGE = ipaddress.IPv4Network("20.1.0.0/16")
-"""Where public addresses come from."""
+"""The range of public addresses."""
 
 
 def write(model: Model, resource: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
@@ -58,7 +58,7 @@ def write_public_ip(model: Model, resource: ResourceId, body: Body, current: Res
 
 
 def used(model: Model, resource: Resource) -> None:
-    """Something uses the public IP now: a dynamic one gets its address."""
+    """Called when a public IP gets a user: a dynamic one gets its address."""
     if not resource.properties.get("ipAddress"):
         resource.properties["ipAddress"] = _lowest_public(model)
 

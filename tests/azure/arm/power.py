@@ -1,7 +1,7 @@
 """Starting, stopping, rebooting and re-imaging machines: the POST actions of VMs and scale-set instances.
 
-Pure. What counts is kept in the machine's memory: `running`, `boots` (a new number is a new boot), `images` (a new
-number is a new disk). The fabric mirrors it; instance views show it.
+Pure. The state is kept in the machine's memory: `running`, `boots` (a new number is a new boot), `images` (a new number
+is a new disk). The fabric mirrors it; instance views show it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests that change nothing: one resource, a part of one, a list, an operation.
+"""Read requests: one resource, a part of one, a list, an operation.
 
 Pure; called from `cloud.Cloud`.
 """
@@ -24,7 +24,7 @@ class Readable(Model, Protocol):
 
 
 def existing(model: Model, wanted: ResourceId) -> Resource:
-    """Raises the 404 that names what is missing: the resource, or the parent above it."""
+    """Raises the 404 that names the missing resource or parent."""
     found = model.store.get(wanted)
     if found is not None:
         return found

@@ -1,4 +1,4 @@
-"""What goes into the cloud and what comes out, without HTTP: Request, Reply, and the ledger of both.
+"""The cloud's input and output without HTTP: Request, Reply, and the ledger of both.
 
 Pure data. `server.py` makes Requests from HTTP and HTTP from Replies; tests may call `Cloud.handle` directly. The
 ledger keeps one Entry per request for the life of the cloud, so that a test can count writes; it keeps no bodies.
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`path` without the query; `principal` is who the token says is calling, empty when there is no token."""
+    """`path` without the query; `principal` is the token's, empty without a token."""
 
     method: str
     path: str
@@ -24,12 +24,12 @@ class Request:
     body: Any = None
     principal: str = ""
     base: str = ""
-    """The URL under which the caller sees us; poll and next links start with it."""
+    """The URL by which the caller reaches the emulator; poll and next links start with it."""
 
 
 @dataclass(slots=True)
 class Reply:
-    """`delay`, `cut` and `garbage` are how a fault makes the server misbehave on the wire."""
+    """A fault makes the server misbehave on the wire by `delay`, `cut` and `raw`."""
 
     status: int
     body: Any = None
@@ -40,7 +40,7 @@ class Reply:
     raw: bytes | None = None
     """Sent instead of the body."""
     due: float | None = None
-    """When the operation that was asked about ends; a virtual clock may leap there."""
+    """When the polled operation ends; a virtual clock may leap there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Ledger:
         resource: str | None = None,
         since: float | None = None,
     ) -> list[Entry]:
-        """Those that fit; `resource` is a part of the id, compared without regard to case."""
+        """The matching requests; `resource` is a part of the id, compared without regard to case."""
         tests: list[Callable[[Entry], bool]] = []
         if operation is not None:
             tests.append(lambda entry: entry.operation.lower() == operation.lower())

@@ -1,8 +1,8 @@
-"""Who may do what: a principal's role is a list of actions on a scope.
+"""Role assignments: a principal's role is a list of actions on a scope.
 
 Pure. A principal without any assignment may do everything (tests that don't care); one with assignments only what they
-say. A write needs the permission on its resource, and the join permission on whatever its body refers to. Codes and
-words as ARM gives them.
+grant. A write needs the permission on its resource, and the join permission on everything that its body refers to.
+Codes and messages are ARM's.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ JOINS = {
     "microsoft.compute/galleries/images": "Microsoft.Compute/galleries/images/read",
     "microsoft.compute/galleries/images/versions": "Microsoft.Compute/galleries/images/versions/read",
 }
-"""What referring to a resource of this type needs on it."""
+"""The permission that a reference to a resource of this type needs on it."""
 PEER = "Microsoft.Network/virtualNetworks/peer/action"
 FREE = ("*/locations/operations/read", "*/locations/operationresults/read")
-"""Polling an operation that one started needs no permission."""
+"""Polling one's own operation needs no permission."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Roles:
         self._of.setdefault(principal, []).append(Assignment(tuple(actions), scope))
 
     def revoke(self, principal: str) -> None:
-        """Back to everything."""
+        """Removes the principal's assignments: it may do everything again."""
         self._of.pop(principal, None)
 
     def check(self, principal: str, action: str, scope: str) -> None:
@@ -119,4 +119,4 @@ OUTPUTS = {
     "ipConfigurations": ("/subnets", "/virtualnetworks"),
     "ipConfiguration": ("/publicipaddresses",),
 }
-"""Properties that the service writes and only repeats back: no permission is asked for them."""
+"""Properties that the service writes and the caller only echoes: they need no permission."""

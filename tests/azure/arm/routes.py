@@ -1,7 +1,6 @@
-"""Which resource or list a path means.
+"""Maps a path to a resource or list.
 
-Pure. The answer is a Target: what is asked for (one resource, a list, an operation, an action), and the permission it
-needs.
+Pure. The result is a Target: one resource, a list, an operation or an action, and the permission it needs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Target:
     asked: Asked
     permission: str
     scope: str
-    """What the permission is needed on: a resource, a group, a subscription."""
+    """The scope of the permission: a resource, a group, a subscription."""
     id: ResourceId | None = None
     prefix: str = ""
     kind: str = ""
@@ -37,7 +36,7 @@ class Target:
 
 
 def target(method: str, path: str) -> Target:
-    """Raises ArmError for a path that no service answers."""
+    """Raises ArmError for a path that no service serves."""
     parts = [part for part in path.split("/") if part]
     lower = [part.lower() for part in parts]
     if len(parts) < 5 or lower[0] != "subscriptions" or "providers" not in lower:

@@ -1,9 +1,9 @@
-"""Scale sets: the set, its uniform instances, and the NICs of those, which only the set shows.
+"""Scale sets: the set, its uniform instances, and their NICs, which only the set shows.
 
-Pure. A flexible set is little more than a name: its instances are ordinary VMs that refer to it. A uniform one makes
-instances from its profile; an instance's NICs can't be written, only its model can: whatever
-`networkProfileConfiguration` says after a PUT is what the NICs get. Documented: the PUT makes `latestModelApplied`
-false; a Failed one may leave half-made entries that fail every later update.
+Pure. A flexible set is little more than a name: its instances are ordinary VMs that refer to it. A uniform one creates
+instances from its profile; an instance's NICs can't be written, only its model can: after a PUT the NICs follow its
+`networkProfileConfiguration`. Documented: the PUT makes `latestModelApplied` false; a Failed one may leave half-made
+entries that fail every later update.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NIC = f"{INSTANCE}/networkInterfaces"
 
 LIMIT_CODE = "SecondaryIpConfigurationCountPerVMSSVMExceeded"
 PREFIXED = ("IpConfigurationsOnSameNicCannotUseDifferentSubnets",)
-"""Codes that a scale set answers with the prefix VMScaleSet."""
+"""Codes that a scale set returns with the prefix VMScaleSet."""
 HALF_MADE = "half_made"
 
 
@@ -36,7 +36,7 @@ def write(model: Model, scale_set: ResourceId, body: Body, current: Resource | N
 
 
 def written(model: Model, scale_set: Resource, previous: Body | None) -> None:
-    """Makes or removes instances until there are as many as the capacity says."""
+    """Creates or removes instances until their number is the capacity."""
     if scale_set.properties["orchestrationMode"] != "Uniform":
         return
     present = list(model.store.below(scale_set.id.text, INSTANCE))
@@ -56,7 +56,7 @@ def remove(model: Model, scale_set: Resource, now: float) -> None:
 
 
 def write_instance(model: Model, instance: ResourceId, body: Body, current: Resource | None, now: float) -> Body:
-    """A change of an instance's model. An image reference of null means: as it is."""
+    """Changes an instance's model. An image reference of null means unchanged."""
     if current is None:
         raise ArmError(
             400,
@@ -111,7 +111,7 @@ def write_nic(model: Model, nic: ResourceId, body: Body, current: Resource | Non
 
 
 def half_make(instance: Resource, body: Any) -> None:
-    """What a Failed update leaves behind: entries in the model that no NIC has."""
+    """Leaves entries in the model that no NIC has, as a Failed update does."""
     wanted = _configurations((body or {}).get("properties"))
     added = _names(wanted) - _names(_configurations(instance.properties))
     instance.properties["networkProfileConfiguration"] = {"networkInterfaceConfigurations": wanted}
@@ -128,7 +128,7 @@ def still_half_made(instance: Resource | None, body: Any) -> ArmError | None:
 
 
 def computer_name(instance: Resource) -> str:
-    """What the machine calls itself, and its Node is called."""
+    """The machine's hostname, which is its Node's name."""
     name: str = instance.properties["osProfile"]["computerName"]
     return name
 
@@ -171,8 +171,7 @@ def _create(model: Model, scale_set: Resource) -> None:
 
 
 def _write_nics(model: Model, instance: Resource, wanted: list[Body], now: float) -> None:
-    """Gives the instance's NICs what its model says; the first refusal ends it, before anything of that NIC has
-    changed."""
+    """Applies the instance's model to its NICs; the first refusal ends it, before anything of that NIC has changed."""
     check_names(wanted, instance.id)
     _check_primaries(wanted)
     order = [reference.rsplit("/", 1)[1].lower() for reference in machines.nic_ids(instance.body)]
@@ -201,7 +200,7 @@ def _write_nics(model: Model, instance: Resource, wanted: list[Body], now: float
 
 
 def _check_primaries(wanted: list[Body]) -> None:
-    """One entry alone is the primary without saying so; of several, one must say so."""
+    """A single entry is the primary implicitly; of several, one must be marked."""
     for entry in wanted:
         parts = (entry.get("properties") or {}).get("ipConfigurations") or []
         primaries = [part for part in parts if (part.get("properties") or {}).get("primary")]
@@ -215,7 +214,7 @@ def _check_primaries(wanted: list[Body]) -> None:
 
 
 def _renamed(model: Model, error: ArmError) -> ArmError:
-    """The same refusal in the words of a scale set."""
+    """The same refusal in a scale set's wording."""
     guesses = model.settings.guesses
     code = f"VMScaleSet{error.code}" if error.code in PREFIXED else error.code
     if error.code in (guesses.nic_limit_code, guesses.vm_limit_code):

@@ -1,5 +1,4 @@
-"""Real Azure SDK clients that talk to the emulator: what tests of this room use, and an example of how to point a
-client at it."""
+"""Real Azure SDK clients of the emulator, for the tests here and as an example of how to point a client at it."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from tests.azure.arm.builder import SUBSCRIPTION
 
 
 class StaticCredential:
-    """Is whoever its name says."""
+    """A credential whose token is the principal's name."""
 
     def __init__(self, principal: str) -> None:
         self._principal = principal
@@ -34,7 +33,7 @@ class StaticCredential:
 
 
 class PlainHttp(SansIOHTTPPolicy[Any, Any]):
-    """The SDK refuses to send a token over http unless told per request."""
+    """Allows tokens over http, which the SDK refuses unless it is allowed per request."""
 
     def on_request(self, request: PipelineRequest[Any]) -> None:
         request.context.options["enforce_https"] = False

@@ -1,9 +1,9 @@
-"""The HTTP face of the cloud: what the Azure SDK talks to, on any number of addresses.
+"""The cloud's HTTP server, for the Azure SDK, on any number of addresses.
 
-One aiohttp application in the caller's event loop; requests are decoded here, decided by `Cloud.handle` (synchronously,
+One aiohttp application in the caller's event loop; requests are decoded here, handled by `Cloud.handle` (synchronously,
 so two never overlap in the model) and encoded here. After a request that changed something, `changed` is awaited before
-the answer goes out: the fabric then already passes what the answer promises. An exception in here is a bug: it is kept
-in `bugs`, and closing raises it.
+the response is sent: by then the fabric already forwards what the response promises. An exception in here is a bug: it
+is kept in `bugs`, and closing raises it.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Emulator:
         return _encode(http, reply)
 
     async def _mirror(self) -> None:
-        """Lets the fabric follow a change; one that fails to is a bug, and the answer goes out all the same."""
+        """Lets the fabric follow a change; a failure is a bug, but the response is sent nevertheless."""
         if self.cloud.generation == self._generation:
             return
         self._generation = self.cloud.generation
@@ -114,7 +114,7 @@ class Emulator:
             self.bugs.append(traceback.format_exc())
 
     def _checked_reply(self, request: Request) -> Reply:
-        """Refuses a body that the description forbids; an answer that it forbids is a bug of ours."""
+        """Rejects a body that the description forbids; a response that it forbids is a bug of ours."""
         kind = _kind(request.path)
         if request.method == "PUT" and (found := specs.problem(kind, request.body)) is not None:
             words = f"Cannot parse the request: {found}"

@@ -1,8 +1,8 @@
-"""What a test may choose about the cloud, and every guess about the service that nobody has yet seen confirmed.
+"""The cloud's settings for tests, and every unconfirmed guess about the service.
 
-A *guess* is behaviour that neither documentation nor a recording settles; it stands here under one name so that it can
-be changed when a real subscription says otherwise. Seconds everywhere. Mutable on purpose: a test changes a field while
-the cloud runs.
+A *guess* is behaviour that neither documentation nor a recording settles; it has one name here so that it can be
+changed if a real subscription differs. All times are seconds. Mutable on purpose: a test changes a field while the
+cloud runs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ class Guesses:
     """Unconfirmed behaviour of the service."""
 
     etags_enforced: bool = True
-    """A NIC PUT with a stale If-Match answers 412. Recorded for load balancers, public IPs and NSGs, unproven for
+    """A NIC PUT with a stale If-Match returns 412. Recorded for load balancers, public IPs and NSGs, unproven for
     NICs."""
     parallel_writes: Literal["retryable", "conflict", "accept"] = "retryable"
     """A write to a NIC whose last operation still runs: 429 RetryableErrorDueToAnotherOperation, 409
     AnotherOperationInProgress, or accepted, ending the earlier operation with OperationPreempted."""
     nic_limit_code: str = "PrivateIPAddressCountPerNicLimitReached"
-    """More than 256 ipConfigurations on a plain NIC; the real code is unknown, nobody may depend on it."""
+    """More than 256 ipConfigurations on a plain NIC; the real code is unknown, so nothing may depend on it."""
     vm_limit_code: str = "PrivateIPAddressCountPerVmLimitReached"
     """The same for all NICs of one VM."""
     joins_checked: Literal["all", "changed"] = "all"
@@ -30,7 +30,7 @@ class Guesses:
     listed_configurations: int = 1000
     """`subnet.ipConfigurations` is null when the subnet has more than this many."""
     empty_set_has_no_nics: bool = True
-    """Listing the NICs of an empty scale set answers 404, which was seen, but maybe not always."""
+    """Listing the NICs of an empty scale set returns 404, which was observed, but maybe not always."""
     throttle_code: str = "TooManyRequests"
     """The error code of a Microsoft.Network throttle."""
     pool_sku_code: str = "BackendAddressesRequireStandardSku"
@@ -58,10 +58,10 @@ class Limits:
 
 @dataclass(slots=True)
 class Settings:
-    """How this cloud behaves. Durations are how long an operation stays InProgress."""
+    """The behaviour of this cloud. Durations tell how long an operation stays InProgress."""
 
     durations: dict[str, float] = field(default_factory=dict)
-    """Resource type in lower case (or "*") → seconds; what is missing is done at once."""
+    """Resource type in lower case (or "*") → seconds; operations on missing types end at once."""
     retry_after: int | tuple[int, ...] = 1
     """The Retry-After of an unfinished operation, in whole seconds; of several each in its turn (recorded: 1 to 10 on
     writes and deletions, 2 to 160 on polls)."""
@@ -70,7 +70,7 @@ class Settings:
     at once and the etag stays when the operation ends; by that header and a body that says Updating until then (as all
     other types of Microsoft.Network); only by such a body; or (as the newest API versions) not at all: it is done."""
     removed_stays_taken: float = 0.0
-    """How long a removed address still counts as allocated when asked for (8 minutes were seen)."""
+    """How long a removed address still counts as allocated when requested (8 minutes were observed)."""
     page: int = 500
     """Resources per page of a list; the next page is behind `nextLink`."""
     metadata_lag: float | None = None

@@ -1,8 +1,8 @@
-"""Bodies against the published API description (specs/): requests that it forbids are refused, answers that it forbids
+"""Checks bodies against the published API description (specs/): forbidden requests are rejected, forbidden responses
 are bugs.
 
-Pure. Properties the description doesn't know are allowed, as in the service (the SDK may be newer than the
-description). Called by `server.Emulator` for every body when checking is on, by tests for the published examples.
+Pure. Properties unknown to the description are allowed, as in the service (the SDK may be newer than the description).
+Called by `server.Emulator` for every body if checking is on, and by tests for the published examples.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BY_TYPE = {kind.lower(): where for kind, where in DEFINITIONS.items()}
 
 
 def problem(kind: str, body: Any) -> str | None:
-    """The first thing in the body of a resource that its description forbids; None when there is nothing."""
+    """The first violation of its description in a resource's body, or None."""
     where = BY_TYPE.get(kind.lower())
     if where is None:
         return None
@@ -52,7 +52,7 @@ def problem(kind: str, body: Any) -> str | None:
 
 
 def _without_nulls(value: Any) -> Any:
-    """The service takes null for "not given", and answers it now and then (a large subnet's ipConfigurations)."""
+    """The service accepts null as "not given", and sometimes returns it (a large subnet's ipConfigurations)."""
     if isinstance(value, dict):
         return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -65,5 +65,5 @@ def _validator(name: str, definition: str) -> Draft4Validator:
     definitions = msgspec.json.decode((FOLDER / f"{name}.json").read_bytes())["definitions"]
     for described in definitions.values():
         if "properties" in described or "allOf" in described:
-            described.setdefault("type", "object")  # the description means it and often doesn't say it
+            described.setdefault("type", "object")  # the description often omits it
     return Draft4Validator({"$ref": f"#/definitions/{definition}", "definitions": definitions})

@@ -1,8 +1,7 @@
-"""Where the resources are: one dictionary by id, one index by type.
+"""The store of resources: one dictionary by id, one index by type.
 
-Holds bodies as they are sent (with id, name, type, etag and provisioning states stamped in), so that a GET is a
-look-up. Knows nothing of rules. Everything here runs in the one task that calls `Cloud.handle`; nothing survives the
-process.
+Holds bodies as they are sent (with id, name, type, etag and provisioning states), so that a GET is a look-up. Knows no
+rules. Everything here runs in the one task that calls `Cloud.handle`; nothing survives the process.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
 
 @dataclass(slots=True)
 class Resource:
-    """One resource. `body` is what a GET answers; `revision` counts changes; `birth` and it make the etag."""
+    """One resource. `body` is a GET's response; `revision` counts changes, and with `birth` it makes the etag."""
 
     id: ResourceId
     body: Body
@@ -33,7 +32,7 @@ class Resource:
     """How many resources had this id before: an etag never comes back."""
     operation: str = ""
     memory: dict[str, Any] = field(default_factory=dict)
-    """What the service knows and doesn't show (a NIC's VM, an instance's model)."""
+    """State that the service keeps but doesn't show (a NIC's VM, an instance's model)."""
 
     @property
     def properties(self) -> Body:
@@ -101,7 +100,7 @@ class Store:
         del self._kinds[resource.id.kind][resource.id.key]
 
     def all(self) -> Iterator[Resource]:
-        """Everything there is."""
+        """All resources."""
         yield from list(self._all.values())
 
     def of_kind(self, kind: str) -> Iterator[Resource]:

@@ -1,7 +1,7 @@
-"""Subnets: what one must satisfy, whether it is written alone or inline in its VNet.
+"""Subnets: their rules, whether written alone or inline in a VNet.
 
 Pure. `accept` decides and changes nothing, `store_space` gives the subnet its address space. A prefix in use can't
-change, ranges lie in the VNet and don't overlap, a subnet in use can't go.
+change, ranges lie in the VNet and don't overlap, a subnet in use can't be deleted.
 """
 
 from __future__ import annotations

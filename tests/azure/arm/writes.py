@@ -1,7 +1,7 @@
-"""Requests that change something: conditions, the type's own rules, the operation that follows.
+"""Write requests: conditions, the type's own rules, the operation that follows.
 
-Pure; called from `cloud.Cloud`. A write takes effect when it is accepted; its operation only says when the service
-admits to it. An Outcome (from a fault) makes the operation fail, with or without the effect.
+Pure; called from `cloud.Cloud`. A write takes effect when it is accepted; its operation only determines when the
+service reports it as done. An Outcome (from a fault) makes the operation fail, with or without the effect.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Writable(Model, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an operation is to end: with this error, and whether the write has happened all the same."""
+    """The outcome of an operation: its error, and whether the write has happened nevertheless."""
 
     error: ArmError
     applied: bool
@@ -89,7 +89,7 @@ def delete(model: Writable, request: Request, wanted: ResourceId, now: float) ->
 
 
 def accepted(model: Writable, request: Request, wanted: ResourceId, now: float) -> Reply:
-    """The answer to a deletion, which can be followed in two ways."""
+    """The reply to a deletion, which can be polled in two ways."""
     duration = _duration(model, request, wanted)
     operation = model.operations.start(str(wanted), now, now + duration, lambda operation: None)
     headers = _headers(model, request, wanted, operation, always=True)
@@ -148,7 +148,7 @@ def _state(model: Model, resource: Resource, *, new: bool) -> str:
 
 
 def _failing(model: Writable, request: Request, kind: Kind, wanted: ResourceId, now: float, outcome: Outcome) -> Reply:
-    """Accepted, but nothing comes of it: the resource stays as it was and is Failed afterwards."""
+    """An accepted write without effect: the resource stays as it was and is Failed afterwards."""
     current = model.store.get(wanted)
     due = now + _duration(model, request, wanted)
     if current is None:
@@ -235,7 +235,7 @@ def _check_running(model: Writable, wanted: ResourceId, current: Resource | None
 
 
 def copy(value: Any) -> Any:
-    """A copy without nulls: to the service they are the same as nothing."""
+    """A copy without nulls: to the service they equal missing properties."""
     if isinstance(value, dict):
         return {name: copy(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):
