@@ -61,7 +61,7 @@ def conflist(chained: Sequence[str] = (), *, bin_dir: Path) -> dict[str, Any]:
     annotations). One whose program is missing from `bin_dir` is omitted: a conflist that names a missing program would
     fail every pod of the node.
     """
-    plugins: list[dict[str, Any]] = [{"type": SHIM, "capabilities": {ANNOTATIONS: True}}]
+    plugins: list[dict[str, Any]] = [{"type": SHIM, "capabilities": {ANNOTATIONS: True, "ips": True}}]
     for name in chained:
         if name not in _CHAINED:
             raise InstallError(f"plugin {name!r} can't be chained; known are {', '.join(sorted(_CHAINED))}")

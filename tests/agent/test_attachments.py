@@ -17,7 +17,7 @@ from vnetpods_agent.dataplane import DataPlaneError, HostInterface
 from vnetpods_agent.ipam.ledger.schema import Content
 from vnetpods_agent.ipam.ledger.store import LedgerUnavailable
 from vnetpods_agent.ipam.pool import ANY, Wish
-from vnetpods_agent.ipam.requests import Abandoned, AttachRequest, NoAddress
+from vnetpods_agent.ipam.requests import Abandoned, AddressRefused, AttachRequest, NoAddress
 from vnetpods_agent.ipam.sweeper import Sweep, Sweeper
 
 
@@ -272,7 +272,7 @@ class TestReserving:
             kept = await reserved(made)
             await made.attachments.detach(kept.key)
             assert (await claimed(made, "a", kept)).address == kept.address
-            with pytest.raises(NoAddress, match="is in use, by a/eth0"):
+            with pytest.raises(AddressRefused, match="is in use, by a/eth0"):
                 await claimed(made, "b", kept)
             assert await made.agree() == {"a": "10.0.0.5"}
 

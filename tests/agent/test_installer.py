@@ -73,7 +73,7 @@ def test_conflist_is_ours_alone_by_default(bin_dir: Path) -> None:
         "cniVersion": "1.0.0",  # containerd 1.6 and 1.7 know no later one, and not cniVersions
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": "vnetpods",
-        "plugins": [{"type": "vnetpods", "capabilities": {"io.kubernetes.cri.pod-annotations": True}}],
+        "plugins": [{"type": "vnetpods", "capabilities": {"io.kubernetes.cri.pod-annotations": True, "ips": True}}],
     }
 
 

@@ -32,15 +32,15 @@ import structlog
 
 from vnetpods_agent.attachment import SandboxHandles
 from vnetpods_agent.cni import protocol
-from vnetpods_agent.cni.annotations import Wishes, wishes
 from vnetpods_agent.cni.frames import Command, Request, Response
 from vnetpods_agent.cni.protocol import Call, CniError, Code
+from vnetpods_agent.cni.wishes import Wishes, wishes
 from vnetpods_agent.config import Annotations
 from vnetpods_agent.dataplane import DataPlane, DataPlaneError, InterfaceExists
 from vnetpods_agent.events import Event
 from vnetpods_agent.ipam.attachments import Attachments
 from vnetpods_agent.ipam.ledger.store import LedgerError
-from vnetpods_agent.ipam.requests import Abandoned, AttachRequest, NoAddress
+from vnetpods_agent.ipam.requests import Abandoned, AddressRefused, AttachRequest, NoAddress
 from vnetpods_agent.ipam.worker import WorkerThread
 
 _OWN = Path("/proc/self/ns/net")
@@ -131,6 +131,8 @@ class Commands:
             raise
         except NoAddress as error:
             raise CniError(Code.TRY_AGAIN_LATER, f"no address for {_whose(request)} in time", str(error)) from error
+        except AddressRefused as error:
+            raise CniError(Code.CONFIG, f"{_whose(request)} can't have that address", str(error)) from error
         except Abandoned as error:
             raise CniError(
                 Code.TRY_AGAIN_LATER, f"{request.verb.name} of {_whose(request)} was given up: {error}"
@@ -148,18 +150,20 @@ class Commands:
             ) from error
 
     async def _add(self, ask: _Ask) -> bytes:
-        call, wishes = ask.call, self._wishes(ask.call)
+        call, asked = ask.call, self._wishes(ask.call)
         await self._spool_first(ask)
         await self._guard_first(ask)
-        wanted = AttachRequest(call.key, call.netns, call.pod, snat=wishes.snat)
+        wanted = AttachRequest(call.key, call.netns, call.pod, asked.address, snat=asked.snat)
         attachment = await self.attachments.attach(wanted, _handles(ask), ask.request.deadline)
+        if asked.address.address not in (None, attachment.address):
+            raise AddressRefused(f"it is attached already, with the address {attachment.address}")
         ask.about["address"] = attachment.address
         return protocol.result(ask.call, attachment)
 
     def _wishes(self, call: Call) -> Wishes:
         """Refused before an address is taken; the pod's people see why in an Event, the runtime repeats it for ever."""
         try:
-            return wishes(call.annotations, call.pod, self.allowed)
+            return wishes(call, self.allowed)
         except CniError as error:
             if call.pod is not None:
                 self.tell(Event("AnnotationRefused", f"{error.message}: {error.details}", call.pod))

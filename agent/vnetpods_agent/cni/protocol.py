@@ -95,6 +95,7 @@ class _RuntimeConfig(msgspec.Struct):
     """What our capabilities bring (see installer.ANNOTATIONS)."""
 
     annotations: dict[str, str] | None = msgspec.field(name="io.kubernetes.cri.pod-annotations", default=None)
+    ips: list[str] | None = None
 
 
 class _Asked(msgspec.Struct, rename={"cni_version": "cniVersion"}):
@@ -120,6 +121,7 @@ class Call:
     pod: Pod | None = None
     previous: dict[str, Any] | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
+    ips: tuple[str, ...] = ()
     valid: frozenset[tuple[str, str]] | None = None
 
 
@@ -167,6 +169,8 @@ def parse(request: Request) -> Call:
     previous = _previous(verb, conf) if verb in (Command.ADD, Command.CHECK) else None
     if needs.previous and previous is None:
         raise CniError(Code.CONFIG, f"{verb.name} needs prevResult")
+    runtime = _runtime(conf) if verb is Command.ADD else _RuntimeConfig()
+    pairs = arguments(env.get("CNI_ARGS", "")) if verb is Command.ADD else {}
     return Call(
         verb,
         version,
@@ -175,7 +179,9 @@ def parse(request: Request) -> Call:
         netns=_path(env["CNI_NETNS"]) if "CNI_NETNS" in needs.environment else "",
         pod=_pod(verb, env.get("CNI_ARGS", "")),
         previous=previous,
-        annotations=_annotations(conf, env.get("CNI_ARGS", "")) if verb is Command.ADD else {},
+        # a runtime without the capability says the same in CNI_ARGS (CONVENTIONS.md of CNI: `ips`, IP)
+        annotations=pairs if runtime.annotations is None else runtime.annotations,
+        ips=tuple(runtime.ips or ([pairs["IP"]] if "IP" in pairs else ())),
     )
 
 
@@ -242,14 +248,11 @@ def arguments(args: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in args.split(";") if "=" in pair)
 
 
-def _annotations(conf: NetConf, args: str) -> dict[str, str]:
-    """The pod's, from runtimeConfig, of a runtime that hands them over; else what CNI_ARGS says under the same keys."""
+def _runtime(conf: NetConf) -> _RuntimeConfig:
     try:
-        runtime = msgspec.json.decode(conf.runtime_config, type=_RuntimeConfig | None)
+        return msgspec.json.decode(conf.runtime_config, type=_RuntimeConfig | None) or _RuntimeConfig()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CniError(Code.CONFIG, f"runtimeConfig: {error}") from error
-    handed = runtime.annotations if runtime else None
-    return arguments(args) if handed is None else handed
 
 
 def _pod(verb: Command, args: str) -> Pod | None:

@@ -29,7 +29,7 @@ from vnetpods_agent.ipam.keyed_lock import KeyedLock
 from vnetpods_agent.ipam.ledger.schema import Adopt, Assign, Claim, Content, Release
 from vnetpods_agent.ipam.ledger.store import AddressTaken, Ledger, LedgerUnavailable
 from vnetpods_agent.ipam.pool import Pool, Wish
-from vnetpods_agent.ipam.requests import AttachRequest, NoAddress, PendingAdd, Surroundings
+from vnetpods_agent.ipam.requests import AddressRefused, AttachRequest, NoAddress, PendingAdd, Surroundings
 from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_kit.faultpoints import AgentPoint, reach
 
@@ -325,7 +325,7 @@ class Attachments:
         if why := self._around.barred():
             raise NoAddress(why)
         if why := self._pool.hopeless(wanted.wish):
-            raise NoAddress(why)
+            raise AddressRefused(why)
         address = self._pool.take(wanted.key, self._around.uptime(), wanted.wish)
         if address is not None:
             return address

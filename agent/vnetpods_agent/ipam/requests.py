@@ -11,12 +11,16 @@ from vnetpods_agent.ipam.pool import ANY, Wish
 
 
 class AttachError(Exception):
-    """├── NoAddress    none became free in time; says why
-    └── Abandoned    the call lost its purpose while it was under way
+    """├── NoAddress       none became free in time; says why
+    ├── AddressRefused  the one that was named can't be had, however long one waits; says why
+    └── Abandoned       the call lost its purpose while it was under way
     """
 
 
 class NoAddress(AttachError): ...  # noqa: N818 - its name is the finding
+
+
+class AddressRefused(AttachError): ...  # noqa: N818
 
 
 class Abandoned(AttachError): ...  # noqa: N818
