@@ -1,7 +1,7 @@
-"""What the parts of the agent share: the identity of an attachment and everything that follows from it.
+"""Types that the agent's rooms share: the identity of an attachment and everything derived from it.
 
-Plain data, no I/O. An Attachment is one row of the ledger; all that the kernel is told (interface name, MAC addresses,
-routes) is derived from the row here, so that after a crash at any point the same values come out again.
+Plain data, no I/O. An Attachment is one row of the ledger; all kernel configuration (interface name, MAC addresses,
+routes) is derived from the row here, so that it is the same after a crash at any point.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import NewType
 Address = NewType("Address", str)
 """One IPv4 address in canonical text form, without prefix length."""
 
-_LARGEST_BLOCK = 28  # Azure's block size for a NIC; anything wider is somebody's mistake
+_LARGEST_BLOCK = 28  # Azure's block size for a NIC; anything wider is a mistake
 
 TAKEN = "@"
-"""Begins the names of networks, none of which can be CNI's, whose runtime takes the pod's end into the sandbox itself
-and sets it up there.
+"""Prefix of networks whose runtime moves the pod's end into the sandbox and configures it there by itself. No CNI
+network's name can begin with it.
 """
 HOST_PREFIX = "azv"
-"""What Calico's policy engine is told to look for (FELIX_INTERFACEPREFIX=azv)."""
+"""The interface prefix for Calico's policy engine (FELIX_INTERFACEPREFIX=azv)."""
 
 
 @lru_cache(maxsize=4096)
 def expand(unit: str) -> tuple[Address, ...]:
-    """The addresses of a unit, an entry of `interfaces[].addresses`; none when it isn't an IPv4 address or a block of
-    at most sixteen.
+    """The addresses of a unit, an entry of `interfaces[].addresses`; none if it is not an IPv4 address or a block of at
+    most sixteen.
     """
     try:
         network = ipaddress.IPv4Network(unit, strict=False)
@@ -42,7 +42,7 @@ def expand(unit: str) -> tuple[Address, ...]:
 @dataclass(frozen=True, slots=True, order=True)
 class AttachmentKey:
     """The CNI specification's key of an attachment: network name, container id and interface name (section 2,
-    "Parameters"). One without interface name is a reservation: an address that nobody has yet and nobody else gets.
+    "Parameters"). A key without an interface name is a reservation: an address that has no pod yet and is not free.
     """
 
     network: str
@@ -65,8 +65,8 @@ class AttachmentKey:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """The pod behind a container id, as far as CNI_ARGS named it. One recognised by its interface has no names,
-    only its uid.
+    """The pod behind a container id, as far as CNI_ARGS names it. A pod recognised by its interface has no names, only
+    its uid.
     """
 
     namespace: str
@@ -76,13 +76,13 @@ class Pod:
 
 MTU = 1500
 GSO_MAX_SIZE = 65536
-"""What a link has unless told otherwise (Linux: ETH_DATA_LEN, GSO_LEGACY_MAX_SIZE)."""
+"""A link's defaults (Linux: ETH_DATA_LEN, GSO_LEGACY_MAX_SIZE)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the interface of a NIC takes in one piece, in bytes: a packet of `mtu`, and from TCP up to `gso_max_size`,
-    which it cuts into packets itself.
+    """Size limits of a NIC's interface, in bytes: packets up to `mtu`, and TCP segments up to `gso_max_size`, which it
+    splits into packets itself.
     """
 
     mtu: int = MTU
@@ -91,8 +91,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When something was done: by the wall clock, in seconds since the epoch, which may have been set since, and by the
-    boot's, in seconds since it began. 0 and "" where that isn't known (shims before protocol 2, former ledgers).
+    """A point in time: by the wall clock, in seconds since the epoch, which may have been set since, and by the boot
+    clock, in seconds since the boot. 0 and "" if unknown (shims before protocol 2, ledgers of earlier versions).
     """
 
     wall: float
@@ -100,7 +100,7 @@ class Moment:
     boot_id: str = ""
 
     def after(self, other: Moment, boot_id: str) -> bool:
-        """Whether this came later, seen from the boot of that id, which is the last one."""
+        """Whether this is later than `other`; `boot_id` is the present boot's."""
         boots = {self.boot_id, other.boot_id}
         if "" not in boots and len(boots) > 1 and boot_id in boots:
             return self.boot_id == boot_id
@@ -111,15 +111,15 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One pod interface: which address it holds, and where it is.
+    """One pod interface: its address and its location.
 
-    `netns` is the path the runtime gave; it is only repeated in answers and logs, never trusted (it may be reused).
-    `nic_mac` names the NIC that owns the address ("00:0d:3a:1b:c7:21"). `mtu` and `gso_max_size` in bytes, as that NIC
-    has them (see Limits). `host_name` is the host interface's name when it isn't the one that would follow from what is
-    known of the pod. `created` in seconds since the epoch is for people: clocks are set. What is decided goes by
-    `attached_boottime` (CLOCK_BOOTTIME within the boot `boot_id`; 0: a former version's) and by `arrival`, which counts
-    attachments in the order in which they came (0 likewise). `snat` is as the ADD asked and not in the ledger: the
-    host interface's group keeps it (see names.UNTRANSLATED).
+    `netns` is the runtime's path; it is only repeated in answers and logs, never trusted (it may be reused). `nic_mac`
+    identifies the NIC that owns the address ("00:0d:3a:1b:c7:21"). `mtu` and `gso_max_size` in bytes, as that NIC has
+    them (see Limits). `host_name` is the host interface's name if it differs from the one derived from the known pod.
+    `created` in seconds since the epoch is for display only, since clocks are set. Decisions use `attached_boottime`
+    (CLOCK_BOOTTIME within the boot `boot_id`; 0: from an earlier version) and `arrival`, which numbers attachments in
+    their order of arrival (0 likewise). `snat` is as the ADD requested and not in the ledger: the host interface's
+    group keeps it (see names.UNTRANSLATED).
     """
 
     key: AttachmentKey
@@ -162,8 +162,8 @@ class Attachment:
 
 
 def mac(end: str, key: AttachmentKey) -> str:
-    """The MAC of an attachment's "pod" or "host" end. An end that the runtime takes asks nobody by ARP and sends all to
-    its own MAC: the host's end has the same.
+    """The MAC of an attachment's "pod" or "host" end. An end that the runtime takes does no ARP and sends everything to
+    its own MAC, so the host's end has the same one.
     """
     digest = hashlib.sha1(f"{'pod' if key.taken else end} {key.network} {key}".encode(), usedforsecurity=False).digest()
     octets = bytes([digest[0] & 0xFE | 0x02]) + digest[1:6]
@@ -174,7 +174,7 @@ def mac(end: str, key: AttachmentKey) -> str:
 class SandboxHandles:
     """Descriptors that the shim opened for one call: the pod's network namespace and a NETLINK_ROUTE socket inside it.
 
-    Whoever received the call closes both when it ends; an open namespace descriptor keeps a dead pod's namespace alive.
+    The call's receiver closes both when it ends; an open namespace descriptor keeps a dead pod's namespace alive.
     """
 
     netns_fd: int
