@@ -139,7 +139,7 @@ class Agent:
             caught_up,
             self.guarded,
             config.annotations,
-            self.events.say,
+            lambda pod, why: self.events.say(Event("AnnotationRefused", why, pod)),
         )
         self.server = Server(config.paths.socket, self.commands.handle)
         self.unreachable = Lasting(lambda: self.server.trouble)

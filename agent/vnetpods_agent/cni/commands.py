@@ -30,14 +30,13 @@ from pathlib import Path
 
 import structlog
 
-from vnetpods_agent.attachment import SandboxHandles
+from vnetpods_agent.attachment import Pod, SandboxHandles
 from vnetpods_agent.cni import protocol
 from vnetpods_agent.cni.frames import Command, Request, Response
 from vnetpods_agent.cni.protocol import Call, CniError, Code
 from vnetpods_agent.cni.wishes import Wishes, wishes
 from vnetpods_agent.config import Annotations
 from vnetpods_agent.dataplane import DataPlane, DataPlaneError, InterfaceExists
-from vnetpods_agent.events import Event
 from vnetpods_agent.ipam.attachments import Attachments
 from vnetpods_agent.ipam.ledger.store import LedgerError
 from vnetpods_agent.ipam.requests import Abandoned, AddressRefused, AttachRequest, NoAddress
@@ -87,8 +86,8 @@ class _Ask:
 class Commands:
     """`unfit` says why no ADD could be served at present, `limited` what running pods lack on the host; empty when
     there is nothing to say. `caught_up`: what was spooled while no agent ran has had its turn. `guarded`: the host's
-    rule set has been there (see HostReconciler.unguarded). `allowed`: who may ask for what by annotation. `tell` gets
-    an Event.
+    rule set has been there (see HostReconciler.unguarded). `allowed`: who may ask for what by annotation; `refused`
+    is called with a pod that may not.
     """
 
     attachments: Attachments
@@ -100,7 +99,7 @@ class Commands:
     caught_up: asyncio.Event
     guarded: asyncio.Event
     allowed: Annotations = field(default_factory=Annotations)
-    tell: Callable[[Event], None] = lambda _: None
+    refused: Callable[[Pod, str], None] = lambda _pod, _why: None
 
     async def handle(self, request: Request) -> Response:
         """Never raises but CancelledError."""
@@ -166,7 +165,7 @@ class Commands:
             return wishes(call, self.allowed)
         except CniError as error:
             if call.pod is not None:
-                self.tell(Event("AnnotationRefused", f"{error.message}: {error.details}", call.pod))
+                self.refused(call.pod, f"{error.message}: {error.details}")
             raise
 
     async def _spool_first(self, ask: _Ask) -> None:
