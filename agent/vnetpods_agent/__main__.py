@@ -1,8 +1,8 @@
 """vnetpods-agent: the agent of one node.
 
 run        serves the node's container runtime until SIGTERM
-install    puts the shim in place (the conflist comes with `run`, once an address is known)
-uninstall  takes conflist and shim away, and rules and routes unless pods still need them
+install    installs the shim (`run` installs the conflist, once an address is known)
+uninstall  removes conflist and shim, and rules and routes unless pods still need them
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(options.config)
     except ConfigError as error:
-        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
+        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for the caller
         return _USAGE_ERROR
     logs.configure(config.log_level)
     return {"run": _run, "install": _install, "uninstall": _uninstall}[options.command](config)
@@ -48,7 +48,7 @@ def _run(config: Config) -> int:
     try:
         asyncio.run(live())
     except AccessError as error:
-        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
+        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for the caller
         return _USAGE_ERROR
     return 0
 
@@ -57,12 +57,12 @@ def _install(config: Config) -> int:
     from vnetpods_agent import installer  # noqa: PLC0415 - only where it is needed
 
     if config.paths.shim is None:
-        print("vnetpods-agent: paths.shim is not set: there is nothing to install", file=sys.stderr)  # noqa: T201 - for whoever started it
+        print("vnetpods-agent: paths.shim is not set: there is nothing to install", file=sys.stderr)  # noqa: T201 - for the caller
         return _USAGE_ERROR
     try:
         installer.install_shim(config.paths.shim, config.paths.cni_bin)
     except installer.InstallError as error:
-        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
+        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for the caller
         return 1
     return 0
 
@@ -71,7 +71,7 @@ def _uninstall(config: Config) -> int:
     from vnetpods_agent.app import uninstall  # noqa: PLC0415 - only where it is needed
 
     for remark in uninstall(config):
-        print(remark)  # noqa: T201 - for whoever started it
+        print(remark)  # noqa: T201 - for the caller
     return 0
 
 

@@ -38,7 +38,7 @@ class Metrics:
         gauges: dict[str, tuple[str, Callable[[], float]]],
         refusals: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # avoids a second series per counter
         self.registry = CollectorRegistry()
         build = Gauge("vnetpods_agent_build_info", "1; which version this is.", ["version"], registry=self.registry)
         build.labels(VERSION).set(1)

@@ -123,7 +123,7 @@ class NodeIPPoolSource:
             pool: NodeIPPool = from_object(item)
         except msgspec.ValidationError as error:
             self._trouble = f"the NodeIPPool {self._node} can't be read: {error}"
-            log.error("NodeIPPool can't be read", error=str(error))  # noqa: TRY400 - the trace says nothing more
+            log.error("NodeIPPool can't be read", error=str(error))  # noqa: TRY400 - a trace adds nothing
             return None
         self._conditions, self._interfaces = pool.status.conditions, pool.status.interfaces
         self._version = pool.metadata.resource_version or ""
