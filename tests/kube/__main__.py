@@ -1,4 +1,4 @@
-"""`python -m tests.kube build [program…]` has programs ready; `… down FOLDER…` ends clusters that were kept."""
+"""`python -m tests.kube build [program…]` builds missing programs; `… down FOLDER…` ends kept clusters."""
 
 from __future__ import annotations
 

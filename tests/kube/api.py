@@ -1,8 +1,8 @@
-"""How tests, demo and benchmarks speak to a cluster of ours: kubectl, and kubeconfigs for ServiceAccounts.
+"""Client of a test cluster for tests, demo and benchmarks: kubectl, and kubeconfigs for ServiceAccounts.
 
 Shared by the bare API server and the whole cluster. Everything is synchronous, most of it a subprocess of our own
-kubectl (the one on PATH may be of any version); in an event loop use `asyncio.to_thread`. A kubectl costs as much
-processor time as dozens of requests, so what is asked again and again goes through `request` and `write`.
+kubectl (the one on PATH may be of any version); in an event loop use `asyncio.to_thread`. A kubectl costs as much CPU
+time as dozens of requests, so repeated requests go through `request` and `write`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ POLL_SECONDS = 0.1
 
 
 class KubeError(Exception):
-    """kubectl, a request, or something waited for, failed; carries what was asked and what was answered."""
+    """kubectl, a request or a wait failed; carries the request and the response."""
 
 
 @dataclass(frozen=True)
 class Api:
-    """An API server as its administrator sees it. `url` is reachable from the tests' own network namespace."""
+    """An API server, accessed as its administrator. `url` is reachable from the tests' own network namespace."""
 
     url: str
     authority: Path
@@ -63,7 +63,7 @@ class Api:
         return out
 
     def request(self, method: str, path: str, body: Any = None, *, token: str | None = None) -> Any:
-        """Asks the API server itself, as the administrator or as whom the token names; the answer, decoded."""
+        """Sends a request to the API server, as the administrator or with the token; returns the decoded response."""
         host = self.url.removeprefix("https://")
         context = self._anonymous if token else self._administrator
         connection = http.client.HTTPSConnection(host, timeout=pace.stretched(60), context=context)
@@ -140,7 +140,7 @@ class Api:
         return pki.kubeconfig(path, server or self.url, self.authority, {"token": token})
 
     def wait(self, what: str, condition: Callable[[], Any], timeout: float = 60) -> Any:
-        """Polls until `condition` returns something true and returns that; the KubeError says what was waited for."""
+        """Polls until `condition` returns a true value, and returns that; the KubeError names what was waited for."""
         deadline = time.monotonic() + pace.stretched(timeout)
         error: KubeError | None = None
         while True:
@@ -148,7 +148,7 @@ class Api:
                 if result := condition():
                     return result
                 error = None
-            except KubeError as failed:  # objects that don't exist yet, a server that is away
+            except KubeError as failed:  # objects that don't exist yet, or a server that is down
                 error = failed
             if time.monotonic() > deadline:
                 raise KubeError(f"waited {pace.stretched(timeout):g} s in vain for {what}") from error

@@ -1,9 +1,9 @@
 """A real kube-apiserver with etcd and nothing else: schemas, CEL, admission, server-side apply, RBAC, watches, leases.
 
-No controllers run (a namespace's `default` ServiceAccount, garbage collection and pods are the cluster's business, see
+No controllers run (a namespace's `default` ServiceAccount, garbage collection and pods need the cluster, see
 cluster.py). Both programs listen on loopback ports of the calling process's network namespace and are killed by the
-kernel when the thread that started them ends (PR_SET_PDEATHSIG): start it from the main thread. Data is in a folder
-the caller gives; etcd doesn't sync to disk, nothing here is meant to survive.
+kernel when the thread that started them ends (PR_SET_PDEATHSIG): start it from the main thread. Data is in the caller's
+folder; etcd doesn't sync to disk, nothing here is meant to survive.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ApiServer(Api):
     etcd: Program
 
     def backup(self) -> Path:
-        """What etcd's disk holds now; etcd stands still meanwhile."""
+        """A copy of etcd's disk; etcd is paused meanwhile."""
         copy = self.folder / f"backup-{uuid4().hex[:8]}"
         self.etcd.signal(signal.SIGSTOP)
         try:
@@ -51,7 +51,7 @@ class ApiServer(Api):
         return copy
 
     def restore(self, backup: Path) -> None:
-        """Goes back to what was then: objects, and the versions that the next writes will have."""
+        """Restores a backup: objects, and the versions that the next writes will have."""
         self.begin_restore(backup)
         await_ready(self.url, self.authority, [self.server])
 
@@ -78,7 +78,7 @@ class ApiServer(Api):
         self.start()
 
     def pause(self) -> None:
-        """Freezes the API server: connections stay open, nothing is answered."""
+        """Freezes the API server: connections stay open, but it sends no response."""
         self.server.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -175,7 +175,7 @@ def etcd_flags(folder: Path | str, client: str, peer: str) -> list[str]:
 
 
 def server_flags(folder: Path, etcd: str, address: str, port: int) -> list[str]:
-    """What every API server of ours is started with; `folder` holds the PKI."""
+    """Flags of every API server of ours; `folder` holds the PKI."""
     return [
         f"--etcd-servers={etcd}",
         f"--advertise-address={address}",
@@ -197,7 +197,7 @@ def server_flags(folder: Path, etcd: str, address: str, port: int) -> list[str]:
 
 
 class Started(Protocol):
-    """What is asked of a program that should be running: is it, and what were its last words."""
+    """A program that should be running: whether it is, and the end of its log."""
 
     log: Path
 
@@ -232,7 +232,7 @@ def await_ready(url: str, authority: Path, programs: Sequence[Started]) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; all are held at once so that they differ."""
+    """Ports that are free now; all are held at once so that they differ."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

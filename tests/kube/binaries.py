@@ -1,12 +1,11 @@
-"""Where the programs of a real Kubernetes come from.
+"""Provides the programs of a real Kubernetes.
 
 Decided here: for each program, which of three sources is used. `$KUBEBUILDER_ASSETS` (the convention of controller
-tests) wins; then PATH, but only a program that reports exactly the version we pin; else it is built once, from the Go
+tests) wins; then PATH, but only a program that reports exactly the pinned version; else it is built once, from the Go
 modules pinned in tools/, into `$VNETPODS_CACHE` (default ~/.cache/vnetpods). A built program's folder is named after
-everything that went into it (go.mod, go.sum, flags), so an edited pin never meets a stale program. Built under a
-temporary name and renamed, behind a file lock: an interrupted build leaves nothing behind and two callers don't build
-the same thing. Synchronous, called before a test starts its clock; cold 25 minutes of processor time, warm
-milliseconds.
+all its inputs (go.mod, go.sum, flags), so an edited pin never uses a stale program. Built under a temporary name and
+renamed, behind a file lock: an interrupted build leaves nothing behind and two callers don't build the same program.
+Synchronous, called before a test starts its clock; cold 25 minutes of CPU time, warm milliseconds.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ KUBERNETES = "1.36.3"
 
 
 class BuildError(Exception):
-    """A program can't be had; says which, why, and what to do."""
+    """A program is not available; the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One module below tools/, and what is built from it. `version_of` tells how a program on PATH reports its
+    """One module below tools/, and the programs built from it. `version_of` is how a program on PATH reports its
     version."""
 
     module: str
@@ -68,7 +67,7 @@ class Source:
 
 
 def _kubernetes_version(version: str) -> dict[str, str]:
-    """Without these the server calls itself v0.0.0, and kubectl and helm stumble over it."""
+    """Linker variables, without which the server reports v0.0.0, which kubectl and helm can't handle."""
     major, minor, _ = version.split(".")
     values = {
         "gitVersion": f"v{version}",
@@ -203,7 +202,7 @@ def program(name: str) -> Path:
 
 
 def present(name: str) -> Path | None:
-    """The path of a program that is there already; None when it would have to be built."""
+    """The path of an existing program; None if it would have to be built."""
     return _present(_source(name), name)
 
 

@@ -1,8 +1,8 @@
-"""A machine's own sub-tree in every cgroup hierarchy of this host.
+"""A machine's own subtree in every cgroup hierarchy of this host.
 
 Decided here: what a host must offer for a kubelet to run pods inside a machine (version 1 hierarchies; on a pure
-version 2 host the machine's own processes would have to leave the root of their sub-tree first, which isn't done
-here), and how the sub-trees are named and removed. Called by machine.py before a machine boots and after it died.
+version 2 host the machine's own processes would have to leave the root of their subtree first, which isn't done here),
+and how the subtrees are named and removed. Called by machine.py before a machine boots and after it has died.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REMOVE_SECONDS = 10
 
 
 class HostError(Exception):
-    """This host can't run machines; says what is missing and what to do."""
+    """This host can't run machines; the message says what is missing and what to do."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Hierarchy:
 
 
 def hierarchies() -> list[Hierarchy]:
-    """Every hierarchy of this host; HostError when pods couldn't run with them."""
+    """Every hierarchy of this host; HostError if pods can't run with them."""
     found: list[Hierarchy] = []
     controllers: set[str] = set()
     generic = {"rw", "ro", "nosuid", "nodev", "noexec", "relatime", "noatime"}
@@ -57,14 +57,14 @@ def hierarchies() -> list[Hierarchy]:
 
 
 def make(group: str) -> list[Path]:
-    """Makes the sub-tree `group` (for example "vnetpods-1f2e/worker-1") everywhere; returns its folders."""
+    """Creates the subtree `group` (such as "vnetpods-1f2e/worker-1") in every hierarchy; returns its folders."""
     folders = []
     for hierarchy in hierarchies():
         folder = hierarchy.folder
         for part in Path(group).parts:
             folder /= part
             folder.mkdir(exist_ok=True)
-            for name in ("cpuset.cpus", "cpuset.mems"):  # a new cpuset is empty, and nothing may run in an empty one
+            for name in ("cpuset.cpus", "cpuset.mems"):  # a new cpuset is empty, and no process may run in it
                 if (folder / name).exists() and hierarchy.options:
                     (folder / name).write_text((folder.parent / name).read_text())
             with contextlib.suppress(OSError):  # already so, or a kernel that knows nothing else
@@ -75,7 +75,7 @@ def make(group: str) -> list[Path]:
 
 
 def remove(group: str) -> None:
-    """Removes the sub-trees of a dead machine; its last processes may need a moment to vanish."""
+    """Removes the subtrees of a dead machine; its last processes may need a moment to exit."""
     deadline = time.monotonic() + pace.stretched(REMOVE_SECONDS)
     for hierarchy in hierarchies():
         folder = hierarchy.folder / group

@@ -1,11 +1,9 @@
-"""A whole cluster from a description: one control-plane machine, any number of nodes, all in namespaces that
-somebody else made.
+"""A whole cluster from a description: one control-plane machine, any number of nodes, all in existing namespaces.
 
-Decided here: the order of coming up, how the caller reaches the API server (a veth of its own into the control
-plane's namespace, so that the fabric under test need not carry it), and what is written down so that another
-process can use the cluster and end it (`state.json` and a `kubectl` script in the cluster's folder). Nodes are
-NotReady until an agent has installed a CNI configuration. A cluster dies with the process that brought it up unless
-`keep` was called. Synchronous.
+Decided here: the start order, how the caller reaches the API server (a separate veth into the control plane's
+namespace, so that the fabric under test need not carry it), and the files by which another process can use the cluster
+and end it (`state.json` and a `kubectl` script in the cluster's folder). Nodes are NotReady until an agent installs
+a CNI configuration. A cluster dies with the process that started it unless `keep` was called. Synchronous.
 """
 
 from __future__ import annotations
@@ -45,9 +43,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Description:
-    """What to bring up. `folder` holds everything that is written; `images` are OCI archives for every node.
+    """The cluster to start. `folder` holds everything that is written; `images` are OCI archives for every node.
 
-    `plugins` are put into every node's /opt/cni/bin, as a distribution's package does; containerd itself calls
+    `plugins` are installed into every node's /opt/cni/bin, as by a distribution's package; containerd itself calls
     loopback.
     """
 
@@ -57,12 +55,12 @@ class Description:
     images: tuple[Path, ...] = ()
     plugins: tuple[str, ...] = ("loopback",)
     audited: tuple[str, ...] = ()
-    """Users whose every request is written to the API server's audit log; see `Cluster.audit`."""
+    """Users whose requests are all written to the API server's audit log; see `Cluster.audit`."""
 
 
 @dataclass(frozen=True)
 class Cluster(Api):
-    """A running cluster, seen by its administrator from the tests' own network namespace."""
+    """A running cluster, accessed by its administrator from the tests' own network namespace."""
 
     description: Description
     programs: Mapping[str, Path]
@@ -70,14 +68,14 @@ class Cluster(Api):
     nodes: Mapping[str, Node]
     images: tuple[Path, ...]
     internal_url: str
-    """The API server as its members reach it; for `kubeconfig_for(…, server=…)`."""
+    """The API server's URL as its members reach it; for `kubeconfig_for(…, server=…)`."""
 
     def node_ready(self, name: str) -> bool:
         conditions = self.get("node", name)["status"].get("conditions", [])
         return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
     def wait_registered(self, timeout: float = 60) -> None:
-        """Returns when every kubelet has made its Node (which may be NotReady)."""
+        """Returns when every kubelet has registered its Node (which may be NotReady)."""
         names = set(self.nodes)
         self.wait(
             f"the Nodes {sorted(names)}",
@@ -125,7 +123,7 @@ class Cluster(Api):
         subprocess.run(["ip", "link", "del", _link(self.folder)], check=False, capture_output=True)
 
     def write_state(self) -> None:
-        """Writes down who has to be ended, and a kubectl for people: `FOLDER/kubectl get nodes`."""
+        """Writes the processes to end, and a kubectl for people: `FOLDER/kubectl get nodes`."""
         plane = self.machines[self.description.control_plane.name]
         members = {
             each.name: {
@@ -145,7 +143,7 @@ class Cluster(Api):
 
 
 def up(description: Description) -> Cluster:
-    """Brings the cluster up: the API server answers, kubelets are started. All is ended again when that fails."""
+    """Starts the cluster until the API server is ready and the kubelets run. Ends everything again if that fails."""
     programs = binaries.programs(*binaries.CLUSTER, *description.plugins)
     folder = description.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """The control plane: etcd, API server, controller manager and scheduler as daemons of one machine.
 
-Decided here: their flags. Nodes get no podCIDR (addresses come from the VNet), a silent node is noticed after 20 s
-instead of 40, nobody elects a leader. etcd's data is on the machine's disk, so a reboot keeps the objects. Ready 3-5
-s after start.
+Decided here: their flags. Nodes get no podCIDR (addresses come from the VNet), a silent node is detected after 20 s
+instead of 40, leader election is off. etcd's data is on the machine's disk, so a reboot keeps the objects. Ready 3-5 s
+after start.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MEMORY = {"GOGC": "50"}
 
 
 def prepare(authority: pki.Authority, address: str, names: Sequence[str]) -> None:
-    """Certificates and kubeconfigs of the components; `names` are further addresses the API server is called by."""
+    """Writes the components' certificates and kubeconfigs; `names` are further names or addresses of the API server."""
     authority.server("apiserver", [*pki.SERVER_NAMES, address, *names])
     ca_file = authority.folder / "ca.crt"
     for name in pki.CLIENTS:
@@ -49,7 +49,7 @@ def prepare(authority: pki.Authority, address: str, names: Sequence[str]) -> Non
 
 
 def audit_flags(folder: Path, users: Sequence[str]) -> list[str]:
-    """Flags that write down every finished request of these users; none when there are no users."""
+    """Flags that log every finished request of these users; none without users."""
     if not users:
         return []
     rules: list[dict[str, object]] = [{"level": "Metadata", "users": list(users)}, {"level": "None"}]
@@ -78,7 +78,7 @@ def start(machine: Machine, programs: Mapping[str, Path], folder: Path, address:
 
 
 def start_controllers(machine: Machine, programs: Mapping[str, Path], folder: Path) -> None:
-    """Starts controller manager and scheduler; they end when the API server isn't there, so wait for it first."""
+    """Starts controller manager and scheduler; they exit if the API server isn't ready, so wait for it first."""
     manager = [
         f"--kubeconfig={folder}/kube-controller-manager.kubeconfig",
         f"--service-account-private-key-file={folder}/sa.key",

@@ -1,7 +1,7 @@
-"""The fixtures of this room, loaded as a pytest plugin by tests/conftest.py.
+"""The fixtures of tests.kube, loaded as a pytest plugin by tests/conftest.py.
 
-`apiserver` is shared by the whole session, so tests name their objects so that they don't meet (or use `api` objects of
-their own through `tests.kube.apiserver.running`). Programs are built after collection, before any test's clock runs.
+`apiserver` is shared by the whole session, so tests give their objects unique names (or run their own API server by
+`tests.kube.apiserver.running`). Programs are built after collection, before any test's clock runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NEEDS = {"apiserver": binaries.API_SERVER, "e2e": (*binaries.DEMO, *binaries.REF
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds what the chosen tests need: a cold build takes minutes, a test's timeout is one."""
+    """Builds the programs that the selected tests need: a cold build takes minutes, a test's timeout is one."""
     if session.config.option.collectonly:
         return
     used = {marker.name for item in session.items for marker in item.iter_markers()}

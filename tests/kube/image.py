@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BUSYBOX = "vnetpods.test/busybox:1"
 """The image that pods of tests run, and every pod's sandbox container."""
 WAITS = ("sh", "-c", 'trap "exit 0" TERM INT; while :; do sleep 86400 & wait $!; done')
-"""What a container without a command of its own does, sandboxes too: nothing, until it is asked to end."""
+"""Command of a container without its own, and of sandboxes: does nothing until it is asked to end."""
 FOLDERS = ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "usr", "var")
 ETC = {
     "etc/passwd": b"root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
@@ -34,7 +34,7 @@ _TYPE = "application/vnd.oci.image"
 
 
 class ImageError(Exception):
-    """An image can't be made; says which program is missing."""
+    """An image can't be made; the message names the missing program."""
 
 
 @dataclass

@@ -36,19 +36,19 @@ DURABLE = (
     "/opt/cni/bin",
     "/etc/cni/net.d",
 )
-"""What a disk would keep. Everything else that is written to /etc, /opt and /var is gone after a reboot."""
+"""Kept as by a disk. All other writes to /etc, /opt and /var are gone after a reboot."""
 BOOT_SECONDS = 20
 SUPERVISOR = [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py"))]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class MachineError(Exception):
-    """A machine didn't boot, or a command inside it failed; carries its words."""
+    """A machine didn't boot, or a command inside it failed; carries its output."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One process for good: a process id may be reused, together with the start time it is not."""
+    """Identifies a process for good: a process id may be reused, but not together with its start time."""
 
     pid: int
     started: int
@@ -65,7 +65,7 @@ class Identity:
             return False
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Signals that very process; nothing happens when it is gone."""
+        """Signals that very process; does nothing if it is gone."""
         if self.alive:
             os.kill(self.pid, number)
 
@@ -158,7 +158,7 @@ class Machine:
         return self.identity is not None and self.identity.alive
 
     def boot(self) -> None:
-        """Starts the machine; what was kept from an earlier boot is there. Returns when its mounts are in place."""
+        """Starts the machine, with the disk of an earlier boot. Returns when its mounts are in place."""
         if self.up:
             raise MachineError(f"machine {self.name} is already up")
         scratch = self.folder / "scratch"
@@ -178,7 +178,7 @@ class Machine:
         with (self.folder / "log" / "machine.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(spec, joined),
-                stdin=subprocess.PIPE,  # its other end is ours alone: closed when we die
+                stdin=subprocess.PIPE,  # only we hold its other end: closed when we die
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
@@ -224,17 +224,17 @@ class Machine:
         self.identity = self.init = self._process = None
 
     def reboot(self) -> None:
-        """A power cut and a fresh boot; programs are not started again."""
+        """Cuts the power and boots again; programs are not restarted."""
         self.power_cut()
         self.boot()
 
     def destroy(self) -> None:
-        """A power cut, and its disk is gone too; logs stay."""
+        """Cuts the power and removes the disk; logs stay."""
         self.power_cut()
         shutil.rmtree(self.folder / "disk", ignore_errors=True)
 
     def keep(self) -> None:
-        """Lets the machine live on when this process ends."""
+        """Lets the machine outlive this process."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(b"keep\n")
             self._process.stdin.flush()

@@ -1,9 +1,9 @@
-"""What turns a machine into a node: containerd with runc, kubelet, kube-proxy.
+"""Makes a machine a node: containerd with runc, kubelet, kube-proxy.
 
-Decided here: their configuration. A node comes up without any CNI configuration and stays NotReady until an agent has
-put one into /etc/cni/net.d. kube-proxy uses nftables and tells pods by their interface's name, because the cluster
-has no pod CIDR. Images are imported at each boot from archives on the host. What survives a reboot is said in
-machine.py.
+Decided here: their configuration. A node starts without any CNI configuration and stays NotReady until an agent has
+written one to /etc/cni/net.d. kube-proxy uses nftables and recognises pods by their interface's name, because the
+cluster has no pod CIDR. Images are imported at each boot from archives on the host. machine.py documents what survives
+a reboot.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class NodeError(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """A node to be: the machine it runs on and how its kubelet registers it."""
+    """A node: its machine, and how its kubelet registers it."""
 
     machine: Machine
     address: str
@@ -70,7 +70,7 @@ class Node:
         return self.machine.name
 
     def start(self, programs: Mapping[str, Path], pki_folder: Path, server: str, images: Sequence[Path]) -> None:
-        """Starts everything; also after a reboot. Returns when the images are there and the kubelet is started."""
+        """Starts everything; also after a reboot. Returns once the images are imported and the kubelet is started."""
         self.start_containerd(programs)
         for archive in images:
             self.machine.run(str(programs["ctr"]), "--namespace=k8s.io", "images", "import", str(archive))

@@ -1,9 +1,9 @@
-"""PID 1 of a machine: gives it mounts of its own, says "ready", then reaps orphans.
+"""PID 1 of a machine: sets up its mounts, prints "ready", then reaps orphans.
 
-A program of its own (standard library only, started as `python -I -S pid1.py SPEC`) in fresh PID, mount, UTS, IPC and
-cgroup namespaces, which machine.py made. It ends, and with it everything in the machine, when the process that holds
-the other end of its standard input dies (unless a line "keep" came before). Nothing it mounts is seen outside; what
-must survive a reboot is bound from the folders that SPEC names.
+A separate program (standard library only, started as `python -I -S pid1.py SPEC`) in fresh PID, mount, UTS, IPC and
+cgroup namespaces, which machine.py creates. It ends, and with it everything in the machine, when the process that holds
+the other end of its standard input dies (unless a line "keep" came before). Its mounts are invisible outside; what must
+survive a reboot is bind-mounted from the folders in SPEC.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MS_REC = 1 << 14
 MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
 SYSCTLS = {"vm/overcommit_memory": "1", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
-"""Kernel-wide settings that a kubelet insists on writing: files of this machine's own that already hold its values."""
+"""Kernel-wide settings that a kubelet insists on writing: per-machine files that already hold its values."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

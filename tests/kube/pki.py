@@ -1,9 +1,9 @@
 """The cluster's certificates, keys and kubeconfigs, made with the `cryptography` package.
 
-Decided here: who is called what. One authority signs everything; names and groups are those that Kubernetes reads its
-rights from ("PKI certificates and requirements" in its documentation). Keys are P-256 and every certificate carries
-the identifiers that OpenSSL's strict verification (Python 3.13) asks for. Plain synchronous code; what is on disk is
-all there is, and a cluster that is started again finds its authority there.
+Decided here: the names. One authority signs everything; users and groups are those that Kubernetes derives rights from
+("PKI certificates and requirements" in its documentation). Keys are P-256 and every certificate has the identifiers
+that OpenSSL's strict verification (Python 3.13) requires. Synchronous; all state is on disk, where a restarted cluster
+finds its authority.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SERVICE_ADDRESS = "10.96.0.1"
-"""The first address of the Service range: what `kubernetes.default` gets."""
+"""The first address of the Service range, which `kubernetes.default` gets."""
 SERVER_NAMES = (
     "kubernetes",
     "kubernetes.default",
@@ -57,7 +57,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Authority:
-    """The authority in `folder`; `Authority.open` makes it at first sight."""
+    """The authority in `folder`; `Authority.open` creates it on first use."""
 
     folder: Path
     certificate: x509.Certificate
@@ -65,7 +65,7 @@ class Authority:
 
     @classmethod
     def open(cls, folder: Path) -> Authority:
-        """The authority kept in `folder`, made if there is none; with it the key pair that signs tokens."""
+        """The authority in `folder`, created if there is none; with it the key pair that signs tokens."""
         folder.mkdir(parents=True, exist_ok=True)
         certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
         if certificate_file.exists() and key_file.exists():
@@ -94,7 +94,7 @@ class Authority:
         return self._issue(file, _name(file, None), [(alternatives, False), *_leaf(ExtendedKeyUsageOID.SERVER_AUTH)])
 
     def client(self, file: str, user: str, group: str | None = None) -> Identity:
-        """A client certificate: Kubernetes reads the user from the common name and the group from the organization."""
+        """A client certificate: Kubernetes takes the user from the common name and the group from the organization."""
         return self._issue(file, _name(user, group), _leaf(ExtendedKeyUsageOID.CLIENT_AUTH))
 
     def component(self, name: str) -> Identity:
@@ -102,7 +102,7 @@ class Authority:
         return self.client(name, *CLIENTS[name])
 
     def node(self, name: str) -> Identity:
-        """The client certificate of a kubelet; the Node authorizer wants exactly this user and group."""
+        """The client certificate of a kubelet; the Node authorizer requires exactly this user and group."""
         return self.client(f"node-{name}", f"system:node:{name}", "system:nodes")
 
     def _issue(self, file: str, subject: x509.Name, extensions: list[tuple[x509.ExtensionType, bool]]) -> Identity:
@@ -115,9 +115,9 @@ class Authority:
 
 
 def kubeconfig(path: Path, server: str, authority: Path, user: Mapping[str, str]) -> Path:
-    """Writes a kubeconfig with everything inside it, so that it can be carried into another mount namespace.
+    """Writes a self-contained kubeconfig, so that it works in another mount namespace.
 
-    `user` is what stands under `users[].user`; see `with_certificate` and `{"token": …}`. JSON is YAML.
+    `user` is the value of `users[].user`; see `with_certificate` and `{"token": …}`. JSON is YAML.
     """
     cluster = {"server": server, "certificate-authority-data": base64.b64encode(authority.read_bytes()).decode()}
     document = {
@@ -135,7 +135,7 @@ def kubeconfig(path: Path, server: str, authority: Path, user: Mapping[str, str]
 
 
 def with_certificate(identity: Identity) -> dict[str, str]:
-    """The user of a kubeconfig who shows a client certificate."""
+    """The user entry of a kubeconfig with a client certificate."""
     return {
         "client-certificate-data": base64.b64encode(identity.certificate.read_bytes()).decode(),
         "client-key-data": base64.b64encode(identity.key.read_bytes()).decode(),

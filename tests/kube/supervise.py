@@ -1,8 +1,8 @@
-"""Starts a program, and starts it again whenever it ends, as a kubelet does with a container.
+"""Starts a program, and restarts it whenever it ends, as a kubelet does with a container.
 
-A program of its own (standard library only, `python -I -S supervise.py COMMAND…`) inside a machine, so that it lives as
-long as the machine, also when that is kept. The first restart is at once, the following ones wait longer and longer;
-a program that ran for a while starts from the beginning. SIGTERM and SIGINT are passed on and end both.
+A separate program (standard library only, `python -I -S supervise.py COMMAND…`) inside a machine, so that it lives as
+long as the machine, also if that is kept. The first restart is immediate, the following ones back off; the back-off
+resets once a program has run for a while. SIGTERM and SIGINT are forwarded and end both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Supervisor:
         self._told_to_end = False
 
     def run(self) -> int:
-        """Until told to end; returns the program's last exit code."""
+        """Runs until it is signalled; returns the program's last exit code."""
         wait = 0.0
         while True:
             began = time.monotonic()

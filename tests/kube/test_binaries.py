@@ -1,4 +1,4 @@
-"""Where programs come from: the three sources in their order, and a build that two callers ask for at once."""
+"""Sources of programs: the three in their order, and a build that two callers request at once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ while [ $# -gt 0 ]; do [ "$1" = -o ] && out=$2; last=$1; shift; done
 case $out in */) out=$out${last##*/};; esac
 echo built > "$out"
 """
-"""A go command that writes down how it is called and "builds" one program."""
+"""A go command that logs its calls and "builds" one program."""
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a PATH with the go above and what a shell script needs."""
+    """An empty cache, and a PATH with the go above and the tools of a shell script."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "cache").mkdir()
     program(tmp_path / "bin" / "go", GO)

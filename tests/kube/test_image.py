@@ -1,4 +1,4 @@
-"""Image archives: what the OCI specification asks of them."""
+"""Image archives against the requirements of the OCI specification."""
 
 from __future__ import annotations
 

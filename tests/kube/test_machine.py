@@ -1,4 +1,4 @@
-"""Machines: what they share, what is theirs, what survives, and that they die when they should."""
+"""Machines: shared and private resources, durable files, and their end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificates: who they name, who signed them, and that a strict TLS peer takes them."""
+"""Certificates: subjects, signers, and acceptance by a strict TLS peer."""
 
 from __future__ import annotations
 

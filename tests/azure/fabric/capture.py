@@ -1,4 +1,4 @@
-"""Captures what passes a machine's link, into a pcap file.
+"""Captures a machine's link into a pcap file.
 
 A packet socket in the fabric's event loop; the file format is libpcap's classic one (magic a1b2c3d4, microseconds,
 Ethernet).
@@ -18,7 +18,7 @@ ETHERNET = 1
 
 
 class Capture:
-    """Runs from the moment it is made until `close`."""
+    """Captures from its creation until `close`."""
 
     def __init__(self, device: str, path: Path) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ALL_PROTOCOLS))
@@ -33,7 +33,7 @@ class Capture:
         while True:
             try:
                 frame = self._socket.recv(SNAP_LENGTH)
-            except OSError:  # nothing more at the moment, or the link is gone
+            except OSError:  # nothing more at present, or the link is gone
                 return
             seconds, fraction = divmod(time.time(), 1)
             self._file.write(struct.pack("<IIII", int(seconds), int(fraction * 1e6), len(frame), len(frame)) + frame)

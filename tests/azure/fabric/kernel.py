@@ -14,7 +14,7 @@ import msgspec
 
 
 class KernelError(Exception):
-    """The kernel refused a batch; the message has the tool's words and the batch."""
+    """The kernel refused a batch; the message has the tool's output and the batch."""
 
 
 async def ip(lines: list[str], namespace: str | None = None) -> None:

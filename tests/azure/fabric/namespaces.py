@@ -1,7 +1,7 @@
-"""Named network namespaces (`/run/netns/<name>`): making, entering, opening sockets in them.
+"""Named network namespaces (`/run/netns/<name>`): creating and entering them, opening sockets in them.
 
-Called from the fabric's process and from tests. A thread that enters another namespace never comes back: it is ended
-instead, so no code can find itself in the wrong one.
+Called from the fabric's process and from tests. A thread that enters another namespace never returns to the former one
+but ends there, so no code can run in the wrong one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The virtual network in the kernel: one namespace for the fabric, one per machine, kept equal to what the cloud says.
+"""The virtual network in the kernel: one namespace for the fabric, one per machine, kept in sync with the cloud.
 
 `Network` lives in the fabric's process (already inside the fabric's namespace) and its event loop. `sync` is awaited
-after every write to the cloud, before the write is answered: it reads the topology, compares plans and sends the
-difference. Machines' namespaces appear and go with their VM. Nothing survives the process but the machines' disks
-(folders); `close` removes the namespaces.
+after every write to the cloud, before the response is sent: it reads the topology, compares plans and applies the
+difference. Machines' namespaces are created and deleted with their VM. Nothing survives the process but the machines'
+disks (folders); `close` removes the namespaces.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tests.azure.fabric.probes import Probes
 from tests.azure.fabric.topology import Port, Topology
 
 FABRIC_MAC = "12:34:56:78:9a:bc"
-"""What answers every ARP request in Azure, and is the sender of every frame a VM receives."""
+"""The MAC that answers every ARP request in Azure, and sends every frame that a VM receives."""
 MTU = 1500
 GSO_MAX_SIZE = 62780
-"""Bytes that Hyper-V's NICs take from TCP in one piece (`ip -d link` on such a machine)."""
+"""Largest TCP segment, in bytes, that Hyper-V's NICs offload (`ip -d link` on such a machine)."""
 
 INTERNET = "internet"
 """Namespace of the host on the internet."""
@@ -75,7 +75,7 @@ class Network:
         await kernel.ip(
             [
                 *(f"addr add {address}/32 dev lo" for address in LOCAL_ADDRESSES),
-                # What nobody owns goes to `void`: answered by proxy ARP as if it existed, counted, dropped.
+                # Unowned addresses go to `void`: answered by proxy ARP as if they existed, counted, dropped.
                 *(
                     line
                     for name in ("void", routing.NO_ROUTE)
@@ -96,7 +96,7 @@ class Network:
         self._task = asyncio.create_task(self.probes.run())
 
     async def _host(self, name: str, device: str, address: str, gateway: str, network: str, table: int) -> None:
-        """A namespace that is no VM: the internet, or the network on-premises."""
+        """Creates a namespace that is no VM: the internet, or the network on-premises."""
         length = network.partition("/")[2]
         namespaces.create(name)
         await kernel.ip(
@@ -135,7 +135,7 @@ class Network:
         return {entry["counter"]["name"]: entry["counter"]["packets"] for entry in found if "counter" in entry}
 
     async def dropped(self, reason: str) -> list[dict[str, Any]]:
-        """What was dropped for one reason: sending machine (or device), source, destination, packets."""
+        """Drops for one reason: sending machine (or device), source, destination, packets."""
         found = await kernel.nft_json("list", "set", "ip", "fabric", f"noted_{reason}")
         machines = {self.numbers.port(port.nic): port.machine for port in self.topology.ports.values()}
         rows = []
@@ -148,7 +148,7 @@ class Network:
         return rows
 
     def capture(self, machine: str, path: str, ifname: str = "eth0") -> None:
-        """Starts to write what passes a machine's link to a pcap file."""
+        """Starts to capture a machine's link into a pcap file."""
         for port in self.topology.ports.values():
             if (port.machine, port.ifname) == (machine, ifname):
                 self._captures[machine] = Capture(self.numbers.port(port.nic), Path(path))
@@ -156,7 +156,7 @@ class Network:
         raise kernel.KernelError(f"no running machine {machine} has an {ifname}")
 
     def capture_end(self, machine: str) -> int:
-        """Ends it; how many packets were written."""
+        """Ends the capture; returns the number of captured packets."""
         capture = self._captures.pop(machine)
         capture.close()
         return capture.packets
@@ -168,7 +168,7 @@ class Network:
         return None
 
     async def _machines(self, wanted: Topology) -> set[str]:
-        """Namespaces and links of machines that came, went or booted; returns the devices that were removed."""
+        """Updates namespaces and links of new, deleted and booted machines; returns the devices that were removed."""
         before, after = self.topology.ports, wanted.ports
         unplugged = [port for nic, port in before.items() if nic not in after or _wiring(after[nic]) != _wiring(port)]
         plugged = [port for nic, port in after.items() if nic not in before or _wiring(before[nic]) != _wiring(port)]
@@ -193,7 +193,7 @@ class Network:
                 shutil.rmtree(self._disks / machine, ignore_errors=True)
 
     async def _unplug(self, ports: list[Port]) -> None:
-        """Deletes links. A namespace that is gone took its link along, but maybe not yet."""
+        """Deletes links. A deleted namespace takes its link along, but maybe later."""
         for port in ports:
             try:
                 await kernel.ip([f"link del {self.numbers.port(port.nic)}"])
@@ -202,7 +202,7 @@ class Network:
                     raise
 
     async def _plug(self, port: Port) -> None:
-        """A NIC's link, configured in the machine as Azure's DHCP does it."""
+        """Creates a NIC's link, configured in the machine as by Azure's DHCP."""
         device = self.numbers.port(port.nic)
         inside = (
             f"peer name {port.ifname} address {port.mac} mtu {MTU} gso_max_size {GSO_MAX_SIZE} netns {port.machine}"
@@ -222,12 +222,12 @@ class Network:
         await kernel.ip(lines, port.machine)
 
     async def _program(self, wanted: Topology, gone: set[str]) -> None:
-        """Routes, neighbours, rules, sets and chains. Additions come before removals: an address that moves is never
-        nowhere."""
+        """Programs routes, neighbours, rules, sets and chains. Additions precede removals: an address that moves always
+        has a place."""
         after = plan.make(wanted, self.numbers)
         await kernel.nft(plan.nft_script(self._plan, after))
         await kernel.ip(plan.ip_batch(self._plan, after, gone))
-        # Sets and chains that nobody needs any more stay, empty: they must not be declared again.
+        # Unused sets and chains stay, empty: they must not be declared again.
         after.elements = {name: set() for name in self._plan.elements} | after.elements
         after.chains = dict.fromkeys(self._plan.chains, ()) | after.chains
         self._plan = after
@@ -235,5 +235,5 @@ class Network:
 
 
 def _wiring(port: Port) -> tuple[str, str, str, str, int]:
-    """What can't change without a new link."""
+    """The properties that can't change without a new link."""
     return port.machine, port.ifname, port.mac, port.subnet, port.boot

@@ -1,11 +1,10 @@
 """From a topology to kernel objects, as plain values that can be compared: routes, neighbours, rules, set elements,
 chains.
 
-Pure. `Numbers` gives ports, subnets and VNets the small numbers the kernel wants, and never gives one twice. How a
-packet finds its way: the port it comes from gives it a mark (its subnet); the mark's rules look into the user routes of
-the subnet, then into the table of its VNet and those of its peers (each address there is one route to one port with one
-permanent neighbour), then on-premises, then `PUBLIC`; what is left goes to the device `void`, where it is counted and
-dropped.
+Pure. `Numbers` assigns ports, subnets and VNets the small numbers that the kernel requires, each only once. A packet's
+path: its ingress port sets a mark (the subnet); the mark's rules look up the user routes of the subnet, then the table
+of its VNet and those of its peers (each address there is one route to one port with one permanent neighbour), then
+on-premises, then `PUBLIC`; the rest goes to the device `void`, where it is counted and dropped.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ class Numbers:
 
 @dataclass(slots=True)
 class Plan:
-    """The state of the fabric's namespace. Keys are what identifies an object to the kernel, values what may change in
-    place."""
+    """The state of the fabric's namespace. Keys identify an object to the kernel, values may change in place."""
 
     routes: dict[tuple[int, str], tuple[str, str]] = field(default_factory=dict)
     """(table, destination) → (type of route, rest of the line)."""
@@ -90,7 +88,7 @@ class Plan:
 
 
 def make(topology: Topology, numbers: Numbers) -> Plan:
-    """All kernel objects that follow from a topology."""
+    """All kernel objects of a topology."""
     plan = Plan()
     plan.elements["held"].update(topology.stopped)
     for port in topology.ports.values():
@@ -183,7 +181,7 @@ def _security(plan: Plan, topology: Topology, numbers: Numbers) -> None:
 
 
 def ip_batch(old: Plan, new: Plan, gone: set[str]) -> list[str]:
-    """Lines for `ip -batch` that lead from one plan to the next; `gone` are devices that no longer exist."""
+    """Lines for `ip -batch` from one plan to the next; `gone` are devices that no longer exist."""
 
     def lost(line: tuple[str, str]) -> bool:
         return not gone.isdisjoint(line[1].split())
@@ -214,8 +212,8 @@ def ip_batch(old: Plan, new: Plan, gone: set[str]) -> list[str]:
 
 
 def nft_script(old: Plan, new: Plan) -> str:
-    """Commands for `nft -f`: one transaction. What others refer to is made first; what nobody uses any more is emptied,
-    not deleted."""
+    """Commands for `nft -f`: one transaction. Referenced objects are created first; unused ones are emptied, not
+    deleted."""
     lines = [f"add {declaration(name)}" for name in new.elements if name not in old.elements]
     lines += [f"add chain ip fabric {name}" for name in new.chains if name not in old.chains]
     removed, added = [], []

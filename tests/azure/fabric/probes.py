@@ -1,7 +1,7 @@
-"""Health probes: from 168.63.129.16, as Azure's, to every backend that a balancing rule with a probe has.
+"""Health probes: from 168.63.129.16, as in Azure, to every backend of a balancing rule with a probe.
 
-One task in the fabric's event loop goes round all checks; a change of health calls `changed` (the fabric's sync). A
-backend counts as down until its first success. The interval is the fabric's, not the probe's: tests have no 15 seconds.
+One task in the fabric's event loop runs all checks in turn; a change of health calls `changed` (the fabric's sync). A
+backend counts as down until its first success. The interval is the fabric's, not the probe's: tests don't wait 15 s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LIMIT = 0.5
 
 
 class Probes:
-    """Who is healthy. `mark` gives the subnet mark of an address, so that a probe finds its way."""
+    """The health of backends. `mark` returns the subnet mark of an address, by which a probe is routed."""
 
     def __init__(self, mark: Callable[[str], int | None], changed: Callable[[], Awaitable[None]]) -> None:
         self._mark = mark
@@ -32,7 +32,7 @@ class Probes:
         return self._healthy.get((probe, address), False)
 
     async def run(self) -> None:
-        """Until it is cancelled; a failure of ours is kept in `bugs`."""
+        """Runs until cancelled; a failure of ours is kept in `bugs`."""
         while True:
             try:
                 await self._round()

@@ -1,7 +1,7 @@
-"""User-defined routes of a subnet, as a table of the kernel that is asked before the VNet's own.
+"""User-defined routes of a subnet, as a kernel table that is looked up before the VNet's own.
 
-Pure. The longest prefix wins between user routes and Azure's own (the VNet's and its peers' prefixes, which stand in
-the table as `throw`: go on to the next table); for the same prefix the user's wins.
+Pure. The longest prefix wins between user routes and Azure's own (the VNet's and its peers' prefixes, which are `throw`
+routes: continue with the next table); for the same prefix the user's wins.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 NO_ROUTE = "none"
-"""The device of routes whose next hop is None, or that lead nowhere; what comes here is counted as `route`."""
+"""The device of routes whose next hop is None, or that lead nowhere; its packets are counted as `route`."""
 GATEWAY = "onprem"
 INTERNET = "inet"
 
@@ -26,7 +26,7 @@ class Route:
 def table(
     routes: tuple[Route, ...], system: list[str], appliance: Callable[[str], str | None]
 ) -> dict[str, tuple[str, str]]:
-    """Destination → (type of route, rest of the line). `appliance` gives the device behind an address."""
+    """Destination → (type of route, rest of the line). `appliance` returns the device of an address."""
     found: dict[str, tuple[str, str]] = dict.fromkeys(system, ("throw", ""))
     for route in routes:
         prefix = "default" if route.prefix == "0.0.0.0/0" else route.prefix

@@ -1,17 +1,17 @@
-"""The nftables ruleset of the fabric: what is dropped, and how it is counted.
+"""The nftables ruleset of the fabric: drops and their counters.
 
 Text only; loaded once. Afterwards only set elements and the chains of `plan.Plan.chains` change. Every drop goes
-through one chain per reason, which counts it and notes port, source and destination in a set of the same name, so that
-a test can ask why its packet is gone. Reasons:
+through one chain per reason, which counts it and records port, source and destination in a set of the same name, so
+that a test can find out why its packet was dropped. Reasons:
 
 - `mac`          frame with a source MAC that isn't the NIC's
 - `source`       source address that isn't configured on the sending NIC
 - `unowned`      no NIC holds the destination
 - `unreachable`  a NIC holds it, in a VNet that the sender isn't peered with, or of a machine that is stopped
-- `route`        a user-defined route says so, or leads to an appliance that isn't there
+- `route`        a user-defined route drops it, or leads to a missing appliance
 - `security`     a security group forbids it
 - `outbound`     to the internet (or ARM) from an address that has no way out
-- `inbound`      from the internet, and no answer to anything
+- `inbound`      from the internet, and no reply to any flow
 - `metadata`     to 169.254.169.254 or 168.63.129.16 from another address than the primary one of the primary NIC
 - `endpoint`     to the storage service from a subnet without service endpoint, from an address that has no way out
 """
@@ -31,7 +31,7 @@ REASONS = (
     "endpoint",
 )
 NOTED = 4096
-"""How many different (port, source, destination) are remembered per reason."""
+"""Number of different (port, source, destination) remembered per reason."""
 
 METADATA = "169.254.169.254"
 WIRESERVER = "168.63.129.16"
@@ -69,7 +69,7 @@ _JUDGING = f"""
     oifname vmap @entering
   }}
 """
-"""What may pass: to the fabric's own hosts, from the health probes, through."""
+"""Accepted packets: to the fabric's own hosts, from the health probes, forwarded."""
 
 
 def text(declarations: list[str]) -> str:

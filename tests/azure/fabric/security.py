@@ -1,9 +1,9 @@
-"""Security groups: what the fabric lets through, as chains of the ruleset.
+"""Security groups, as chains of the ruleset.
 
-Pure: from the cloud to plain rules (`read`), from rules to nft lines (`chains`). A packet is judged where it leaves its
-sender (the NIC's and the subnet's group) and where it reaches its receiver; within a group the first rule by priority
-decides, then Azure's default rules. Established flows are not judged again. The tags are VirtualNetwork (the VNet, its
-peers, on-premises), AzureLoadBalancer and Internet.
+Pure: from the cloud to plain rules (`read`), from rules to nft lines (`chains`). A packet is filtered where it leaves
+its sender (the NIC's and the subnet's group) and where it reaches its receiver; within a group the first rule by
+priority decides, then Azure's default rules. Established flows are not filtered again. The tags are VirtualNetwork (the
+VNet, its peers, on-premises), AzureLoadBalancer and Internet.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read(cloud: Cloud) -> Security:
 
 
 def chain(rules: tuple[Rule, ...], inbound: bool, vnet_set: str, asg_set: dict[str, str]) -> tuple[str, ...]:
-    """The lines of a group's chain for one direction. `return` is yes, `goto drop_security` no."""
+    """The lines of a group's chain for one direction. `return` allows, `goto drop_security` denies."""
     lines = []
     for rule in rules:
         if rule.inbound == inbound:

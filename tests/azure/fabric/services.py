@@ -1,8 +1,8 @@
-"""Hosts that the fabric itself plays: instance metadata, wireserver, a storage service, the host on the internet.
+"""Hosts that the fabric itself provides: instance metadata, wireserver, a storage service, the host on the internet.
 
-aiohttp applications in the fabric's event loop. Who asks instance metadata is known from the connection: the kernel
+aiohttp applications in the fabric's event loop. The connection identifies the client of instance metadata: the kernel
 copies the mark of the packet (the subnet) to the accepted socket, and within a subnet an address belongs to one NIC.
-The ruleset has already refused every address but the primary one of a primary NIC.
+The ruleset has already dropped every address but the primary one of a primary NIC.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Metadata:
 
 
 class Storage:
-    """20.60.0.10: a service that accepts only subnets with a service endpoint, and says which address it saw."""
+    """20.60.0.10: a service that accepts only subnets with a service endpoint, and returns the client's address."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -82,7 +82,7 @@ class Storage:
 
 
 async def wireserver(http: web.Request) -> web.Response:
-    """168.63.129.16: only that it answers."""
+    """168.63.129.16: responds, and nothing more."""
     return web.Response(text="Versions\n")
 
 
@@ -93,7 +93,7 @@ def wireserver_application() -> web.Application:
 
 
 async def who_calls(http: web.Request) -> web.Response:
-    """The host on the internet: answers with the caller's address."""
+    """The host on the internet: returns the client's address."""
     return web.Response(text=f"{http.remote}\n")
 
 

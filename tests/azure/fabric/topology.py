@@ -1,9 +1,9 @@
-"""What the network has to look like, read out of the cloud: ports, networks, who reaches whom.
+"""The desired network, derived from the cloud: ports, networks, reachability.
 
-Pure: `read(cloud)` is called after every write and gives plain values that can be compared; `plan.py` turns them into
+Pure: `read(cloud)` is called after every write and returns plain values that can be compared; `plan.py` turns them into
 kernel objects. Azure's rules: a VNet reaches itself and the VNets whose peering is Connected on both sides; peering
-isn't transitive; only a NIC's primary address has a way out; instance metadata answers the primary address of the
-primary NIC.
+isn't transitive; only a NIC's primary address has outbound access; instance metadata responds only to the primary
+address of the primary NIC.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Port:
     boot: int
     """Number of the machine's boot: a new one means a new namespace."""
     forwarding: bool
-    """enableIPForwarding: it may send for others."""
+    """enableIPForwarding: it may send with others' addresses."""
     security: tuple[str, ...]
-    """Security groups that judge its packets: the subnet's, then its own."""
+    """Security groups that filter its packets: the subnet's, then its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """What a subnet says about its packets. `endpoints` are services it has a service endpoint for, in lower case."""
+    """A subnet's policy for its packets. `endpoints`: services that it has a service endpoint for, in lower case."""
 
     key: str
     vnet: str
@@ -91,7 +91,7 @@ class Topology:
 
 
 def read(cloud: Cloud, healthy: Healthy) -> Topology:
-    """The network as the cloud has it now."""
+    """The network of the cloud's present state."""
     named = [(vm, vm.id.name) for vm in cloud.store.of_kind(machines.TYPE)]
     named += [(instance, scalesets.computer_name(instance)) for instance in cloud.store.of_kind(scalesets.INSTANCE)]
     ports: dict[str, Port] = {}

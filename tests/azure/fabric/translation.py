@@ -1,9 +1,9 @@
-"""Addresses that are not what they seem: public IPs, NAT gateways, load balancer frontends.
+"""Address translation: public IPs, NAT gateways, load balancer frontends.
 
-Pure: `read` takes what the cloud says and which backends are healthy, `balance` makes the lines of the chain that
-spreads connections. A public IP on an ipConfiguration is that configuration's, both ways. A subnet's NAT gateway, or an
-outbound rule of a balancer for its members, gives a way out under another address. A frontend keeps the client's
-address, as Azure's balancer does.
+Pure: `read` takes the cloud's state and which backends are healthy, `balance` makes the lines of the chain that
+distributes connections. A public IP on an ipConfiguration is that configuration's, both ways. A subnet's NAT gateway,
+or an outbound rule of a balancer for its members, gives outbound access under another address. A frontend keeps the
+client's address, as Azure's balancer does.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Translation:
     public: dict[str, str]
     """Public address → private address, 1:1."""
     egress: dict[str, str]
-    """Private address → public address for what it starts itself."""
+    """Private address → public address for outbound connections."""
     frontends: tuple[Frontend, ...]
     checks: frozenset[Check]
 
