@@ -1,6 +1,6 @@
 """The NodeIPPool of this node as a source of addresses: one object, listed and watched; the status applied server-side.
 
-Runs in the event loop; one task iterates `watch`, another calls `publish`. The list has no resourceVersion, so it
+Runs in the event loop; one task iterates `watch`, another calls `publish`. The list sets no resourceVersion, so that it
 returns the API server's newest state and not a cache's. A watch continues from there; after its end or an error
 (410, a lost connection) the source lists again, with a growing pause after a failure. Every report names the version of
 the pool that it answers, and the API server rejects it if there is a newer one: so a delayed report can't arrive after
