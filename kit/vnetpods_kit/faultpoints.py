@@ -32,7 +32,7 @@ class AgentPoint(StrEnum):
 class OperatorPoint(StrEnum):
     """Between two consecutive points, one external effect happens."""
 
-    POOL_EMPTIED = "pool-emptied"  # the pool lists no address, because the Node has another machine now
+    POOL_EMPTIED = "pool-emptied"  # the pool lists no interface, because the Node has another machine now
     POOL_ADOPTED = "pool-adopted"  # the pool exists with its owner and names the machine
     DECIDED = "decided"  # the NIC was read and the plan is made
     ANNOUNCED = "announced"  # Reconciling is written, the NIC is not

@@ -1,4 +1,4 @@
-"""How both programs put things in words."""
+"""Wording that both programs' messages share."""
 
 from __future__ import annotations
 

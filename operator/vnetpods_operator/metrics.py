@@ -1,8 +1,8 @@
 """The operator's metrics, by Prometheus conventions (base units, `_total`, `_seconds`).
 
 Totals over nodes are computed from the cluster state at each scrape, so deleted nodes disappear by themselves; only
-events are counted as they occur. At 5,000 nodes that takes 54 ms: it runs in a thread, over a copy of the list of pools
-(pools are never changed in place), once for all scrapes within FRESH_SECONDS.
+requests and durations are recorded as they occur. At 5,000 nodes that takes 54 ms: it runs in a thread, over a copy of
+the list of pools (pools are never changed in place), once for all scrapes within FRESH_SECONDS.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ then first come, first served. Priority is read when a token is granted, not whe
 start to wait overtakes while its request is already queued.
 
 A 429 closes its bucket until Retry-After has passed; Azure answers an earlier request with a longer wait. `acquire()`
-on a closed bucket waits for MOMENT seconds at most, then raises `Throttled`: a blocked worker would be missing for
-nodes of other subscriptions, and the node's condition would not tell the cause. A limit of one service
+waits for a bucket that reopens within MOMENT seconds, else raises `Throttled` at once: a blocked worker would be
+missing for nodes of other subscriptions, and the node's condition would not tell the cause. A limit of one service
 (Microsoft.Compute counts on its own) refuses only requests to that service.
 
 A request that waits for the ordinary rate holds a worker. When a more urgent node finds no free worker, the least

@@ -134,7 +134,7 @@ class Change:
     remove: frozenset[str] = frozenset()
     """Names of entries whose release the agent has acknowledged."""
     sweep: frozenset[str] = frozenset()
-    """Names of half-made entries."""
+    """Names of half-made or reappeared entries of ours (`Nic.broken`)."""
     rewrite: bool = False
     """Write the NIC even if nothing changes, to clear a Failed state or to prove doubted entries."""
 

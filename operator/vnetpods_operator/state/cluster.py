@@ -62,9 +62,9 @@ class NodeState:
     unreadable: str | None = None
     """Which NICs can't be read, and why; None: not read yet."""
     full_until: float = 0.0
-    """Until then, the machine takes no further ipConfiguration."""
+    """No ipConfiguration is added before then: the machine takes no more."""
     barred: dict[str, tuple[object, int]] = field(default_factory=dict)
-    """By NIC: the `exclude` in force, and the number of barred addresses (see model.Nic)."""
+    """By NIC: the `exclude` then in force, and the number of barred addresses (see model.Nic)."""
     lost: dict[str, float] = field(default_factory=dict)
     """Addresses that the pool listed and the NICs lost, and when that was observed."""
     taken: int = 0
