@@ -3,6 +3,7 @@
 run        serves the node's container runtime until SIGTERM
 install    installs the shim (`run` installs the conflist, once an address is known)
 uninstall  removes conflist and shim, and rules and routes unless pods still need them
+setup      makes a VM without Kubernetes run the agent: configuration and systemd unit
 """
 
 from __future__ import annotations
@@ -26,9 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "vnetpods-agent", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"vnetpods-agent {VERSION}")
-    parser.add_argument("command", choices=["run", "install", "uninstall"])
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="see docs/agent.md")
+    parser.add_argument("command", choices=["run", "install", "uninstall", "setup"])
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="see docs/agent.md; setup: /etc/vnetpods/agent.yaml"
+    )
+    of_setup = parser.add_argument_group("setup")
+    of_setup.add_argument("--shim", type=Path, metavar="FILE", help="the CNI plugin to install, for Podman and others")
+    of_setup.add_argument("--check", action="store_true", help="only say what differs; exit code 1 if anything does")
+    of_setup.add_argument("--remove", action="store_true", help="stop the service and delete its unit")
     options = parser.parse_args(arguments)
+    if options.command == "setup":
+        return _setup(options)
+    if options.config is None:
+        parser.error("--config is required")
     try:
         config = load(options.config)
     except ConfigError as error:
@@ -36,6 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _USAGE_ERROR
     logs.configure(config.log_level)
     return {"run": _run, "install": _install, "uninstall": _uninstall}[options.command](config)
+
+
+def _setup(options: argparse.Namespace) -> int:
+    from vnetpods_agent import setup  # noqa: PLC0415 - only where it is needed
+
+    program, config = Path(sys.argv[0]).absolute(), (options.config or setup.CONFIG).absolute()
+    here = setup.Setup(setup.Machine(), program, config, options.shim and options.shim.absolute())
+    try:
+        said = here.check() if options.check else here.remove() if options.remove else here.apply()
+    except setup.SetupError as error:
+        print(f"vnetpods-agent: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
+        return 1
+    for line in said:
+        print(line)  # noqa: T201 - for whoever started it
+    return int(options.check and bool(said))
 
 
 def _run(config: Config) -> int:

@@ -113,12 +113,12 @@ def install_shim(source: Path, bin_dir: Path) -> bool:
         wanted = source.read_bytes()
     except OSError as error:
         raise InstallError(f"the shim can't be read from {source}: {error.strerror}; is the image whole?") from error
-    return _put(bin_dir / SHIM, wanted, mode=0o755)
+    return put(bin_dir / SHIM, wanted, mode=0o755)
 
 
 def install_conflist(conf_dir: Path, config: dict[str, Any], *, name: str = CONFLIST) -> bool:
     """Installs the conflist; call it only when an ADD can be served. False if an identical file is there already."""
-    return _put(conf_dir / name, (json.dumps(config, indent=2) + "\n").encode(), mode=0o644)
+    return put(conf_dir / name, (json.dumps(config, indent=2) + "\n").encode(), mode=0o644)
 
 
 def uninstall(bin_dir: Path, conf_dir: Path, *, name: str = CONFLIST) -> None:
@@ -135,7 +135,7 @@ def uninstall(bin_dir: Path, conf_dir: Path, *, name: str = CONFLIST) -> None:
                 raise InstallError(f"{target} can't be removed: {error.strerror}") from error
 
 
-def _put(target: Path, content: bytes, *, mode: int) -> bool:
+def put(target: Path, content: bytes, *, mode: int) -> bool:
     try:
         if _holds(target, content, mode):
             return False

@@ -12,7 +12,7 @@ from tests.kube.machine import MachineError
 from tests.standalone import vm as vms
 from tests.standalone.vm import ADDRESSES, GATEWAY, INTERNET, PEER, PEER_ADDRESS, PRIMARY, SUBNET, Vm, until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.skipif(bool(vms.unable()), reason=vms.unable())]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any
 from tests import pace
 from tests.agent import truths
 from tests.azure import client, packets
-from tests.kube import debian, image, machine
+from tests.kube import cgroups, debian, image, machine
 from tests.kube.machine import Machine
 
 NAME, PEER, PEER_ADDRESS, PRIMARY = "w1", "far", "10.9.1.4", "10.240.0.10"
@@ -36,6 +36,15 @@ httpd -f -p 0.0.0.0:{PORT} -h /www & wait
 """
 """A web server that says who called."""
 AGENT = {"source": {"imds": {"interval": 1}}, "docker": {}, "cooldown": 1, "sweepInterval": 1, "http": {"port": 0}}
+
+
+def unable() -> str:
+    """Why this host runs no machines with containers; empty when it does."""
+    try:
+        cgroups.hierarchies()
+    except cgroups.HostError as error:
+        return str(error)
+    return ""
 
 
 def programs() -> Path:
