@@ -104,8 +104,8 @@ def _decoded(kind: Callable[[bytes], Any], payload: bytes) -> Any:
 
 def _address(payload: bytes) -> HeldAddress:
     found = _decoded(ifaddrmsg, payload)
-    address = found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS")
-    return HeldAddress(found["index"], address, found["prefixlen"], bool(found["flags"] & IFA_F_SECONDARY))
+    secondary = bool(found["flags"] & IFA_F_SECONDARY)
+    return HeldAddress(found["index"], found.get_attr("IFA_LOCAL"), found["prefixlen"], secondary)
 
 
 @lru_cache(maxsize=4096)
@@ -117,7 +117,7 @@ def _route(payload: bytes) -> Route:
         prefix=found["dst_len"],
         index=found.get_attr("RTA_OIF", 0),
         gateway=found.get_attr("RTA_GATEWAY", ""),
-        table=found.get_attr("RTA_TABLE", found["table"]),
+        table=found.get_attr("RTA_TABLE"),
         protocol=found["proto"],
         onlink=bool(found["flags"] & RTNH_F_ONLINK),
         source=found.get_attr("RTA_PREFSRC", ""),
@@ -135,12 +135,12 @@ def _neighbour(payload: bytes) -> Neighbour | None:
 
 def _rule(payload: bytes) -> Rule:
     found = _decoded(fibmsg, payload)
-    suppress = found.get_attr("FRA_SUPPRESS_PREFIXLEN", _NOT_SUPPRESSED)
+    suppress = found.get_attr("FRA_SUPPRESS_PREFIXLEN")
     return Rule(
         priority=found.get_attr("FRA_PRIORITY", 0),
         mark=found.get_attr("FRA_FWMARK", 0),
         mask=found.get_attr("FRA_FWMASK", 0),
-        table=found.get_attr("FRA_TABLE", found["table"]),
+        table=found.get_attr("FRA_TABLE"),
         suppress_prefix=-1 if suppress == _NOT_SUPPRESSED else suppress,
-        protocol=found.get_attr("FRA_PROTOCOL", 0),
+        protocol=found.get_attr("FRA_PROTOCOL"),
     )
