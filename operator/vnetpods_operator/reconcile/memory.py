@@ -5,8 +5,6 @@ Kept in memory only: after a restart a surplus must last anew, and back-off star
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
 from vnetpods_operator import errors
@@ -25,9 +23,9 @@ OVERTAKEN_MOST = 10.0
 log = structlog.get_logger()
 
 
-def published(seen: Observation, plan: Plan) -> None:
+def published(parts: Parts, seen: Observation, plan: Plan) -> None:
     """The plan was written into the pool: its times count from now on."""
-    record, status, now = seen.target.record, seen.pool.status, _now()
+    record, status, now = seen.target.record, seen.pool.status, parts.now()
     # not everything planned is written; kept addresses are not waited for
     names = {a: n for interface in status.interfaces for a, n in interface.names.items()}
     asked = releasing(seen.pool) - acknowledged(record.request, status, names) - {*status.kept}
@@ -44,7 +42,7 @@ def published(seen: Observation, plan: Plan) -> None:
 
 def succeeded(parts: Parts, seen: Observation, *, wrote: bool) -> None:
     """The pass ended without a failure of Azure's; `wrote`: a NIC was written."""
-    record, now = seen.target.record, _now()
+    record, now = seen.target.record, parts.now()
     record.failures, record.not_before, record.problem = 0, 0.0, seen.problem
     record.contested = {address: until for address, until in record.contested.items() if until > now}
     record.audit_at = now + float(parts.config().audit) * parts.random.uniform(0.8, 1.0)
@@ -56,9 +54,9 @@ def succeeded(parts: Parts, seen: Observation, *, wrote: bool) -> None:
 
 def failed(parts: Parts, seen: Observation, plan: Plan | None, error: errors.AzureError) -> tuple[Problem, float]:
     """Azure refused or failed, and backs off: returns the problem to publish, and when the next pass is due."""
-    record, now, problem = seen.target.record, _now(), problem_of(error)
+    record, now, problem = seen.target.record, parts.now(), problem_of(error)
     record.failures += 1
-    wait = jitter(parts, wait_after(error, record.failures))
+    wait = parts.jitter(wait_after(error, record.failures))
     record.not_before = now + wait
     if isinstance(error, errors.AddressTaken):  # the node's other needs don't wait for it
         asked = [address for change in plan.changes for address in change.restore] if plan else []
@@ -76,7 +74,7 @@ def failed(parts: Parts, seen: Observation, plan: Plan | None, error: errors.Azu
 
 def cut_short(parts: Parts, name: str, record: NodeState, error: KubeError | NotLeading) -> float:
     """The API server refused or failed: returns when the next pass is due."""
-    cluster, now = parts.cluster, _now()
+    cluster, now = parts.cluster, parts.now()
     record.unwritable_until = 0.0
     match error:
         case NotFound():  # the pool was deleted during the pass
@@ -84,26 +82,26 @@ def cut_short(parts: Parts, name: str, record: NodeState, error: KubeError | Not
             return now + 0.1
         case Outdated():
             record.overtaken += 1
-            wait = jitter(parts, min(OVERTAKEN_MOST, 0.05 * 2.0 ** min(record.overtaken, 20)))
+            wait = parts.jitter(min(OVERTAKEN_MOST, 0.05 * 2.0 ** min(record.overtaken, 20)))
             log.debug("pool changed meanwhile", node=name, error=str(error), again_in=wait)
             cluster.doubted.add(name)
         case Invalid():
             record.refusals += 1
             problem, least = unwritable(name, str(error), record.refusals)
-            node, wait = cluster.nodes.get(name), jitter(parts, least)
+            node, wait = cluster.nodes.get(name), parts.jitter(least)
             if node is not None and record.refusals == 1:
                 parts.tell(node, problem)
             log.warning("the pool can't be written", node=name, again_in=round(wait), error=str(error))
             record.unwritable_until = now + wait
         case _:
             log.warning("the look came to no end", node=name, error=str(error))
-            wait = jitter(parts, 5.0)
+            wait = parts.jitter(5.0)
     return now + wait
 
 
-def next_look(seen: Observation, plan: Plan | None) -> float:
+def next_look(parts: Parts, seen: Observation, plan: Plan | None) -> float:
     """When the next pass is due: now if changes remain, as our own write of the pool causes no event."""
-    now, record = _now(), seen.target.record
+    now, record = parts.now(), seen.target.record
     if unconfirmed(seen.pool) or (plan is not None and plan.changes):
         return now
     times = [record.audit_at, *(t for t in record.contested.values() if t > now)]
@@ -112,14 +110,6 @@ def next_look(seen: Observation, plan: Plan | None) -> float:
     return min(times)
 
 
-def jitter(parts: Parts, seconds: float) -> float:
-    return seconds * parts.random.uniform(1.0, 1.2)
-
-
 def _repaired_in_vain(parts: Parts, record: NodeState) -> None:
     record.repairs += 1
-    record.repair_after = _now() + jitter(parts, min(1800.0, 15.0 * 2.0 ** min(record.repairs, 10)))
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+    record.repair_after = parts.now() + parts.jitter(min(1800.0, 15.0 * 2.0 ** min(record.repairs, 10)))

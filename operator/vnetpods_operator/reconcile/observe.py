@@ -67,10 +67,10 @@ async def read(parts: Parts, seen: Observation) -> Observation:
     """Reads the NICs, twice if they are surprising. Raises `Busy` if Azure returns only an earlier state."""
     agent, trail = seen.pool.status.agent, seen.target.record.trail
     nics = await _read(parts, seen)
-    if trail.older(nics, _now()) or _surprising(seen.pool, nics, trail):
+    if trail.older(nics, parts.now()) or _surprising(seen.pool, nics, trail):
         await asyncio.sleep(SURPRISED_SECONDS)
         nics = await _read(parts, seen)
-    if name := trail.older(nics, _now()):
+    if name := trail.older(nics, parts.now()):
         text = f"Azure answers with an earlier state of NIC {name} than was read or written before"
         raise Busy(text, "OutdatedRead")
     trail.saw(nics)
@@ -100,7 +100,7 @@ async def observe(
     config, record, status = parts.config(), target.record, pool.status
     naming = Naming(adopt=config.adopt, exclude=tuple(r.bounds for r in config.exclude))
     prefixes = await _prefixes(parts, target.node.name, pool, nics)
-    now = _now()
+    now = parts.now()
     wanted, problem = wanted_for(target.node, pool, config, record.host_pods, record.doubles.said(now))
     if nics:
         views = _of_nics(record, pool, nics, naming, prefixes)
@@ -147,7 +147,7 @@ async def _prefixes(parts: Parts, node: str, pool: NodeIPPool, nics: Iterable[Ni
 def _limited(parts: Parts, view: model.Nic, subnet: str, record: NodeState, naming: Naming) -> model.Nic:
     """Applies the known limits of subnet and machine."""
     exclude, barred = record.barred.get(view.name, (None, 0))
-    slots = 0 if _now() < record.full_until else view.slots
+    slots = 0 if parts.now() < record.full_until else view.slots
     limited = parts.subnets.limits(subnet).on(view)
     return replace(limited, slots=slots, barred=barred if exclude == naming.exclude else 0)
 
@@ -228,7 +228,3 @@ def unconfirmed(pool: NodeIPPool) -> bool:
 def releasing(pool: NodeIPPool) -> frozenset[str]:
     """Every address that the pool lists in `releasing`."""
     return frozenset(address for interface in pool.status.interfaces for address in interface.releasing)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

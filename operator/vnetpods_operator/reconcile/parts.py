@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
@@ -54,3 +55,9 @@ class Parts:
     """Called if addresses of this subnet have become free."""
     silence: Callable[[NodeIPPool], str] = lambda _: ""
     """Why the node's agent is considered silent; empty if it isn't."""
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def jitter(self, seconds: float) -> float:
+        return seconds * self.random.uniform(1.0, 1.2)

@@ -14,7 +14,6 @@ known yet: pods that come and go within the warm addresses cost no request.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import structlog
@@ -61,7 +60,7 @@ class Reconciler:
     async def reconcile(self, name: str) -> Result:
         """Makes one pass (see the module's docstring)."""
         record, bound = self._parts.cluster.record(name), log.bind(node=name)
-        if self._now() < record.unwritable_until:
+        if self._parts.now() < record.unwritable_until:
             return Result(record.unwritable_until)
         caller.set(record.caller)
         record.caller.outdated = never
@@ -70,7 +69,7 @@ class Reconciler:
                 await fresh(self._parts, name)
             result = await self._pass(name, record)
         except GaveWay:  # no request was sent
-            result = Result(self._now())
+            result = Result(self._parts.now())
         except (KubeError, NotLeading) as error:
             return Result(memory.cut_short(self._parts, name, record, error))
         except Exception as error:  # noqa: BLE001 - other nodes must not suffer
@@ -79,7 +78,7 @@ class Reconciler:
                 await self._broken(name, record, error)
             except Exception as another:  # noqa: BLE001 - the same fault may strike again
                 bound.warning("the failure is not said on the node", error=repr(another))
-            return Result(self._now() + memory.jitter(self._parts, 30.0))
+            return Result(self._parts.now() + self._parts.jitter(30.0))
         record.refusals = 0
         return result
 
@@ -103,12 +102,12 @@ class Reconciler:
         if seen.problem is not None:
             notice(self._parts, node, record, seen.problem)
         when = None
-        if self._now() < record.not_before:  # Azure backs off, but the status stays up to date
+        if self._parts.now() < record.not_before:  # Azure backs off, but the status stays up to date
             seen, when = replace(seen, problem=record.problem), record.not_before
-        elif plan is None or plan.changes or self._now() >= record.audit_at or unconfirmed(pool):
+        elif plan is None or plan.changes or self._parts.now() >= record.audit_at or unconfirmed(pool):
             seen, plan, when = await self._with_azure(seen, plan)
         seen, plan = await self._published(seen, plan)
-        return Result(memory.next_look(seen, plan) if when is None else when)
+        return Result(memory.next_look(self._parts, seen, plan) if when is None else when)
 
     async def _orphaned(self, name: str, record: NodeState) -> None:
         """Reports a pool without Node: somebody created it by hand, or garbage collection doesn't work."""
@@ -151,7 +150,7 @@ class Reconciler:
                 if not isinstance(written, errors.AzureError):
                     seen, plan = await self._anew(seen, nics=written)
                     memory.succeeded(self._parts, seen, wrote=True)
-                    return seen, plan, self._now()
+                    return seen, plan, self._parts.now()
                 hindrance = written
             assert hindrance is not None
             raise hindrance
@@ -189,7 +188,7 @@ class Reconciler:
         """Counts host-network pods if growth nears the kubelet's pod limit; returns whether the count is new."""
         added = sum(change.add + model.BLOCK * change.blocks for change in plan.changes)
         have = sum(model.count(view.addresses) for view in seen.observed.nics)
-        node, record, now = seen.target.node, seen.target.record, self._now()
+        node, record, now = seen.target.node, seen.target.record, self._parts.now()
         if not added or have + added <= node.pod_limit - HOST_PODS_MOST or now < record.host_pods_until:
             return False
         before, record.host_pods = record.host_pods, await self._parts.host_pods(node.name)
@@ -219,7 +218,7 @@ class Reconciler:
             elif added:
                 self._parts.subnets.granted(nic.subnet)
         written = tuple(nics.values())
-        if record.trail.older(written, self._now()):
+        if record.trail.older(written, self._parts.now()):
             return errors.Busy("what Azure answers is from before the write", "OutdatedRead")
         record.trail.saw(written)
         return written
@@ -235,20 +234,17 @@ class Reconciler:
                 continue
             seen = replace(seen, pool=pool)
             if plan is not None:
-                memory.published(seen, plan)
+                memory.published(self._parts, seen, plan)
             return seen, plan
         raise Outdated(f"NodeIPPool {seen.target.node.name} changes faster than it can be written")
 
     async def _broken(self, name: str, record: NodeState, error: Exception) -> None:
         """Reports a fault of the operator itself, and backs off whatever happens meanwhile."""
-        node, pool, now = self._parts.cluster.nodes.get(name), self._parts.cluster.pools.get(name), self._now()
+        node, pool, now = self._parts.cluster.nodes.get(name), self._parts.cluster.pools.get(name), self._parts.now()
         if now >= record.not_before:
             record.failures += 1
-            record.not_before = now + memory.jitter(self._parts, wait_after(error, record.failures))
+            record.not_before = now + self._parts.jitter(wait_after(error, record.failures))
         if node is not None:
             notice(self._parts, node, record, problem_of(error))
         if pool is not None:
             await write(self._parts, pool, Findings(problem=problem_of(error)), record)
-
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
