@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import msgspec
 
@@ -64,8 +64,9 @@ class Network(_Body, frozen=True, kw_only=True):
             raise Refused("no address is handed out but this VM's own; leave out --aux-address")
         if options.get(_INTERNAL):
             raise Refused("every container is a member of the VNet, and none is kept in; leave out --internal")
-        if unknown := ", ".join(options.get(_GENERIC) or ()):
-            raise Refused(f"there are no options for a network, and so none called {unknown}; leave out -o")
+        if unknown := options.get(_GENERIC):
+            named = ", ".join(unknown) if isinstance(unknown, dict) else str(unknown)
+            raise Refused(f"there are no options for a network, and so none called {named}; leave out -o")
 
 
 class Interface(_Body, frozen=True, kw_only=True):
@@ -77,7 +78,7 @@ class Interface(_Body, frozen=True, kw_only=True):
 class Endpoint(_Body, frozen=True, kw_only=True):
     """Any call about an endpoint; its id never comes back."""
 
-    endpoint_id: str = msgspec.field(name="EndpointID")
+    endpoint_id: Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z]{12,128}$")] = msgspec.field(name="EndpointID")
     interface: Interface | None = None
     options: Options = None
 
@@ -96,7 +97,8 @@ class Endpoint(_Body, frozen=True, kw_only=True):
     def published(self) -> list[str]:
         """Ports of the container that are to be reached under the host's address."""
         ports = (self.options or {}).get(_PORTS) or []
-        return [str(port.get("Port", "?")) if isinstance(port, dict) else str(port) for port in ports]
+        listed = ports if isinstance(ports, list) else [ports]
+        return [str(port.get("Port", "?")) if isinstance(port, dict) else str(port) for port in listed]
 
     @property
     def made(self) -> dict[str, Any]:
