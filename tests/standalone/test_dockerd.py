@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -99,12 +100,43 @@ def test_a_container_joins_and_leaves_while_it_runs(vm: Vm) -> None:
     until("the address is free", vm.agreed)
 
 
+def test_of_several_networks_the_first_by_name_leads_out(vm: Vm) -> None:
+    """So a container in a bridge network, too, is reached from the VNet when this network's name comes first."""
+    vm.create_network("a-vnet")
+    try:
+        vm.run("one", network="bridge")
+        vm.docker("network", "connect", "vnet", "one")
+        assert "default via 172.17.0.1" in vm.docker("exec", "one", "ip", "route").stdout
+        vm.docker("network", "disconnect", "vnet", "one")
+        vm.docker("network", "connect", "a-vnet", "one")
+        assert "default via 169.254.1.1" in vm.docker("exec", "one", "ip", "route").stdout
+        form = '{{(index .NetworkSettings.Networks "a-vnet").IPAddress}}'
+        address = vm.docker("inspect", "-f", form, "one").stdout.strip()
+        assert vm.called(address) == PEER_ADDRESS
+        bridged = vm.run("bridged", network="bridge")
+        assert vm.calls("one", bridged)
+        vm.docker("rm", "-f", "one")
+    finally:
+        vm.docker("network", "rm", "a-vnet", check=False)
+
+
+def test_many_start_and_end_at_once(vm: Vm) -> None:
+    names = [f"many-{number}" for number in range(len(ADDRESSES) - 2)]
+    with ThreadPoolExecutor() as pool:
+        assert len(set(pool.map(vm.run, names))) == len(names)
+    assert vm.agreed()
+    vm.docker("rm", "-f", *names)
+    until("all addresses are free", vm.agreed)
+
+
 def test_the_agent_killed_costs_no_container_anything(vm: Vm) -> None:
     one = vm.run("one")
     vm.crash("agent")
     assert vm.called(one) == PEER_ADDRESS
-    vm.start_agent()
-    two = vm.run("two")
+    with ThreadPoolExecutor() as pool:
+        starting = pool.submit(vm.run, "two")  # dockerd asks again for half a minute
+        vm.start_agent()
+        two = starting.result()
     assert vm.calls("two", one) == two
     assert vm.agreed()
 

@@ -100,8 +100,8 @@ class Vm:
             self.machine.destroy()
         self.azure.stop()
 
-    def create_network(self) -> None:
-        self.docker("network", "create", "-d", "vnetpods", "--ipam-driver", "vnetpods", "--subnet", SUBNET, NETWORK)
+    def create_network(self, name: str = NETWORK) -> None:
+        self.docker("network", "create", "-d", "vnetpods", "--ipam-driver", "vnetpods", "--subnet", SUBNET, name)
 
     # programs
 
