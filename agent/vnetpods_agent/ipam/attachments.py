@@ -1,16 +1,15 @@
-"""Assigns pod addresses and takes them back, in the one order that survives a crash; the only way to do either.
+"""Assigns and releases pod addresses in the one crash-safe order; no other code does either.
 
-Everything runs in the event loop; the ledger's and the kernel's workers do what blocks.
+Everything runs in the event loop; blocking work is done by the ledger's and the kernel's worker threads.
     attach   pool (memory) -> ledger (durable) -> kernel -> answer
-             The kernel never has what the ledger lacks; a crash leaves a row, which a repeated ADD or a sweep finds.
+             The kernel never has what the ledger lacks; a crash leaves a row for a repeated ADD or a sweep.
     detach   kernel -> ledger (durable) -> pool -> answer
-             A crash leaves a row without interface, which a repeated DEL or a sweep finds.
-A reservation is an attachment without an interface: the address first, whoever it is for later (Docker's IPAM).
-    reserve  pool (memory) -> ledger (durable) -> answer; `detach` gives it back, or `attach` claims it for its own
-Calls for one attachment take turns, calls for different ones overlap. A detach that finds an attach under way abandons
-it: that ADD fails and undoes what it did before the detach has its turn (ACN#4829: DEL overtakes ADD). A caller that
-goes away while it waits for an address gives back its place in the queue; one that goes away later is abandoned in the
-same way.
+             A crash leaves a row without interface for a repeated DEL or a sweep.
+A reservation is an attachment without an interface: the address comes before its user (Docker's IPAM).
+    reserve  pool (memory) -> ledger (durable) -> answer; `detach` releases it, or `attach` claims it
+Calls for one attachment are serialised, calls for different ones overlap. A detach that finds an attach in progress
+abandons it: the ADD fails and undoes its work before the detach proceeds (ACN#4829: DEL overtakes ADD). A caller that
+disconnects while it waits for an address leaves the queue; one that disconnects later is abandoned in the same way.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_kit.faultpoints import AgentPoint, reach
 
 LONG_WAIT = 5.0
-"""Seconds after which a waiting pod is told by an Event."""
+"""Seconds after which a waiting pod gets an Event."""
 _LEAVING = (0.25, 0.02)
-"""Seconds until former pods' interfaces are looked at again: when nobody waits, and when somebody does."""
+"""Seconds until former pods' interfaces are checked again: while no ADD waits, and while one does."""
 
 log = structlog.get_logger(component="attachments")
 
@@ -61,14 +60,14 @@ class Attachments:
         self._closing = False
         self._arrivals = 0
 
-    # what others ask
+    # for callers
 
     def busy(self, key: AttachmentKey) -> bool:
-        """Whether a call for it is under way."""
+        """Whether a call for it is in progress."""
         return self._locks.busy(key)
 
     def of(self, container_id: str, ifname: str) -> list[AttachmentKey]:
-        """What is attached there, or about to be, whatever the network is called."""
+        """Keys attached or being attached there, in any network."""
         known = {**self.by_key, **self._pending}
         return [key for key in known if (key.container_id, key.ifname) == (container_id, ifname)]
 
@@ -76,7 +75,7 @@ class Attachments:
         return self._pool.holder(address)
 
     async def reserve(self, key: AttachmentKey, wish: Wish, deadline: float) -> Attachment:
-        """An address that nobody else gets, durable. Waits and raises as `attach` does."""
+        """Reserves an address durably. Waits and raises as `attach` does."""
         async with self._locks.of(key):
             pending = self._pending[key] = PendingAdd(self.now())
             try:
@@ -87,8 +86,8 @@ class Attachments:
             return attachment
 
     async def attach(self, wanted: AttachRequest, handles: SandboxHandles | None, deadline: float) -> Attachment:
-        """The attachment, durable and working. For one that exists already everything is made sure of again. Without
-        handles the runtime takes the pod's end itself.
+        """Returns the attachment, durable and working. An existing one is set up again where something is missing.
+        Without handles the runtime moves the pod's end itself.
 
         Waits for an address until `deadline` (loop time). Raises AttachError, LedgerError, DataPlaneError.
         """
@@ -108,7 +107,7 @@ class Attachments:
                 del self._pending[key]
 
     async def renew(self, key: AttachmentKey, handles: SandboxHandles | None) -> Attachment | None:
-        """Everything made sure of again of what is attached; None when nothing is. Raises DataPlaneError."""
+        """Sets up again whatever an existing attachment lacks; None without one. Raises DataPlaneError."""
         async with self._locks.of(key):
             if (found := self.by_key.get(key)) is not None:
                 await self._kernel.submit(self._plane.attach, found, handles)
@@ -118,9 +117,9 @@ class Attachments:
         return Moment(self._around.clock(), self._around.uptime(), self._around.boot_id)
 
     async def detach(self, key: AttachmentKey, *, before: Moment | None = None) -> Attachment | None:
-        """Nobody holds the address any more when this returns; None when nobody did. Once begun it is carried through.
+        """The address is free when this returns; None when it was not held. Once begun, it runs to its end.
 
-        `before` leaves alone what was attached after that moment. Raises DataPlaneError: the address stays held then.
+        With `before`, later attachments are left alone. On DataPlaneError the address stays held.
         """
         pending = self._pending.get(key)
         if pending is not None and not self._after(pending.began, before):
@@ -136,8 +135,8 @@ class Attachments:
         return other is not None and moment.after(other, self._around.boot_id)
 
     def remember(self, content: Content) -> None:
-        """What the ledger holds, before any address is given out. What has been recognised meanwhile stays; but of it
-        the ledger knows more.
+        """Takes over the ledger's content, before any address is assigned. Attachments recognised meanwhile stay, with
+        the ledger's fuller record where it has one.
         """
         self._arrivals = max(self._arrivals, *(a.arrival for a in content.attachments.values()), 0)
         for key, attachment in content.attachments.items():
@@ -151,8 +150,8 @@ class Attachments:
         self._pool.restore({}, rests, content.withdrawn, content.retired)
 
     def _rested(self, since: Moment) -> float:
-        """On this boot's clock. After another boot it counts from the moment at which this one began, and by a former
-        version from when its wall clock says, if that can be.
+        """The release time on this boot's clock. A release of another boot counts as of this boot's start; one written
+        by an earlier version (without a boot id) counts by its wall clock, but never as of the future.
         """
         now = self.now()
         if since.boot_id:
@@ -160,7 +159,7 @@ class Attachments:
         return now.boottime - max(0.0, now.wall - since.wall)
 
     async def void(self, attachment: Attachment) -> None:
-        """The attachment has come to an end without us, when this boot began; nothing of it is in the kernel."""
+        """Releases an attachment that ended with the previous boot; the kernel has nothing of it."""
         now = self.now()
         since = replace(now, wall=now.wall - now.boottime, boottime=0.0)
         async with self._locks.of(attachment.key):
@@ -168,10 +167,10 @@ class Attachments:
                 await self._through(self._record_release(attachment, since))
 
     async def adopt(self, interface: HostInterface) -> str:
-        """A pod's interface without attachment becomes one, unless its address is another pod's; says what was done.
+        """Makes an attachment of a pod's interface that has none, or removes the interface if another pod holds its
+        address; returns "adopted", "removed", or "" for nothing.
 
-        Since an ADD is durable before the kernel is touched, such a pod is proof of a ledger that forgot, not of a pod
-        that is gone.
+        An ADD is durable before it touches the kernel, so such a pod proves a ledger that lost data, not a deleted pod.
         """
         key, address = interface.key, interface.address
         if key is None or address is None:
@@ -191,14 +190,14 @@ class Attachments:
 
     def _recognised(self, interface: HostInterface, key: AttachmentKey, address: Address) -> Attachment:
         pod = Pod("", "", interface.uid) if interface.uid else None
-        # by the boot's clock it is not known when it was attached: before we met it
+        # its time of attachment on the boot's clock is unknown: some time before now
         attachment = replace(self._attachment(AttachRequest(key, "", pod), address), attached_boottime=0.0)
         if interface.created is not None:
             attachment = replace(attachment, created=interface.created)
         return attachment if attachment.host_ifname == interface.name else replace(attachment, host_name=interface.name)
 
     async def name_nics(self) -> None:
-        """Adopted pods whose NIC wasn't known then."""
+        """Records the NIC of pods that were adopted before it was known."""
         for attachment in [a for a in self.by_key.values() if not a.nic_mac and self._pool.mac(a.address)]:
             async with self._locks.of(attachment.key):
                 if self.by_key.get(attachment.key) is attachment:
@@ -210,13 +209,13 @@ class Attachments:
                         await self._ledger.commit(Adopt(known))
 
     def serve(self) -> None:
-        """Gives addresses to whoever waits, as far as there are any; called whenever there may be."""
+        """Assigns free addresses to waiting ADDs; called whenever one may have become free."""
         now = self._around.uptime()
         leaving = bool(self._plane.leaving())
         for key, address in self._pool.serve(now):
             future = self._pending[key].waiting
             assert future is not None
-            if future.done():  # abandoned in this very round
+            if future.done():  # abandoned in this iteration of the loop
                 self._pool.untake(address)
             else:
                 future.set_result(address)
@@ -228,7 +227,7 @@ class Attachments:
             self._timer = self._loop.call_later(delay, self.serve)
 
     def close(self) -> None:
-        """The agent ends: whoever waits for an address is cancelled, so that the next agent is asked instead."""
+        """At the agent's end: cancels waiting ADDs, so that the shim asks the next agent instead."""
         self._closing = True
         for pending in self._pending.values():
             if pending.waiting is not None:
@@ -255,7 +254,7 @@ class Attachments:
         return attachment
 
     async def _assigned(self, wanted: AttachRequest, deadline: float, pending: PendingAdd) -> Attachment:
-        """Chosen and durable."""
+        """Chooses an address and makes it durable."""
         address = await self._address(wanted, deadline, pending)
         reach(AgentPoint.ADD_CHOSEN)
         attachment = self._attachment(wanted, address)
@@ -266,7 +265,7 @@ class Attachments:
             self.serve()
             raise
         except AddressTaken:
-            # memory and disk disagree, which must not happen: at least don't choose it again at once
+            # memory and disk disagree, a defect: a cool-down at least keeps the address from being chosen again at once
             self._pool.release(address, attachment.attached_boottime)
             raise
         except asyncio.CancelledError:
@@ -278,7 +277,7 @@ class Attachments:
         return attachment
 
     async def _claimed(self, wanted: AttachRequest, reservation: Attachment, pending: PendingAdd) -> Attachment:
-        """Durable, in place of the reservation, which stays when the ledger refuses."""
+        """Replaces the reservation durably; it stays if the ledger refuses."""
         attachment = self._attachment(wanted, reservation.address)
         outcome, cancelled = self._ledger.commit(Claim(reservation.key, attachment)), False
         try:
@@ -349,7 +348,7 @@ class Attachments:
             reminder.cancel()
 
     def _withdraw_claim(self, key: AttachmentKey, waiting: asyncio.Future[Address]) -> None:
-        """The caller no longer wants an address, of which it may have been given one in the same instant."""
+        """Leaves the queue, and gives back an address that was assigned in the same instant."""
         self._pool.leave(key)
         if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
             self._pool.untake(waiting.result())
@@ -364,7 +363,7 @@ class Attachments:
             )
 
     async def _take_back(self, attachment: Attachment) -> None:
-        """What the kernel refused to make needs no undoing, and costs nobody a cool-down."""
+        """If the kernel made nothing, nothing is undone and the address needs no cool-down."""
         if await self._kernel.submit(self._plane.present, attachment):
             reach(AgentPoint.ADD_ROLLING_BACK)
             await self._give_back(attachment)
@@ -372,14 +371,14 @@ class Attachments:
             await self._unused(attachment)
 
     async def _unused(self, attachment: Attachment) -> None:
-        """The kernel has nothing of it: nothing to undo there, and nothing to cool down."""
+        """Releases an attachment that never reached the kernel: nothing to undo there, no cool-down."""
         reach(AgentPoint.ADD_ROLLING_BACK)
         await self._release_row(attachment, None)
         self._pool.untake(attachment.address)
         self.serve()
 
     async def _updated(self, found: Attachment, wanted: AttachRequest) -> Attachment:
-        """The row as the repeated ADD tells it: a path or a pod's name that we didn't know."""
+        """Updates the row from a repeated ADD: its path, its SNAT wish and, if the call names it, its pod."""
         updated = replace(found, netns=wanted.netns, pod=wanted.pod or found.pod, snat=wanted.snat)
         if updated != found:
             await self._ledger.commit(Assign(updated))
@@ -405,12 +404,12 @@ class Attachments:
         try:
             await self._ledger.commit(Release(attachment.key, since))
         except LedgerUnavailable as error:
-            # the ledger makes up for it with its next write; a pod's deletion is never held up by a full disk
+            # the ledger's next write includes it; a full disk must not block a pod's deletion
             log.warning("release not on disk yet", attachment=str(attachment.key), error=str(error))
         del self.by_key[attachment.key]
 
     async def _through(self, work: Coroutine[Any, Any, None]) -> None:
-        """Carries `work` through to its end, even when the caller is cancelled meanwhile."""
+        """Runs `work` to its end, even if the caller is cancelled meanwhile."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -418,17 +417,17 @@ class Attachments:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait([task])
-            if error := task.exception():  # nobody else will hear of it
+            if error := task.exception():  # nothing else reports it
                 log.warning("a call whose caller is gone failed", error=str(error))
             raise
 
-    # within
+    # internal
 
     def _next_chance(self, now: float, leaving: bool) -> float | None:
-        """Seconds until an address may come free by itself; None when nobody has to know.
+        """Seconds until an address may become free by itself; None if no timer is needed.
 
-        Asked with what was the case before the pool decided: what has cooled down or left since then has no other
-        reason to be looked at again.
+        `now` and `leaving` predate the pool's decision: nothing else would trigger another look at an address that has
+        cooled down or left the kernel since.
         """
         waiting = bool(self._pool.waiting())
         if leaving:

@@ -1,6 +1,6 @@
-"""Calls for one attachment take turns, in the order in which they came; calls for different ones overlap.
+"""Serialises calls for one attachment, first come first served; calls for different ones overlap.
 
-In the event loop; nothing survives a crash, and nothing has to.
+Event loop only; nothing here needs to survive a crash.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class KeyedLock:
         self._turns: dict[AttachmentKey, _Turn] = {}
 
     def busy(self, key: AttachmentKey) -> bool:
-        """Whether a call for it is under way."""
+        """Whether a call for it is in progress."""
         return key in self._turns
 
     @asynccontextmanager

@@ -1,21 +1,20 @@
-"""The addresses of this node: which one the next pod gets, who waits, and which ones go back to the subnet.
+"""The node's addresses: which one the next pod gets, which ADDs wait, and which units return to the subnet.
 
-Pure: no I/O, no clock; `now` is seconds since the machine has booted (nobody sets
-that clock) and always an argument. The event loop owns the only instance.
-Nothing here is durable: what must survive (who holds what, when an address came free, what was promised back) is in the
-ledger, and `restore` takes it from there. The rules are those of docs/architecture.md.
+Pure: no I/O, no clock; `now` is always an argument, in seconds since the machine's boot (a clock that nobody sets). The
+event loop owns the only instance. Nothing here is durable: the ledger keeps what must survive (holders, release times,
+promises) and `restore` takes it over. The rules are those of docs/architecture.md.
 
 A *unit* is an entry of `interfaces[].addresses` as the operator wrote it: one address or a /28 block. The release
-handshake speaks of units and of the names of the ipConfigurations behind them, pods get addresses. An address is
-    held      by a pod, or by an ADD that is under way;
-    idle      listed and not held; of these the one unused for longest comes first, those never used before all others;
-    cooling   idle, released less than `cooldown` ago: others may still send to its former pod;
-    blocked   in a unit that is releasing or promised back: out of use, whatever else it is;
-    promised  back: in a unit whose ipConfiguration is retired. The same unit under another name is another life. A unit
-              that was promised when no names were told is out of use until it is gone from the list or gets a name;
-    unusable  on one of the host's own interfaces, of a NIC that the machine doesn't have, or leaving: on a former
-              pod's that is not yet gone from the kernel;
-    missing   held, but no longer listed: the pod is left alone, and the operator asks Azure for it again.
+handshake uses units and the names of their ipConfigurations, pods get addresses. An address is
+    held      by a pod, or by an ADD in progress;
+    idle      listed and not held; never-used ones first, then the one unused for longest;
+    cooling   idle, released less than `cooldown` ago: peers may still send to its former pod;
+    blocked   in a unit that is releasing or promised back: out of use, whatever else applies;
+    promised  back: in a unit whose ipConfiguration is retired. The same unit under another name is usable again. A unit
+              promised while the list had no names is out of use until it leaves the list or gets a name;
+    unusable  on one of the host's own interfaces, of a NIC that the machine doesn't have, or leaving: on a former pod's
+              interface that is not yet gone from the kernel;
+    missing   held, but no longer listed: the pod is left alone, and the operator requests it from Azure again.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from vnetpods_api.names import IP_CONFIGURATION_PREFIX
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What is listed of a unit: its NIC, and its ipConfiguration, empty when the list doesn't tell."""
+    """A listed unit's NIC and ipConfiguration; the name is empty when the list has none."""
 
     mac: str
     name: str
 
     @property
     def ours(self) -> bool:
-        """Only what the operator made has a name that never comes back."""
+        """Only names that the operator made are never reused."""
         return self.name.startswith(IP_CONFIGURATION_PREFIX)
 
 
@@ -59,8 +58,8 @@ def _within(address: Address, network: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the address has to be: one of `network`, if that says something; or just `address`, which is given without a
-    cool-down: who names it knows whose it was.
+    """What the address has to be: one in `network`, unless that is empty; or exactly `address`, which is assigned
+    without a cool-down: a caller that names it knows its history.
     """
 
     network: str = ""
@@ -74,7 +73,7 @@ ANY = Wish()
 
 
 class Pool:
-    """See the module's docstring. Every method is a decision without waiting in between."""
+    """See the module's docstring. No method waits."""
 
     def __init__(
         self,
@@ -83,11 +82,11 @@ class Pool:
         leaving: Callable[[], Collection[Address]] = frozenset,
         absent: Callable[[], Collection[str]] = frozenset,
     ) -> None:
-        """`elsewhere`, what isn't this node's to give out, `leaving`, and `absent`, the MACs of listed NICs that this
-        machine doesn't have, are asked at every decision.
+        """Called for every decision: `elsewhere` (addresses that this node must not assign), `leaving`, and `absent`
+        (MACs of listed NICs that this machine doesn't have).
         """
         self.cooldown = cooldown
-        self.request: str | None = None  # what `released` and `kept` answer
+        self.request: str | None = None  # the request that `released` and `kept` answer
         self._elsewhere = elsewhere
         self._leaving = leaving
         self._absent = absent
@@ -97,14 +96,14 @@ class Pool:
         self._read: dict[str, _Entry] = {}
         self._releasing: tuple[str, ...] = ()
         self._retired: dict[str, str] = {}  # name -> unit
-        self._withdrawn: dict[str, str] = {}  # unit -> name, as the ledger has it
+        self._withdrawn: dict[str, str] = {}  # unit -> name, as in the ledger
         self._blocked: frozenset[Address] = frozenset()
         self._held: dict[Address, AttachmentKey] = {}
         self._idle: dict[Address, None] = {}  # in the order of last use
-        self._since: dict[Address, float] = {}  # when an address was released last, in that order
+        self._since: dict[Address, float] = {}  # time of an address's last release, in that order
         self._queue: dict[AttachmentKey, Wish] = {}
 
-    # what others know
+    # ledger and list
 
     def restore(
         self,
@@ -113,7 +112,7 @@ class Pool:
         withdrawn: Mapping[str, str],
         retired: Mapping[str, str],
     ) -> None:
-        """Takes over what the ledger remembers, before any address is given out; `since` in the order of release."""
+        """Takes over the ledger's content, before any address is assigned; `since` in the order of release."""
         self._held.update(held)
         self._since.update(since)
         self._withdrawn.update(withdrawn)
@@ -121,12 +120,12 @@ class Pool:
         self._arrange()
 
     def read(self, interfaces: Iterable[Interface]) -> None:
-        """What is listed, to be trusted or not: which of it is promised back can be told anyway."""
+        """Takes a list, trusted or not: either way it can be reported which of its units are promised back."""
         self._read = _entries(interfaces)
 
     def supply(self, interfaces: Iterable[Interface], request: str | None = None) -> None:
-        """What the operator lists now, and by which request it asks for some of it. Addresses that are gone are
-        forgotten, unless a pod holds them; no interface at all says nothing.
+        """Takes the operator's present list and the id of its release request. Addresses that left the list are
+        forgotten, unless a pod holds them; a list without interfaces changes nothing.
         """
         interfaces = tuple(interfaces)
         self.read(interfaces)
@@ -149,8 +148,8 @@ class Pool:
     # pods
 
     def take(self, key: AttachmentKey, now: float, wish: Wish = ANY) -> Address | None:
-        """An address for `key`; else it stands in the queue, until `serve` names it or it leaves. The first to come is
-        the first to get, of what it can use.
+        """An address for `key`; without one, `key` queues until `serve` names it or it leaves. First come, first
+        served, among the addresses that fit its wish.
         """
         if not self._queue:
             address = self._first(now, wish)
@@ -161,7 +160,7 @@ class Pool:
         return None
 
     def hopeless(self, wish: Wish) -> str:
-        """Why waiting for that very address is no use; empty when it may be."""
+        """Why waiting for the named address is useless; empty when it isn't."""
         if wish.address is None:
             return ""
         if (holder := self._held.get(wish.address)) is not None:
@@ -169,7 +168,7 @@ class Pool:
         return "" if wish.address in self._mac else f"{wish.address} is none of the addresses that this machine may use"
 
     def serve(self, now: float) -> list[tuple[AttachmentKey, Address]]:
-        """Who of the queue gets an address now, in the order of arrival."""
+        """Assigns addresses to the queue, in the order of arrival."""
         served = []
         vain: set[Wish] = set()
         for key, wish in list(self._queue.items()):
@@ -185,33 +184,33 @@ class Pool:
         return served
 
     def leave(self, key: AttachmentKey) -> None:
-        """Gives back the place in the queue."""
+        """Leaves the queue."""
         self._queue.pop(key, None)
 
     def untake(self, address: Address) -> None:
-        """The address was taken and no pod ever had it: it is the first to be used again."""
+        """Frees an address that no pod ever had; it is the first to be used again."""
         del self._held[address]
         if address in self._mac:
             self._idle = {address: None, **self._idle}
 
     def release(self, address: Address, now: float) -> None:
-        """A pod has given the address back; it cools down from now on."""
+        """Frees a pod's address; it cools down from `now`."""
         del self._held[address]
-        self._since.pop(address, None)  # they are in the order of release
+        self._since.pop(address, None)  # keeps the order of release
         self._since[address] = now
         if address in self._mac:
             self._idle[address] = None
 
     def adopt(self, address: Address, key: AttachmentKey) -> None:
-        """A pod was found to have the address already, or has what was reserved for it."""
+        """Marks an address as held that a pod already has or claims from its reservation."""
         self._idle.pop(address, None)
         self._held[address] = key
 
     # the release handshake
 
     def retirable(self, now: float) -> list[tuple[str, str]]:
-        """(name, unit) of what is asked back, or was promised before it had a name, that no pod holds, and whose former
-        pods are gone and have cooled down; `retire` them, in memory and in the ledger.
+        """(name, unit) to `retire`, in memory and in the ledger: requested back, or promised before it had a name; not
+        held, with the former pods gone and cooled down.
         """
         leaving, absent = self._leaving(), self._absent()
         asked = dict.fromkeys((*self._releasing, *(u for u, name in self._withdrawn.items() if not name)))
@@ -224,20 +223,20 @@ class Pool:
         ]
 
     def retire(self, entries: Collection[tuple[str, str]]) -> None:
-        """These ipConfigurations are out of use for good."""
+        """Takes these ipConfigurations out of use for good."""
         self._retired.update((name, unit) for name, unit in entries if name)
         self._withdrawn.update((unit, name) for name, unit in entries)
         self._arrange()
 
     def unretire(self, entries: Iterable[tuple[str, str]]) -> None:
-        """The ledger refused, and nobody has been told."""
+        """Undoes `retire` when the ledger refused; nothing was reported yet."""
         for name, unit in entries:
             self._retired.pop(name, None)
             self._withdrawn.pop(unit, None)
         self._arrange()
 
     def believe(self, interfaces: Iterable[Interface], units: Iterable[str]) -> list[tuple[str, str]]:
-        """Units that were promised back, as the source remembers; returns (name, unit) of those unknown here."""
+        """Retires units that the source records as promised back and the ledger lacks; returns their (name, unit)."""
         entries = _entries(interfaces)
         lost = [
             (entry.name, unit)
@@ -249,8 +248,8 @@ class Pool:
         return lost
 
     def settle(self) -> tuple[list[tuple[str, str]], list[str]]:
-        """What the ledger has to learn for versions that know no names: (name, unit) of what is listed and promised
-        back, and units that no longer are.
+        """Updates `withdrawn`, for versions without names; returns what the ledger must record: (name, unit) of listed
+        units that are promised back, and units that no longer are.
         """
         promised = [
             (entry.name, unit)
@@ -266,7 +265,7 @@ class Pool:
         return promised, void
 
     def released(self) -> tuple[str, ...]:
-        """What the report lists under `released`: all that was read and is retired, asked for or not."""
+        """The report's `released`: all retired units of the list as read, requested or not."""
         absent = self._absent()
         return tuple(
             unit
@@ -275,21 +274,21 @@ class Pool:
         )
 
     def kept(self) -> tuple[str, ...]:
-        """Units asked back that can't be given: pods hold them, and may for months."""
+        """Requested units that can't be released: pods hold them, possibly for months."""
         absent = self._absent()
         return tuple(
             u for u in self._releasing if u in self._read and self._read[u].mac not in absent and self.holds(u)
         )
 
     def promises(self) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-        """(name, unit) of all that was ever promised back, and of what is listed of it."""
+        """(name, unit) of everything retired, and of the listed units that are promised back."""
         return tuple(self._retired.items()), tuple((name, unit) for unit, name in self._withdrawn.items())
 
     def holds(self, unit: str) -> bool:
         """Whether a pod has an address of the unit."""
         return any(address in self._held for address in expand(unit))
 
-    # what is the case
+    # state
 
     def missing(self) -> tuple[Address, ...]:
         return tuple(sorted(a for a in self._held if a not in self._mac)) if self._heard else ()
@@ -298,7 +297,7 @@ class Pool:
         return self._held.get(address)
 
     def mac(self, address: Address) -> str:
-        """The NIC of a listed address; empty for one that isn't listed."""
+        """The NIC of a listed address; empty for others."""
         return self._mac.get(address, "")
 
     def of(self, macs: Collection[str]) -> frozenset[Address]:
@@ -306,9 +305,7 @@ class Pool:
         return frozenset(address for address, mac in self._mac.items() if mac in macs) if macs else frozenset()
 
     def listed(self, without: Collection[str] = ()) -> int:
-        """Addresses that are ours to use, now or later, `without` those of some NICs: none means that no ADD can be
-        served.
-        """
+        """Number of addresses that pods may get, now or later, `without` those of some NICs; at 0 no ADD succeeds."""
         return sum(1 for address, mac in self._mac.items() if address not in self._blocked and mac not in without)
 
     def waiting(self) -> int:
@@ -325,18 +322,18 @@ class Pool:
         return Usage(assigned=len(self._held), cooling=cooling, free=free, waiting=len(self._queue))
 
     def next_change(self, now: float) -> float | None:
-        """When the next idle address will have cooled down; None when none is cooling."""
+        """When the next idle address has cooled down; None when none is cooling."""
         return min((self._since[a] + self.cooldown for a in self._idle if self._cooling(a, now)), default=None)
 
     def cold(self, now: float) -> list[Address]:
-        """Unlisted addresses whose release is only history by now: the ledger may forget them."""
+        """Unlisted, unheld addresses that have cooled down: the ledger may forget them."""
         return [a for a in self._since if a not in self._mac and a not in self._held and not self._cooling(a, now)]
 
     def forget(self, addresses: Iterable[Address]) -> None:
         for address in addresses:
             self._since.pop(address, None)
 
-    # within
+    # internal
 
     def _unusable(self) -> frozenset[Address]:
         return self._elsewhere().union(self._leaving())
@@ -348,12 +345,12 @@ class Pool:
         for address in self._idle:
             if address in self._blocked or address in unusable or not wish.fits(address):
                 continue
-            # ordered by release: when this one still cools down, so do all that follow
+            # in the order of release: if this one is cooling, so are all that follow
             return None if self._cooling(address, now) else address
         return None
 
     def _cooling(self, address: Address, now: float) -> bool:
-        """Also by a `now` from before the release, for who asks may have waited for something since it looked."""
+        """Also for a `now` before the release: the caller may have read the clock before it waited for something."""
         since = self._since.get(address)
         return since is not None and since + self.cooldown > now
 
@@ -362,8 +359,8 @@ class Pool:
         self._held[address] = key
 
     def _stands(self, unit: str, name: str) -> bool:
-        """Whether the promise is about what is listed there now. (What was promised without a name, and has one by now,
-        is on its way to be retired.)
+        """Whether the promise concerns the unit's present listing. (A unit promised without a name that has one now is
+        about to be retired.)
         """
         if not self._heard:
             return True

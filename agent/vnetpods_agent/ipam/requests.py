@@ -1,4 +1,4 @@
-"""What is asked of the attachments, and what they answer when they can't."""
+"""The requests to the attachments, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vnetpods_agent.ipam.pool import ANY, Wish
 
 
 class AttachError(Exception):
-    """├── NoAddress       none became free in time; says why
-    ├── AddressRefused  the one that was named can't be had, however long one waits; says why
-    └── Abandoned       the call lost its purpose while it was under way
+    """├── NoAddress       none became free in time; the message says why
+    ├── AddressRefused  the requested one is not available, and waiting won't help; the message says why
+    └── Abandoned       the call became pointless while in progress
     """
 
 
@@ -28,8 +28,8 @@ class Abandoned(AttachError): ...  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class AttachRequest:
-    """An attachment to be. `claims`: the reservation whose address it takes, if that is still there; else it gets what
-    it wishes.
+    """An attachment to make. `claims`: the reservation whose address it takes over, if that still exists; otherwise
+    `wish` applies.
     """
 
     key: AttachmentKey
@@ -42,7 +42,7 @@ class AttachRequest:
 
 @dataclass(slots=True)
 class PendingAdd:
-    """An attach under way; in the event loop."""
+    """An attach in progress; event loop only."""
 
     began: Moment
     abandoned: str = ""
@@ -60,7 +60,7 @@ class PendingAdd:
 
 @dataclass(slots=True)
 class Surroundings:
-    """What attachments need to know of the rest of the agent."""
+    """What attachments need from the rest of the agent."""
 
     clock: Callable[[], float]
     uptime: Callable[[], float]  # CLOCK_BOOTTIME
@@ -69,4 +69,4 @@ class Surroundings:
     cause: Callable[[], str]  # why there are no more addresses
     changed: Callable[[], None]  # counts have changed
     waits_long: Callable[[AttachRequest, str], None]
-    barred: Callable[[], str] = str  # why no address may be given out at present, whatever there is
+    barred: Callable[[], str] = str  # why no address may be assigned at present, even a free one

@@ -1,8 +1,8 @@
-"""Which of the listed addresses can't be any pod's, whoever lists them: the second line of defence.
+"""Finds listed addresses that no pod may have, from any source: the second line of defence.
 
-Pure. The operator lists what Azure has on the NIC, and Azure gives out none of these; a file, a defect or somebody who
-may write a NodeIPPool can. A pod with 168.63.129.16 would be asked for the names of all others; one of a NIC whose
-primary address nobody knows could not be translated. Called by the listener for every state of the pool.
+Pure; called by pool_sync for every state of the pool. The operator lists what Azure has on the NIC, and Azure assigns
+none of these; a file, a defect or a writer of NodeIPPools may list them. A pod with 168.63.129.16 would get the DNS
+queries of all others; a pod's traffic can't be translated if its NIC's primary address is unknown.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _FIRST = ("the network itself", "the subnet's gateway", "Azure's DNS", "Azure's 
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """`refused` are addresses that no pod gets, `nics` the MACs of those of which none is used; `reasons` name them, or
-    what is listed and is no address.
+    """`refused`: addresses that no pod gets; `nics`: MACs of NICs whose addresses are all refused; `reasons` name them,
+    and listed entries that are no addresses.
     """
 
     refused: frozenset[Address] = frozenset()
@@ -83,4 +83,4 @@ def _networks(prefixes: Iterable[str]) -> Iterator[ipaddress.IPv4Network]:
         try:
             yield ipaddress.IPv4Network(prefix, strict=False)
         except ValueError:
-            continue  # the data plane names it
+            continue  # the data plane reports it

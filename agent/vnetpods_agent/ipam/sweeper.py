@@ -1,14 +1,14 @@
-"""Ledger against kernel, now and then: what the runtime never told us.
+"""Compares ledger and kernel periodically, and releases addresses for which the runtime sent no DEL.
 
-A task in the event loop; the look at the kernel is a job of its worker. A pod's sandbox that is gone shows at the host
-end of its veth, which the kernel removes with the namespace. The path of a namespace proves nothing: it may be reused,
-and the agent couldn't see it anyway. What a call is busy with is left alone, and every finding is looked at again in
-that attachment's turn.
-    attachment without interface               the sandbox is gone without a DEL: given back
-    two attachments of one (pod uid, ifname)   the sandbox was made again without a DEL: the older one is given back
-    an address reserved, or an interface that no sandbox has taken, for long: given back; nobody will come
-    interface without attachment               a ledger that forgot: adopted, or removed if the address is another pod's
-Interfaces without our alias are somebody else's (Azure's own CNI calls its interfaces azv… too).
+A task in the event loop; the kernel's worker reads the interfaces. A sandbox that is gone shows at the host end of its
+veth, which the kernel removes with the namespace. A namespace's path proves nothing: it may be reused, and the agent
+can't see it anyway. Attachments with a call in progress are skipped, and every finding is verified again under the
+attachment's lock.
+    attachment without interface               the sandbox is gone without a DEL: released
+    two attachments of one (pod uid, ifname)   the sandbox was recreated without a DEL: the older one is released
+    a reservation, or an interface that no sandbox has taken, for UNCLAIMED seconds: released
+    interface without attachment               the ledger lost data: adopted, or removed if another pod has the address
+Interfaces without our alias are foreign (Azure's own CNI also names its interfaces azv…).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from vnetpods_agent.ipam.worker import WorkerThread
 from vnetpods_kit.wording import some
 
 SUPERSEDED = 60.0
-"""Seconds that a pod's newer sandbox exists before the older one counts as left behind."""
+"""Seconds for which a pod's newer sandbox must exist before the older one counts as left over."""
 
 UNCLAIMED = 600.0
-"""Seconds for which nobody has to come for what waits for its sandbox, as seen by one process. The runtime fetches both
-within a second or two; this is for one that was frozen, or that fifty containers keep busy.
+"""Seconds after which a reservation or an interface without a sandbox is released, as seen by one process. The runtime
+fetches both within a second or two; the rest is for one that was frozen, or that fifty containers keep busy.
 """
 
 LEAKED = "AddressReclaimed"
@@ -45,7 +45,7 @@ log = structlog.get_logger(component="sweeper")
 
 @dataclass(slots=True)
 class Sweep:
-    """How much a sweep found."""
+    """A sweep's findings."""
 
     gone: int = 0
     superseded: int = 0
@@ -53,13 +53,13 @@ class Sweep:
     adopted: int = 0
     removed: int = 0
     unsettled: int = 0
-    """Interfaces without attachment that have to wait for the next sweep."""
+    """Interfaces without attachment, left to the next sweep."""
     leaks: list[str] = field(default_factory=list, compare=False)
-    """Addresses that the runtime never gave back, and whose they were."""
+    """Addresses that the runtime never released, each with its pod or container and the reason."""
 
     @property
     def said(self) -> str:
-        """What people should hear of it: a runtime that loses DELs will do so again."""
+        """The Event's message: a runtime that loses DELs will do so again."""
         named = some(self.leaks, _NAMED)
         return f"addresses were given back that the container runtime never released: {named}" if named else ""
 
@@ -72,7 +72,7 @@ class Sweeper:
         self._kernel = kernel
         self._plane = plane
         self._uptime = uptime
-        self._unclaimed: dict[AttachmentKey, float] = {}  # since when it has been seen like that
+        self._unclaimed: dict[AttachmentKey, float] = {}  # first seen in that state
 
     async def run(self, period: float, observe: Callable[[Sweep], None]) -> None:
         while True:
@@ -111,7 +111,7 @@ class Sweeper:
         log.info(why, attachment=str(key), address=attachment.address)
         try:
             await self._attachments.detach(key, before=attachment.attached)
-        except DataPlaneError as error:  # the others needn't wait for it
+        except DataPlaneError as error:  # must not block the others
             log.warning("cannot give it back yet", attachment=str(key), error=str(error))
             return
         found.leaks.append(f"{attachment.address} of {_whose(attachment)}: {why}")
@@ -120,9 +120,9 @@ class Sweeper:
         found.unclaimed += why == _UNCLAIMED
 
     async def _settle(self, interfaces: Sequence[HostInterface], found: Sweep) -> None:
-        """Interfaces without attachment."""
+        """Adopts or removes interfaces without attachment."""
         attachments = self._attachments
-        for interface in sorted(interfaces, key=lambda each: each.index):  # the kernel counts them as they come
+        for interface in sorted(interfaces, key=lambda each: each.index):  # the kernel's order of creation
             if interface.key is None or interface.key in attachments.by_key:
                 continue
             if attachments.busy(interface.key):
@@ -140,7 +140,7 @@ class Sweeper:
             found.removed += done == "removed"
 
     def _left_alone(self, interfaces: Sequence[HostInterface]) -> set[AttachmentKey]:
-        """What has been waiting for its sandbox for too long."""
+        """Keys that have waited too long for their sandbox."""
         now = self._uptime()
         waiting = [key for key in self._attachments.by_key if key.reserves]
         waiting += [interface.key for interface in interfaces if interface.key and interface.untaken]
@@ -154,8 +154,8 @@ def _whose(attachment: Attachment) -> str:
 
 
 def _superseded(attachments: list[Attachment], settled: float) -> set[Attachment]:
-    """All but the last of each pod's interface, once that has been there since before `settled`. By the order in which
-    they came: a clock that was set back would make the live one the older.
+    """All but the newest attachment of each pod's interface, if the newest was attached before `settled`. Ordered by
+    arrival: by wall clock, setting the clock back would make the live one the older.
     """
     last: dict[tuple[str, str], Attachment] = {}
     in_order = sorted((a for a in attachments if a.pod and a.pod.uid), key=lambda a: (a.arrival, a.created))

@@ -1,9 +1,8 @@
-"""Threads that do the event loop's blocking work, one kind of work per thread and in order.
+"""Threads for the event loop's blocking work: one kind of work per thread, in order.
 
-The loop submits a job and awaits its outcome. A job that was submitted is done, whatever becomes of the task that
-awaits it: the futures here refuse to be cancelled, so a cancelled task learns of it only after the job is over.
-(Otherwise a call that was given up would leave the kernel's thread working with descriptors that are closed, or even
-somebody else's.)
+The loop submits a job and awaits its outcome. A submitted job always runs, whatever happens to the awaiting task: these
+futures refuse cancellation, so a task's cancellation takes effect only after the job. (Otherwise an abandoned call
+would leave the kernel's thread with descriptors that are closed, or already another call's.)
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ T = TypeVar("T")
 
 
 class Outcome(asyncio.Future[T]):
-    """A future that will be fulfilled. Cancelling a task that awaits it takes effect when it is."""
+    """A future that can't be cancelled. Cancelling a task that awaits it takes effect when the future is done."""
 
     def cancel(self, msg: Any | None = None) -> bool:  # noqa: ARG002 - the base class's signature
         return False
@@ -28,7 +27,7 @@ class Outcome(asyncio.Future[T]):
 
 @dataclass(slots=True)
 class Job:
-    """One call, and what came of it."""
+    """One call and its result."""
 
     call: Callable[..., Any]
     args: tuple[Any, ...]
@@ -39,12 +38,12 @@ class Job:
     def do(self) -> None:
         try:
             self.result = self.call(*self.args)
-        except BaseException as error:  # noqa: BLE001 - the edge of the thread: whoever awaits the outcome gets it
+        except BaseException as error:  # noqa: BLE001 - the thread's edge: raised where the outcome is awaited
             self.error = error
 
 
 class WorkerThread(threading.Thread):
-    """A thread that does one job after the other. `busy_since` is monotonic time, for the watchdog; None when idle."""
+    """A thread that runs jobs in order. `busy_since`: monotonic time, for the watchdog; None when idle."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -53,13 +52,13 @@ class WorkerThread(threading.Thread):
         self.busy_since: float | None = None
 
     def submit(self, call: Callable[..., T], *args: Any) -> Outcome[T]:
-        """From the loop: does `call(*args)` after all that was submitted before."""
+        """From the loop: runs `call(*args)` after all earlier jobs."""
         outcome: Outcome[T] = Outcome(loop=self._loop)
         self._jobs.put(Job(call, args, outcome))
         return outcome
 
     def close(self) -> None:
-        """Does what was submitted, then ends the thread."""
+        """Runs the submitted jobs, then ends the thread."""
         self._jobs.put(None)
         self.join()
 
@@ -68,7 +67,7 @@ class WorkerThread(threading.Thread):
             self.work([job])
 
     def work(self, jobs: Sequence[Job]) -> None:
-        """In the thread: does the jobs and tells the loop."""
+        """In the thread: runs the jobs, then hands the outcomes to the loop."""
         self.busy_since = time.monotonic()
         for job in jobs:
             job.do()
@@ -77,7 +76,7 @@ class WorkerThread(threading.Thread):
 
 
 def settle(jobs: Sequence[Job]) -> None:
-    """In the loop: whoever awaits the jobs goes on."""
+    """In the loop: sets the jobs' outcomes."""
     for job in jobs:
         if job.error is not None:
             job.outcome.set_exception(job.error)

@@ -1,19 +1,19 @@
-"""What the ledger records, and how that lies in SQLite: plain data, and the statements between it and a connection.
+"""The ledger's records and their SQLite schema: plain data, and the statements that store and load it.
 
 Schema (format 3). The key is the CNI specification's: "the combination of network name, container ID and interface
-name" names an attachment. UNIQUE(address) makes a double assignment impossible whatever happens in memory, and two
-triggers that an address is both held and promised back.
+name" identifies an attachment. Whatever happens in memory, UNIQUE(address) rules out a double assignment, and two
+triggers rule out an address that is both held and promised back.
     attachment(network, container_id, ifname, address, netns, nic_mac, mtu, boot_id, created,
                pod_namespace, pod_name, pod_uid, gso_max_size, host_name,   these two since format 2
                attached_boottime, arrival)                                  since format 3
-    rest(address, since, boot_id, boottime, number)   when an address was released last: cool-down and, by number, order
-                              of use; since, by the wall clock, is for former versions and of them
-    retired(name, unit)       ipConfigurations that this node will not use again, the newest RETIRED of them
-    withdrawn(unit, name)     units of the list that are promised back: for versions that don't know names
+    rest(address, since, boot_id, boottime, number)   an address's last release: cool-down and, by number, order of use;
+                              since, by the wall clock, is written for earlier versions and read from theirs
+    retired(name, unit)       ipConfigurations that this node never uses again, the newest RETIRED of them
+    withdrawn(unit, name)     listed units that are promised back: for versions without names
     meta(name, value)         format, and readable_by: the lowest format whose code may read and write this file
-A later format may add columns with defaults and tables; this code names its columns, so it reads such a file and leaves
-the rest alone as long as readable_by allows it. That is how an upgrade can be taken back. An empty `withdrawn.name` is
-of a version that doesn't know names, or of a list without.
+A later format may add tables, and columns with defaults; this code names its columns, so it reads such a file and
+leaves the rest alone as long as readable_by allows it. So an upgrade can be rolled back. An empty `withdrawn.name`
+comes from a version without names, or from a list without them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Moment
 FORMAT = 3
 READABLE_BY = 1
 RETIRED = 8192
-"""Retired names that are kept: an old list could bring them back."""
+"""Number of retired names kept: an old list could list them again."""
 
 
 def _block(address: str) -> str:
@@ -68,7 +68,7 @@ DELETE FROM withdrawn WHERE EXISTS (SELECT 1 FROM attachment WHERE {_in("address
 {_PROMISED}
 """,  # noqa: S608 - constants
 }
-"""For every earlier format, the statements that make the next one of it."""
+"""For every earlier format, the statements that upgrade it to the next."""
 _SCHEMA = f"""
 CREATE TABLE attachment (
   network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
@@ -106,12 +106,12 @@ _HELD = f"DELETE FROM withdrawn WHERE {_in('?1', 'unit')}"  # noqa: S608 - const
 
 
 class UnknownFormat(Exception):  # noqa: N818 - its name is the finding
-    """The file was written by a version too far from this one."""
+    """The file's format is missing, or too old or too new for this version."""
 
 
 @dataclass(slots=True)
 class Content:
-    """Everything the ledger knows."""
+    """The whole content of the ledger."""
 
     attachments: dict[AttachmentKey, Attachment] = field(default_factory=dict)
     rests: dict[Address, Moment] = field(default_factory=dict)
@@ -124,14 +124,14 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """The attachment holds its address from now on."""
+    """Assigns the attachment its address."""
 
     attachment: Attachment
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The attachment holds from now on what was reserved by `reservation`."""
+    """Turns `reservation` into the attachment."""
 
     reservation: AttachmentKey
     attachment: Attachment
@@ -139,14 +139,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """As Assign, for a pod that has its address already."""
+    """As Assign, for a pod that already has its address."""
 
     attachment: Attachment
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The attachment, if there is one, gives its address back at `since`; None when no pod ever had it."""
+    """Releases the attachment's address, if it exists, as of `since`; None: no pod ever had the address."""
 
     key: AttachmentKey
     since: Moment | None
@@ -154,28 +154,28 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """These ipConfigurations, (name, unit) each, will never be used again on this node. Goes with a Withdraw."""
+    """Takes these ipConfigurations, (name, unit) each, out of use on this node for good. Goes with a Withdraw."""
 
     entries: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """These units are listed and promised back, (name, unit) each; the name is empty when the list told none."""
+    """Records listed units, (name, unit) each, as promised back; the name is empty when the list has none."""
 
     entries: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Reinstate:
-    """These units are no longer listed as what was promised back."""
+    """Drops units that are no longer listed as they were when promised back."""
 
     units: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Of these addresses not even the time of their release matters any more."""
+    """Drops the release times of these addresses."""
 
     addresses: tuple[Address, ...]
 
@@ -185,7 +185,7 @@ Operation = Assign | Claim | Adopt | Release | Retire | Withdraw | Reinstate | F
 
 
 def enter(content: Content, operations: Sequence[Operation]) -> None:  # noqa: C901, PLR0912 - one case each
-    """What `statements` does to the file, done to the mirror."""
+    """Applies to the mirror what `statements` does to the file."""
     for operation in operations:
         match operation:
             case Assign(attachment):
@@ -200,7 +200,7 @@ def enter(content: Content, operations: Sequence[Operation]) -> None:  # noqa: C
             case Release(key, since):
                 released = content.attachments.pop(key, None)
                 if released is not None and since is not None:
-                    content.rests.pop(released.address, None)  # the last one released comes last
+                    content.rests.pop(released.address, None)  # keeps the order of release
                     content.rests[released.address] = since
             case Retire(entries):
                 for name, unit in entries:
@@ -218,10 +218,10 @@ def enter(content: Content, operations: Sequence[Operation]) -> None:  # noqa: C
 
 
 def overtake(content: Content, facts: Sequence[Operation]) -> Content:
-    """What has happened while the file couldn't be read, entered into what it holds.
+    """Applies the facts of the time when the file couldn't be read to the file's content.
 
-    Pods were recognised by their interfaces then, of which the file may know more; and an address that such a pod has
-    is no longer that of whom the file names.
+    During that time pods were recognised by their interfaces: the file's fuller record of such a pod stays, and an
+    address that such a pod has no longer belongs to its holder in the file.
     """
     for fact in facts:
         if isinstance(fact, Adopt):
@@ -242,7 +242,7 @@ def statements(operation: Operation) -> Iterator[tuple[str, Sequence[tuple[Any, 
         case Claim(reservation, attachment):
             yield _DELETE, [_key(reservation), _key(attachment.key)]
             yield _INSERT, [_row(attachment)]
-        case Adopt(attachment):  # the pod has it, whatever was promised
+        case Adopt(attachment):  # the pod has the address, so any promise is void
             yield _HELD, [(attachment.address,)]
             yield _DELETE, [_key(attachment.key)]
             yield _INSERT, [_row(attachment)]
@@ -280,9 +280,9 @@ def create(connection: sqlite3.Connection) -> None:
 def bring_up_to_date(
     connection: sqlite3.Connection, upgrades: Mapping[int, str] = UPGRADES, wanted: int = FORMAT
 ) -> None:
-    """Looks whether the file is whole, and takes it to the format `wanted` in one transaction.
+    """Checks the file's integrity, and upgrades it to the format `wanted` in one transaction.
 
-    A later format that this code may write stays what it is. Raises sqlite3.Error, UnknownFormat.
+    A later format that this code may write is kept. Raises sqlite3.Error, UnknownFormat.
     """
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
@@ -304,7 +304,7 @@ def bring_up_to_date(
 
 
 def read(connection: sqlite3.Connection) -> Content:
-    """All of it. Raises sqlite3.Error."""
+    """Reads the whole content. Raises sqlite3.Error."""
     return Content(
         attachments={attachment.key: attachment for attachment in map(_attachment, connection.execute(_SELECT))},
         rests={Address(address): Moment(*since) for address, *since in connection.execute(_RESTS)},

@@ -1,16 +1,14 @@
-"""Which pod holds which address: the agent's memory that survives a crash, a power cut and an upgrade.
+"""Records durably which pod holds which address: survives a crash, a power cut and an upgrade.
 
 SQLite in WAL mode with synchronous=FULL. When the outcome of `commit` arrives, its operations are on the disk. All file
-access happens in the ledger's own thread; whatever was submitted while a commit was under way shares the next one, so
-fifty ADDs cost two or three disk syncs. The file is read when the agent starts and never again: the thread keeps a
-mirror.
+access happens in the ledger's own thread; operations submitted during a commit share the next one, so fifty ADDs cost
+two or three disk syncs. The file is read only at the agent's start: the thread keeps a mirror.
 
-Damage: a file that can't be used is set aside as `ledger.db.damaged-<time>`. At start the caller then rebuilds the
-content from the kernel; later the mirror has it, also when the file is deleted while in use (`look`). A disk that can't
-be written fails ADDs, but a release always succeeds: the mirror drops the row, and the first transaction that gets
-through again writes the whole mirror, before anything new. A file that can't even be read (`unread`) isn't touched
-until it can: `load` then puts together what it holds and what has happened since, and until that is known no address
-may be given out.
+Damage: an unusable file is set aside as `ledger.db.damaged-<time>`. At start the caller then rebuilds the content from
+the kernel; later it comes from the mirror, also when the file is deleted while in use (`look`). An unwritable disk
+fails ADDs, but a release always succeeds: the mirror drops the row, and the first transaction that succeeds again
+writes the whole mirror before anything new. An unreadable file (`unread`) isn't touched until it can be read: `load`
+then merges its content with the events since, and until then no address may be assigned.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ from vnetpods_kit.faultpoints import AgentPoint, reach
 REBUILT = "LedgerRebuilt"
 UNAVAILABLE = "LedgerUnavailable"
 _DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
-_IDLE = 0.5  # seconds without work after which the log is moved into the file
+_IDLE = 0.5  # seconds without work before the WAL is checkpointed into the file
 _CHECKPOINT_BYTES = 256 * 1024
 _AUTOCHECKPOINT_PAGES = 4096  # under load without a pause: 16 MB
 
@@ -53,7 +51,7 @@ log = structlog.get_logger()
 
 
 class LedgerError(Exception):
-    """├── LedgerUnavailable   the disk refuses; nothing was changed
+    """├── LedgerUnavailable   the disk refuses; nothing was written
     └── AddressTaken        another attachment holds the address
     """
 
@@ -65,12 +63,12 @@ class AddressTaken(LedgerError): ...  # noqa: N818
 
 
 class Ledger(WorkerThread):
-    """The thread and its file."""
+    """The ledger's thread and its file."""
 
     def __init__(
         self, path: Path, clock: Callable[[], float] = time.time, notify: Callable[[str, str], None] = lambda *_: None
     ) -> None:
-        """`notify(reason, message)` is called in the loop, once for every trouble that comes after the start."""
+        """`notify(reason, message)` is called in the loop, once per trouble after the start."""
         super().__init__("ledger")
         self._path = path
         self._clock = clock
@@ -78,24 +76,24 @@ class Ledger(WorkerThread):
         self._connection: sqlite3.Connection | None = None
         self._mirror = Content()
         self._inode = 0
-        self._behind = False  # the file lacks something that the mirror has
-        self._since: list[Operation] | None = []  # what has happened while the file couldn't be read; None: it was
-        self.trouble = ""  # why nothing can be written at present
-        self.unread = True  # the caller doesn't know yet what the file holds
+        self._behind = False  # the file lacks part of the mirror
+        self._since: list[Operation] | None = []  # facts while the file can't be read; None: it was read
+        self.trouble = ""  # why writes fail at present
+        self.unread = True  # the caller doesn't have the file's content yet
 
     # from the loop
 
     async def load(self) -> tuple[Content, str]:
-        """At start, and then as long as it is `unread`: what the file holds, and why that is less than it should be (""
-        when all is well, "new" when there was none).
+        """At start, and again while `unread`: the file's content, and why it is incomplete ("" when it isn't, "new"
+        when there was no file).
         """
         content, trouble = await self.submit(self._load)
         self.unread = content is None
         return content or Content(), trouble
 
     def commit(self, *operations: Operation) -> Outcome[None]:
-        """All of them or none, durable when the outcome is there. Raises AddressTaken, LedgerUnavailable (a Release
-        counts even then).
+        """Commits all operations or none, durable when the outcome arrives. Raises AddressTaken, LedgerUnavailable (a
+        Release counts even then).
         """
         return self.submit(self._apply, operations)
 
@@ -130,7 +128,7 @@ class Ledger(WorkerThread):
         self._loop.call_soon_threadsafe(settle, jobs)
 
     def _transact(self, jobs: Sequence[Job]) -> None:
-        """One durable transaction for all; each job fails alone when its own operations are refused."""
+        """One durable transaction for all jobs; a job whose own operations are refused fails alone."""
         if self._since is not None:
             self._refuse(jobs)
             return
@@ -163,7 +161,7 @@ class Ledger(WorkerThread):
                     enter(self._mirror, job.args[0])
 
     def _refuse(self, jobs: Sequence[Job]) -> None:
-        """What has happened is remembered all the same."""
+        """Fails the jobs, but keeps their facts (FACTS), which have happened regardless."""
         for job in jobs:
             job.error = LedgerUnavailable(self.trouble)
             facts = [operation for operation in job.args[0] if isinstance(operation, FACTS)]
@@ -213,7 +211,7 @@ class Ledger(WorkerThread):
         return self._connection
 
     def _look_into_file(self, examine: Callable[[sqlite3.Connection], None]) -> None:
-        """Opens the file, or makes one; `examine` sees it before anything in it is touched."""
+        """Opens or creates the file; `examine` runs on an existing one before anything in it is touched."""
         new = not self._path.exists()
         with contextlib.ExitStack() as undo:
             connection = sqlite3.connect(self._path, isolation_level=None, timeout=1.0)
@@ -237,8 +235,8 @@ class Ledger(WorkerThread):
             self._connection = None
 
     def look(self) -> None:
-        """Whether the file is still the one that is written to: SQLite goes on in one that was deleted, and all that is
-        written then is lost with the process. Memory has it all.
+        """Writes the file anew from memory if it was deleted or replaced: SQLite keeps writing to a deleted file, and
+        those writes are lost with the process.
         """
         if self._connection is None or self._since is not None:
             return
@@ -247,7 +245,7 @@ class Ledger(WorkerThread):
                 return
         self._disconnect()
         self._behind = True
-        with contextlib.suppress(OSError):  # a folder that can't be made anew is told by the write
+        with contextlib.suppress(OSError):  # if the folder can't be recreated, the write reports it
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._set_aside()
         log.warning("the ledger was taken away while in use", path=str(self._path))
@@ -255,7 +253,7 @@ class Ledger(WorkerThread):
         self._transact([])
 
     def _checkpoint(self) -> None:
-        """Nobody waits just now: moves what the log has gathered into the file, so that no ADD has to pay for it."""
+        """When idle: checkpoints a large WAL into the file, so that no ADD pays for it."""
         if self._connection is not None and _size(self._path.with_name(self._path.name + "-wal")) > _CHECKPOINT_BYTES:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -293,8 +291,8 @@ class Ledger(WorkerThread):
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Whether the file's content is at fault. What the disk refuses (full, read-only, I/O) a new file wouldn't mend."""
-    code = getattr(error, "sqlite_errorcode", None)  # errors that we raise ourselves have none
+    """Whether the file's content is at fault. A new file wouldn't cure a disk error (full, read-only, I/O)."""
+    code = getattr(error, "sqlite_errorcode", None)  # our own errors have none
     return code is None or code & 0xFF in _DAMAGE
 
 
