@@ -138,12 +138,16 @@ class Docker(Section, kw_only=True, frozen=True):
     ports: Literal["refuse", "ignore"] = "refuse"
 
 
+Namespaces = tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=63)], ...]
+
+
 class Annotations(Section, kw_only=True, frozen=True):
-    """Namespaces whose pods may ask for something by annotation (see cni.annotations), "*" for all. `snat`: for
-    `vnetpods.io/snat: never`.
+    """Namespaces whose pods may ask for something by annotation (see cni.wishes), "*" for all. `snat`: for
+    `vnetpods.io/snat: never`; `ips`: for an address that they name themselves, with Multus.
     """
 
-    snat: tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=63)], ...] = ()
+    snat: Namespaces = ()
+    ips: Namespaces = ()
 
 
 class Config(Section, kw_only=True, frozen=True):

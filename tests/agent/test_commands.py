@@ -30,7 +30,7 @@ class TestChain:
             "unknown": {"kept": 1},
         }
         async with plugin(tmp_path, "10.0.0.5") as cni:
-            result = await cni.ok(Command.ADD, conf={"prevResult": previous, "runtimeConfig": {"ips": ["10.9.9.9/32"]}})
+            result = await cni.ok(Command.ADD, conf={"prevResult": previous, "runtimeConfig": {"bandwidth": {}}})
             assert result["interfaces"][0] == {"name": "net0", "sandbox": "/run/netns/n1", "later": True}
             assert [ip["address"] for ip in result["ips"]] == ["192.0.2.1/24", "10.0.0.5/32"]
             assert result["ips"][1]["interface"] == 2

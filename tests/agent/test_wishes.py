@@ -40,11 +40,12 @@ def handed(annotations: Any) -> dict[str, Any]:
         pytest.param(add({SNAT: "never"}), ("*",), Wishes(snat=False), id="all"),
         pytest.param(add({SNAT: "never"}, None), ("*",), Wishes(snat=False), id="no-pod"),
         pytest.param(add({}, None, ("10.0.0.9",)), (), Wishes(Wish(address=Address("10.0.0.9"))), id="ip"),
+        pytest.param(add({}, POD, ("10.0.0.9",)), ("shop",), Wishes(Wish(address=Address("10.0.0.9"))), id="pod-ip"),
         pytest.param(add({}, None, ("10.0.0.9/24",)), (), Wishes(Wish(address=Address("10.0.0.9"))), id="cidr"),
     ],
 )
 def test_what_is_granted(call: Call, namespaces: tuple[str, ...], wanted: Wishes) -> None:
-    assert wishes(call, Annotations(snat=namespaces)) == wanted
+    assert wishes(call, Annotations(snat=namespaces, ips=namespaces)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -56,13 +57,14 @@ def test_what_is_granted(call: Call, namespaces: tuple[str, ...], wanted: Wishes
         pytest.param(add({SNAT: "Never"}), ("*",), "'Never' is not understood: the only value is never", id="case"),
         pytest.param(add({SNAT: ""}), ("*",), "'' is not understood", id="empty"),
         pytest.param(add({}, None, ("10.0.0.9", "10.0.0.8")), (), "'10.0.0.9, 10.0.0.8' can't be given", id="two"),
+        pytest.param(add({}, POD, ("10.0.0.9",)), ("sho",), "ips: namespace shop may not ask for it", id="pod-ip"),
         pytest.param(add({}, None, ("fd00::9",)), (), "one address, and that of IPv4", id="ipv6"),
         pytest.param(add({}, None, ("web",)), (), "'web' can't be given", id="name"),
     ],
 )
 def test_what_is_refused(call: Call, namespaces: tuple[str, ...], said: str) -> None:
     with pytest.raises(CniError) as raised:
-        wishes(call, Annotations(snat=namespaces))
+        wishes(call, Annotations(snat=namespaces, ips=namespaces))
     assert raised.value.code == Code.CONFIG
     assert said in f"{raised.value.message}: {raised.value.details}"
 

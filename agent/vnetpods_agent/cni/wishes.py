@@ -1,13 +1,14 @@
-"""What a container asks for besides an address, and who may ask. Pure.
+"""What a container asks for besides an address, and which namespaces may ask. Pure.
 
-containerd and CRI-O hand a pod's annotations to a plugin that declares the capability for them (see installer), so the
+containerd and CRI-O pass a pod's annotations to a plugin that declares the capability for them (see installer), so the
 agent needs no right to read Pods and no API server. Other runtimes pass the same keys in CNI_ARGS. Nothing that a pod
 writes is trusted: a wish that is malformed or not allowed fails the ADD before an address is taken.
 
     vnetpods.io/snat: never    the pod's own address is its source everywhere, so that a NAT gateway, a firewall or its
                                own public address sees it; by default only direct destinations do
-    ips, IP=                   this very address (`--ip` of podman and nerdctl): an option of whoever runs the runtime,
-                               which no pod of Kubernetes can set, so it needs no permission
+    ips, IP=                   this very address, even in cool-down: traffic meant for the pod before may still arrive.
+                               `--ip` of podman and nerdctl; a pod of Kubernetes sets it through Multus, so it needs
+                               permission
 """
 
 from __future__ import annotations
@@ -35,17 +36,19 @@ class Wishes:
 
 def wishes(call: Call, allowed: Annotations) -> Wishes:
     """Raises CniError with code 7: no repetition helps until somebody changes the pod or the configuration."""
-    return Wishes(_address(call.ips), _snat(call, allowed))
+    return Wishes(_address(call, allowed), _snat(call, allowed))
 
 
-def _address(ips: tuple[str, ...]) -> Wish:
-    if not ips:
+def _address(call: Call, allowed: Annotations) -> Wish:
+    if not call.ips:
         return ANY
+    if call.pod is not None:
+        _check("ips", call.pod, "annotations.ips", allowed.ips)
     try:
-        (one,) = ips
+        (one,) = call.ips
         return Wish(address=Address(str(IPv4Interface(one).ip)))
     except ValueError:
-        said = f"the address {quoted(', '.join(ips))} can't be given"
+        said = f"the address {quoted(', '.join(call.ips))} can't be given"
         raise CniError(Code.CONFIG, said, "an interface has one address, and that of IPv4") from None
 
 
@@ -55,16 +58,17 @@ def _snat(call: Call, allowed: Annotations) -> bool:
     if value != NEVER:
         said = f"annotation {SNAT}: {quoted(value)} is not understood"
         raise CniError(Code.CONFIG, said, f"the only value is {NEVER}")
-    if not _may(call.pod, allowed.snat):
-        subject = f"namespace {call.pod.namespace}" if call.pod else "a container that names no pod"
-        listed = ", ".join(allowed.snat) or "none"
-        raise CniError(
-            Code.CONFIG,
-            f"annotation {SNAT}: {subject} may not ask for it",
-            f"allowed by annotations.snat in the agent's configuration: {listed}",
-        )
+    _check(f"annotation {SNAT}", call.pod, "annotations.snat", allowed.snat)
     return False
 
 
-def _may(pod: Pod | None, namespaces: tuple[str, ...]) -> bool:
-    return EVERY in namespaces or (pod is not None and pod.namespace in namespaces)
+def _check(wish: str, pod: Pod | None, key: str, namespaces: tuple[str, ...]) -> None:
+    if EVERY in namespaces or (pod is not None and pod.namespace in namespaces):
+        return
+    subject = f"namespace {pod.namespace}" if pod else "a container that names no pod"
+    listed = ", ".join(namespaces) or "none"
+    raise CniError(
+        Code.CONFIG,
+        f"{wish}: {subject} may not ask for it",
+        f"allowed by {key} in the agent's configuration: {listed}",
+    )
