@@ -1,19 +1,19 @@
-"""The six commands of CNI: what each makes sure of, and what is durable when it has answered.
+"""The six CNI commands: what each guarantees, and what is durable once it has answered.
 
-`Commands.handle` is called by the server once per connection, each in a task of its own, and by the spool. Errors
-inside are CniErrors, or those of attachments, ledger and data plane, which become CniErrors in one place; anything else
-is answered with code 999 and logged with its trace. One log line per finished call.
+The server calls `Commands.handle` once per connection, each in its own task; the spool calls it, too. Errors are
+CniErrors, or those of attachments, ledger and data plane, which become CniErrors in one place; any other is answered
+with code 999 and logged with its traceback. One log line per finished call.
 
-    ADD      the address is in the ledger and the interface works. Repeated: the same answer, all made sure of again.
-             Nothing is begun before the host's rule set has been there once.
-             Waits for an address until the deadline that came with the call, then says why there is none (code 11).
-    DEL      nobody holds the address. Succeeds without namespace, for unknown containers, and again and again; needs
-             container id and interface name. Without a network's name it means that interface in any network.
+    ADD      the address is in the ledger and the interface works. Repeated: the same answer, and what is missing is set
+             up again. Waits first until the host's rule set has been loaded once.
+             Waits for an address until the call's deadline, then fails with the reason (code 11).
+    DEL      the address is free. Succeeds without namespace, for unknown containers, and repeatedly; requires container
+             id and interface name. Without a network name it applies to that interface in any network.
     CHECK    compares kernel and ledger with each other and with prevResult.
-    GC       gives back what is not in cni.dev/valid-attachments; without that list it does nothing.
-    STATUS   50 when no ADD could be served. A pool that is empty while more is on its way can serve: ADD waits.
-             51 when the host's part of the pods' connectivity can't be kept up, for pods that run lack it, too.
-    VERSION  needs nothing.
+    GC       releases attachments missing from cni.dev/valid-attachments; without that list it does nothing.
+    STATUS   50 when ADD can't be served. A pool that is empty but about to grow can serve: ADD waits.
+             51 when the host's part of the pods' connectivity can't be kept up: running pods lack it, too.
+    VERSION  requires nothing.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ from vnetpods_agent.ipam.worker import WorkerThread
 
 _OWN = Path("/proc/self/ns/net")
 _NO_NETNS = (errno.EINVAL, errno.ENOTTY)
-"""What setns(2) says of a file that is something else."""
+"""Errnos of setns(2) for a file that is no network namespace."""
 
 log = structlog.get_logger(component="cni")
 
 LASTING = 10.0
-"""Seconds after which a failure counts that may be over with the next look: containerd makes the node NotReady for it.
+"""Seconds that a failure must last before it counts, since it may be transient: containerd makes the node NotReady.
 """
 
 Observer = Callable[[str, str, float], None]
-"""Told of every finished call: verb, outcome ("ok" or the code) and seconds."""
+"""Called after every call with verb, outcome ("ok" or the code) and seconds."""
 
 
 @dataclass(slots=True)
 class Lasting:
-    """What `trouble` says, once it has said something for LASTING seconds on end. To be asked every few seconds."""
+    """Returns `trouble`'s message once it has lasted LASTING seconds without a break; call it every few seconds."""
 
     trouble: Callable[[], str]
     clock: Callable[[], float] = time.monotonic
@@ -75,7 +75,7 @@ class Lasting:
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """One call: understood, as it came, and what its log line will say."""
+    """One call: parsed, as received, and the fields of its log line."""
 
     call: Call
     request: Request
@@ -84,10 +84,10 @@ class _Ask:
 
 @dataclass(slots=True)
 class Commands:
-    """`unfit` says why no ADD could be served at present, `limited` what running pods lack on the host; empty when
-    there is nothing to say. `caught_up`: what was spooled while no agent ran has had its turn. `guarded`: the host's
-    rule set has been there (see HostReconciler.unguarded). `allowed`: who may ask for what by annotation; `refused`
-    is called with a pod that may not.
+    """`unfit`: why no ADD can be served at present; `limited`: what running pods lack on the host; both empty if all is
+    well. `caught_up`: DELs spooled while no agent ran have been replayed once. `guarded`: the host's rule set has been
+    loaded once (see HostReconciler.unguarded). `allowed`: which namespaces may use which annotations; `refused` is
+    called with a pod whose wish is refused, and the reason.
     """
 
     attachments: Attachments
@@ -102,7 +102,7 @@ class Commands:
     refused: Callable[[Pod, str], None] = lambda _pod, _why: None
 
     async def handle(self, request: Request) -> Response:
-        """Never raises but CancelledError."""
+        """Raises nothing but CancelledError."""
         began = time.perf_counter()
         outcome, about = "cancelled", _about(request)
         try:
@@ -116,10 +116,10 @@ class Commands:
         finally:
             seconds = time.perf_counter() - began
             self.observe(request.verb.name, outcome, seconds)
-            quiet = request.verb is Command.STATUS  # asked every five seconds: worth a line when something is wrong
+            quiet = request.verb is Command.STATUS  # every five seconds: logged only on failure
             level = log.warning if outcome != "ok" else log.debug if quiet else log.info
             say = partial(level, "call", verb=request.verb.name, outcome=outcome)
-            # the caller has its answer before the line is written
+            # the caller gets its answer before the line is written
             asyncio.get_running_loop().call_soon(partial(say, ms=round(seconds * 1000, 2), **about))
 
     async def _answer(self, request: Request, about: dict[str, str]) -> bytes:
@@ -160,7 +160,7 @@ class Commands:
         return protocol.result(ask.call, attachment)
 
     def _wishes(self, call: Call) -> Wishes:
-        """Refused before an address is taken; the pod's people see why in an Event, the runtime repeats it for ever."""
+        """Raises before an address is taken; an Event tells the pod's owner why, the runtime retries for ever."""
         try:
             return wishes(call, self.allowed)
         except CniError as error:
@@ -169,9 +169,10 @@ class Commands:
             raise
 
     async def _spool_first(self, ask: _Ask) -> None:
-        """An ADD that is repeated for a container keeps what is attached, which an earlier DEL in the spool would then
-        take from a pod that runs; and one into a namespace where such a DEL has left an interface would be refused.
-        What is attached anew is spared by DELs of before, so nobody else has to wait.
+        """Waits for the spool's first replay if the container or the namespace is already attached. A repeated ADD
+        keeps the attachment, which an earlier spooled DEL would then take from a running pod; and an ADD into a
+        namespace with an interface left by such a DEL would be refused. A new attachment is safe from earlier DELs, so
+        other ADDs don't wait.
         """
         if self.caught_up.is_set() or not self._former(ask.call):
             return
@@ -183,14 +184,14 @@ class Commands:
             raise CniError(Code.TRY_AGAIN_LATER, said, "they are being done") from None
 
     def _former(self, call: protocol.Call) -> bool:
-        """Whether the container, or another one in the same namespace, is attached under that interface name."""
+        """Whether this container, or another in the same namespace, has an attachment with that interface name."""
         key = call.key
         known = self.attachments.by_key.items()
         there = any(a.netns == call.netns and k.ifname == key.ifname for k, a in known)
         return there or bool(self.attachments.of(key.container_id, key.ifname))
 
     async def _guard_first(self, ask: _Ask) -> None:
-        """Without the rule set a pod would reach what is the node's alone."""
+        """Waits for the rule set: without it a pod could reach destinations reserved for the node."""
         try:
             async with asyncio.timeout_at(ask.request.deadline):
                 await self.guarded.wait()
@@ -233,7 +234,7 @@ class Commands:
             for key in self.attachments.by_key
             if key.network == ask.call.network
             and (key.container_id, key.ifname) not in ask.call.valid
-            and not self.attachments.busy(key)  # an ADD that the list can't know yet, or a DEL
+            and not self.attachments.busy(key)  # an ADD newer than the list, or a DEL
         ]
         outcomes = await asyncio.gather(
             *(self.attachments.detach(key, before=before) for key in stale), return_exceptions=True
@@ -267,7 +268,7 @@ _TABLE: dict[Command, Callable[[Commands, _Ask], Awaitable[bytes]]] = {
 
 
 def _handles(ask: _Ask) -> SandboxHandles:
-    """Those of a pod. Inside the host's own namespace the pod's default route would take the node off the network."""
+    """The pod's handles. In the host's own namespace the pod's default route would cut the node off the network."""
     handles, netns, number = ask.request.handles, protocol.quoted(ask.call.netns), ask.request.netns_errno
     if handles is None:
         why = f": {os.strerror(number)}" if number else ""
@@ -280,7 +281,7 @@ def _handles(ask: _Ask) -> SandboxHandles:
 
 
 def _about(request: Request) -> dict[str, str]:
-    """What identifies a call in the log, from whatever it brought."""
+    """Fields that identify a call in the log, from unchecked input."""
     env = request.env
     pairs = protocol.arguments(env.get("CNI_ARGS", ""))
     about = {

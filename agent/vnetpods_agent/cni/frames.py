@@ -1,16 +1,16 @@
-"""Frames between shim and agent, and the call that they carry: pure functions over bytes, no sockets, clock or loop.
+"""Frames between shim and agent, and the calls in them: pure functions over bytes, no sockets, clock or loop.
 
-What must live here: the layout (docs/architecture.md, "Between shim and agent"), its caps, and what a version byte
-means. `server.py` feeds it from a connection, `spool.py` from a file; `agent/shim/shim.c` is the other end.
+Defines the layout (docs/architecture.md, "Between shim and agent"), its caps, and the meaning of the version byte.
+`server.py` feeds it from a connection, `spool.py` from a file; `agent/shim/shim.c` is the other end.
 
 Request   "VNP" version(u8) verb(u8) flags(u8) extra(u16) deadline_ms(u32) env_len(u32) stdin_len(u32),
-          `extra` bytes of header fields that were added later, the environment (NUL-terminated `CNI_…=value`), then
-          stdin as the runtime wrote it.
+          `extra` bytes of later header fields, the environment (NUL-terminated `CNI_…=value`), then stdin as the
+          runtime wrote it.
           Since version 2: netns_errno(u16) boottime_ns(u64) boot_id(36 characters), the latter two for spooled calls.
 Answer    "VNP" version(u8) exit_code(u8) reserved(3 bytes) stdout_len(u32), then stdout.
 
-All integers are little-endian. Version skew: because `extra` says how much to skip, a request of a later version is
-read as one of ours and answered in our version; a request of an earlier version is answered in that version.
+All integers are little-endian. Version skew: `extra` tells how much to skip, so a request of a later version is read
+as one of ours and answered in our version; a request of an earlier version is answered in its own.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _REPLAYED = 2
 
 
 class FrameError(ValueError):
-    """The bytes are no frame of this protocol; the message says which field is wrong and what it held."""
+    """The bytes are no frame of this protocol; the message names the wrong field and its value."""
 
 
 class Command(enum.IntEnum):
-    """What the runtime asked for; OTHER is a CNI_COMMAND that the shim doesn't know."""
+    """The runtime's command; OTHER is a CNI_COMMAND unknown to the shim."""
 
     OTHER = 0
     ADD = 1
@@ -60,11 +60,10 @@ _VERBS = {int(verb): verb for verb in Command}
 class Request:
     """One CNI call.
 
-    `env` holds the CNI_* variables (bytes that aren't UTF-8 as surrogate escapes). `deadline` is in the event loop's
-    time; whoever asked waits a moment longer. `handles` belong to whoever built the request, who closes them when the
-    handler is done; `netns_errno` says why there are none. `spooled` is set when the call comes from the spool: it was
-    made then, and what came into being after that moment is none of its business (container ids repeat under
-    cnitool and Docker).
+    `env` holds the CNI_* variables (non-UTF-8 bytes as surrogate escapes). `deadline` is in the event loop's time; the
+    caller waits a moment longer. `handles` belong to the request's creator, who closes them when the handler is done;
+    `netns_errno` says why there are none. `spooled`: for a call from the spool, when it was made; it doesn't concern
+    anything created later (container ids repeat under cnitool and Docker).
     """
 
     verb: Command
@@ -82,20 +81,20 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the shim writes to its stdout, and the code it exits with."""
+    """The shim's stdout and exit code."""
 
     exit_code: int
     stdout: bytes = b""
 
 
 Handler = Callable[[Request], Awaitable[Response]]
-"""Answers one call. Cancelled when nobody waits for the answer any more; it ends only when nothing uses the handles any
-more, since they are closed then and their numbers given to others."""
+"""Answers one call. It is cancelled when the caller is gone, and ends only when nothing uses the handles any more,
+since they are then closed and their numbers reused."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFrame:
-    """A request as it travels. `version` is the sender's."""
+    """A request on the wire. `version` is the sender's."""
 
     verb: Command
     deadline_ms: int
@@ -110,7 +109,7 @@ class RequestFrame:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment as a mapping. As with getenv(3), the first of two equal names counts."""
+        """The environment as a mapping. As with getenv(3), the first of equal names counts."""
         found: dict[str, str] = {}
         for entry in self.environment.split(b"\0"):
             name, equals, value = entry.partition(b"=")
@@ -121,7 +120,7 @@ class RequestFrame:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFrame:
-    """An answer as it travels."""
+    """An answer on the wire."""
 
     exit_code: int
     stdout: bytes
@@ -129,7 +128,7 @@ class AnswerFrame:
 
 
 class RequestDecoder:
-    """Puts a request together from pieces of any size. Raises FrameError as soon as the bytes can't become one."""
+    """Assembles a request from pieces of any size. Raises FrameError as soon as the bytes can't become one."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -140,7 +139,7 @@ class RequestDecoder:
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> RequestFrame | None:
-        """Takes the next bytes; returns the frame with the call that completes it."""
+        """Takes the next bytes; returns the frame once it is complete."""
         buffer = self._buffer
         buffer += data
         if not buffer.startswith(_MAGIC[: len(buffer)]):
@@ -211,19 +210,19 @@ def encode_environment(variables: dict[str, str]) -> bytes:
 
 
 def answer_version(asked: int) -> int:
-    """The version to answer in: the one asked in, or ours when we don't know that one."""
+    """The version to answer in: the request's, or ours if the request's is unknown."""
     return min(asked, VERSION)
 
 
 def encode_answer(response: Response, *, version: int = VERSION) -> bytes:
-    """The answer to a request, in a version from `answer_version`. Raises FrameError when the shim couldn't take it."""
+    """The answer to a request, in a version from `answer_version`. Raises FrameError if it is too long for the shim."""
     if len(response.stdout) > ANSWER_CAP:
         raise FrameError(f"an answer of {len(response.stdout)} bytes is longer than the shim takes ({ANSWER_CAP})")
     return _ANSWER.pack(_MAGIC, version, response.exit_code & 0xFF, len(response.stdout)) + response.stdout
 
 
 def decode_answer(data: bytes) -> AnswerFrame | None:
-    """What the shim makes of the bytes received so far: None while some are missing."""
+    """Decodes as the shim does; None while bytes are missing."""
     if not data.startswith(_MAGIC[: len(data)]):
         raise FrameError(f"an answer starts with {_MAGIC!r}, this one with {data[:8]!r}")
     if len(data) < _ANSWER.size:

@@ -1,7 +1,7 @@
-"""CNI as bytes: what the runtime says and what it wants to hear, for versions 0.3.0 to 1.1.0.
+"""Parses CNI calls and formats their results, for versions 0.3.0 to 1.1.0.
 
-Pure: environment and standard input to a Call, an Attachment to a result, an error to its JSON. What a command does is
-in `commands`. The rules are the CNI specification's, sections 1 (configuration), 2 (execution protocol) and 5 (result
+Pure: environment and standard input to a Call, an Attachment to a result, an error to its JSON. `commands` carries the
+calls out. The rules are the CNI specification's, sections 1 (configuration), 2 (execution protocol) and 5 (result
 types).
 """
 
@@ -22,27 +22,27 @@ VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 GATEWAY: Final = "169.254.1.1"
 
 SHOWN: Final = 300
-"""Characters of each of a call's identifiers in a log line."""
+"""Maximum characters of each identifier of a call in a log line."""
 _QUOTED: Final = 100
 _MESSAGE: Final = 1000
 _DETAILS: Final = 8000
-"""Characters of what a caller sent, of a message and of its details: whatever came in, the answer can go out and the
-log line be read.
+"""Maximum characters of a quoted input, of a message and of its details: for any input, the answer fits its frame and
+the log line stays readable.
 """
 
 
 class Code(IntEnum):
-    """What went wrong. Below 100: the specification's; see docs/agent.md for what to do about each."""
+    """Error codes. Below 100: the specification's; docs/agent.md has the remedy for each."""
 
-    VERSION = 1  # a version, or a verb in that version, that isn't ours
+    VERSION = 1  # an unsupported version, or verb in that version
     ENVIRONMENT = 4
-    IO = 5  # the kernel refused
+    IO = 5  # the kernel refused a step
     DECODE = 6
     CONFIG = 7
-    NETNS = 8  # by convention: the network namespace can't be used
-    TRY_AGAIN_LATER = 11  # nothing is wrong with the call, try again
+    NETNS = 8  # by convention: unusable network namespace
+    TRY_AGAIN_LATER = 11  # the call is valid, try again
     UNAVAILABLE = 50  # STATUS: ADD can't be served
-    LIMITED = 51  # STATUS: nor do the pods that run have all of their connectivity
+    LIMITED = 51  # STATUS: likewise, and running pods lack connectivity
     UNKNOWN_ATTACHMENT = 100
     DEVIATION = 101
     INTERFACE_EXISTS = 102
@@ -50,7 +50,7 @@ class Code(IntEnum):
 
 
 class CniError(Exception):
-    """A verb's failure as the runtime sees it: `message` says what, to which object; `details` why and what to do."""
+    """A verb's failure for the runtime: `message` says what failed, for which object; `details` why and what to do."""
 
     def __init__(self, code: Code, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -60,13 +60,13 @@ class CniError(Exception):
 
 
 def cut(text: str, most: int) -> str:
-    """The text, or its beginning and how long it was. Bytes that weren't UTF-8 are shown as such."""
+    """The text, or its beginning and its length. Non-UTF-8 bytes are shown escaped."""
     shown = text[:most].encode(errors="backslashreplace").decode()
     return shown if len(text) <= most else f"{shown}… ({len(text)} characters)"
 
 
 def quoted(text: str) -> str:
-    """What a caller sent, for a message."""
+    """A caller's input, quoted for a message."""
     return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}… ({len(text)} characters)"
 
 
@@ -79,9 +79,9 @@ _NET_CONF_KEYS: Final = {"cni_version": "cniVersion", "prev_result": "prevResult
 
 
 class NetConf(msgspec.Struct, rename=_NET_CONF_KEYS, kw_only=True):
-    """The part of a network configuration that concerns us. The rest is somebody else's.
+    """The part of a network configuration that this plugin reads; other keys are ignored.
 
-    What is raw is decoded only for the commands that need it.
+    Raw fields are decoded only for the commands that need them.
     """
 
     cni_version: str | None = None
@@ -92,7 +92,7 @@ class NetConf(msgspec.Struct, rename=_NET_CONF_KEYS, kw_only=True):
 
 
 class _RuntimeConfig(msgspec.Struct):
-    """What our capabilities bring (see installer.ANNOTATIONS)."""
+    """The data for our declared capabilities (see installer.ANNOTATIONS)."""
 
     annotations: dict[str, str] | None = msgspec.field(name="io.kubernetes.cri.pod-annotations", default=None)
     ips: list[str] | None = None
@@ -111,7 +111,7 @@ _NOTHING: Final = AttachmentKey("", "", "")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that was understood. Empty is what the verb has no use for, and the network of a DEL that names none."""
+    """A parsed call. Fields that the verb doesn't use are empty, as is the network of a DEL that names none."""
 
     verb: Command
     version: str
@@ -127,7 +127,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a verb can't do without. What it doesn't need is not looked at, so it may be missing or malformed."""
+    """A verb's required input. Other input is not examined, so it may be missing or malformed."""
 
     environment: tuple[str, ...] = ()
     configuration: bool = True  # on standard input, with a name and a cniVersion that we speak
@@ -136,9 +136,9 @@ class Needs:
 
 
 NEEDS: Final = {
-    # Section 2, "CNI operations". GC comes with CNI_PATH, too, for plugins that start others.
+    # Section 2, "CNI operations". GC also gets CNI_PATH, for plugins that start others.
     Command.ADD: Needs(("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")),
-    # A DEL that fails keeps a pod Terminating for ever, and its answer has no version: what was attached is known here.
+    # A failing DEL keeps a pod Terminating for ever, and its answer has no version; the ledger knows the attachment.
     Command.DEL: Needs(("CNI_CONTAINERID", "CNI_IFNAME"), configuration=False),
     Command.CHECK: Needs(("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), previous=True, since="0.4.0"),
     Command.GC: Needs(since="1.1.0"),
@@ -149,8 +149,8 @@ _IDENTIFIER: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _VERSION: Final = re.compile(r"[0-9A-Za-z.+\-]{1,64}")
 _IFNAME_MAX: Final = 15  # IFNAMSIZ - 1
 _PATH_MAX: Final = 4095
-_POD_NAME_MAX: Final = 253  # what Kubernetes takes for the name of any object
-_OURS_MAX: Final = 32 * 1024  # what `result` adds to prevResult at most; a path's bytes take six characters in JSON
+_POD_NAME_MAX: Final = 253  # Kubernetes' limit for any object's name
+_OURS_MAX: Final = 32 * 1024  # `result` adds at most this to prevResult; a path's byte may take six characters in JSON
 
 
 def parse(request: Request) -> Call:
@@ -179,14 +179,14 @@ def parse(request: Request) -> Call:
         netns=_path(env["CNI_NETNS"]) if "CNI_NETNS" in needs.environment else "",
         pod=_pod(verb, env.get("CNI_ARGS", "")),
         previous=previous,
-        # a runtime without the capability says the same in CNI_ARGS (CONVENTIONS.md of CNI: `ips`, IP)
+        # a runtime without the capability passes the same in CNI_ARGS (CNI's CONVENTIONS.md: `ips`, IP)
         annotations=pairs if runtime.annotations is None else runtime.annotations,
         ips=tuple(runtime.ips or ([pairs["IP"]] if "IP" in pairs else ())),
     )
 
 
 def configuration(verb: Command, stdin: bytes) -> NetConf:
-    """Of which version and name can be used. Raises CniError."""
+    """The network configuration, with a supported version and a valid name. Raises CniError."""
     try:
         conf = msgspec.json.decode(stdin, type=NetConf)
     except msgspec.ValidationError as error:
@@ -201,7 +201,7 @@ def configuration(verb: Command, stdin: bytes) -> NetConf:
 
 
 def named(stdin: bytes) -> str:
-    """The network's name, from standard input that may be anything; empty when it says none."""
+    """The network's name, from arbitrary standard input; empty when it has none."""
     try:
         name = msgspec.json.decode(stdin, type=_Named).name
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -222,14 +222,14 @@ def _check_environment(env: dict[str, str]) -> None:
         raise CniError(Code.ENVIRONMENT, f"CNI_CONTAINERID: {quoted(container_id)} must match {_IDENTIFIER.pattern}")
     ifname = env["CNI_IFNAME"]
     size = len(ifname.encode(errors="surrogateescape"))
-    # the kernel takes "eth%d" for a pattern, and makes a name of its own of it
+    # the kernel treats "eth%d" as a pattern, and generates a name from it
     if size > _IFNAME_MAX or ifname in {".", ".."} or not ifname.isprintable() or re.search(r"[/:%\s]", ifname):
         rule = f"at most {_IFNAME_MAX} bytes, none of them '/', ':', '%' or white space"
         raise CniError(Code.ENVIRONMENT, f"CNI_IFNAME: {quoted(ifname)} is no interface name", rule)
 
 
 def _text(name: str, value: str) -> str:
-    """Values that are repeated in answers must be text; bytes that aren't arrive as surrogates."""
+    """Raises unless the value, which answers repeat, is UTF-8; other bytes arrive as surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -244,7 +244,7 @@ def _path(netns: str) -> str:
 
 
 def arguments(args: str) -> dict[str, str]:
-    """The pairs in CNI_ARGS; a value may hold further '='."""
+    """The pairs in CNI_ARGS; a value may contain '='."""
     return dict(pair.split("=", 1) for pair in args.split(";") if "=" in pair)
 
 
@@ -256,8 +256,8 @@ def _runtime(conf: NetConf) -> _RuntimeConfig:
 
 
 def _pod(verb: Command, args: str) -> Pod | None:
-    """The pod that the kubelet's runtime names; unknown keys and pairs without '=' are nobody's harm (as with
-    IgnoreUnknown), and what Kubernetes couldn't have named is no pod of its.
+    """The pod in CNI_ARGS, as the kubelet's runtime passes it. Unknown keys and pairs without '=' are ignored, as with
+    IgnoreUnknown; names too long for Kubernetes are treated as no pod.
     """
     pairs = arguments(args)
     namespace, name, uid = (pairs.get(f"K8S_POD_{key}", "") for key in ("NAMESPACE", "NAME", "UID"))
@@ -268,11 +268,11 @@ def _pod(verb: Command, args: str) -> Pod | None:
     except CniError:
         if verb is Command.ADD:
             raise
-        return None  # a deletion is not held up by a name
+        return None  # a name must not block a deletion
 
 
 def _previous(verb: Command, conf: NetConf) -> dict[str, Any] | None:
-    """An ADD passes it on, so what can't be is refused before anything is done."""
+    """Parses prevResult. ADD passes it on, so an invalid one is refused before anything is done."""
     try:
         previous: dict[str, Any] | None = msgspec.json.decode(conf.prev_result, type=dict[str, Any] | None)
         for part in ("interfaces", "ips", "routes"):
@@ -286,7 +286,7 @@ def _previous(verb: Command, conf: NetConf) -> dict[str, Any] | None:
 
 
 def _valid(conf: NetConf) -> frozenset[tuple[str, str]] | None:
-    """None without a list, which is not an empty list."""
+    """The GC's list; None without one, which differs from an empty list."""
     try:
         listed = msgspec.json.decode(conf.valid_attachments, type=list[ValidAttachment] | None)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -298,7 +298,7 @@ def _valid(conf: NetConf) -> frozenset[tuple[str, str]] | None:
 
 
 def result(call: Call, attachment: Attachment) -> bytes:
-    """The attachment, behind whatever an earlier plugin of the chain has made."""
+    """The attachment, appended to the results of earlier plugins of the chain."""
     new = call.version.startswith("1.")
     mtu = {"mtu": attachment.mtu} if call.version == "1.1.0" and attachment.mtu else {}
     made = dict(call.previous or {})
@@ -320,10 +320,10 @@ def result(call: Call, attachment: Attachment) -> bytes:
 
 
 def contradictions(previous: dict[str, Any], netns: str, attachment: Attachment) -> Iterator[str]:
-    """What `result` has said and prevResult lacks or has otherwise, as sentences (section 2, CHECK).
+    """Where prevResult lacks or contradicts our `result`, as sentences (section 2, CHECK).
 
-    What other plugins of the chain have added is theirs, and so are routes that they took out; values that they left
-    out are not missed. Whether the kernel has what is listed is the data plane's to say.
+    Additions by other plugins of the chain, routes that they removed and values that they omitted are accepted. The
+    data plane checks the kernel.
     """
     interfaces: list[dict[str, Any]] = previous.get("interfaces") or []
     name, host_name = attachment.key.ifname, attachment.host_ifname
@@ -352,12 +352,12 @@ def _unlike(what: str, found: dict[str, Any], expected: dict[str, str], mtu: int
         if (said := str(found.get(key) or value)).lower() != value.lower():
             yield f"prevResult has {what} with {key} {quoted(said)} instead of {value}"
     size = found.get("mtu")
-    if mtu and isinstance(size, int) and size > mtu:  # a smaller one may be another plugin's wish
+    if mtu and isinstance(size, int) and size > mtu:  # another plugin may have set a smaller one
         yield f"prevResult has {what} with mtu {size} instead of {mtu}"
 
 
 def versions(asked: str) -> bytes:
-    """VERSION answers in whatever version it was asked in."""
+    """VERSION's answer, in the request's version."""
     return msgspec.json.encode({"cniVersion": asked, "supportedVersions": VERSIONS})
 
 
@@ -371,7 +371,7 @@ def error_body(error: CniError, version: str) -> bytes:
 
 
 def asked_version(stdin: bytes) -> str:
-    """The version to answer in, from standard input that may be anything; ours when it says none."""
+    """The version to answer in, from arbitrary standard input; our newest when it has none."""
     try:
         version = msgspec.json.decode(stdin, type=_Asked).cni_version
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

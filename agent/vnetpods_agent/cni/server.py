@@ -1,18 +1,18 @@
 """The unix socket on which the shim calls: from a connection to a Request, from a Response to bytes.
 
-Everything runs in the event loop of the agent. A connection carries one call and is in one of two states: *reading*
-(the frame isn't complete) or *handling* (a task runs the handler; the socket is only watched for its end). What is
-decided here: who may call (root), how much may be in flight, and that nobody's descriptors stay open: handles are
-closed when the handler is done, whatever happened to it. What the call means is the handler's business.
+Everything runs in the agent's event loop. A connection carries one call and is either *reading* (the frame is
+incomplete) or *handling* (a task runs the handler; the socket is only watched for its end). This module limits callers
+(root only) and calls in flight, and closes a call's handles when the handler is done, whatever its outcome. The handler
+interprets the call.
 
-- The caller goes away while its call is handled: the handler is cancelled, and what that means is the handler's to say.
-  It ends only when nothing uses the handles any more: their numbers may belong to another call a moment later.
-- The handler raises or is cancelled otherwise: the connection is closed without an answer, and the shim acts as if
-  there were no agent (ADD asks again and then fails with "try again later", DEL is spooled). Closing loses nothing.
-- Stopping works the same way: what is in flight gets some time, the rest is closed, and the next agent is asked again.
+- If the caller disconnects, the handler is cancelled and decides what that means. It ends only when nothing uses the
+  handles any more: their numbers may belong to another call a moment later.
+- If the handler raises or is cancelled otherwise, the connection is closed without an answer, and the shim acts as if
+  there were no agent (ADD retries and then fails with "try again later", DEL is spooled). Closing loses nothing.
+- Stopping works the same way: calls in flight get some time, the rest are closed, and the shim asks the next agent.
 
-Nothing here survives a crash; the socket file that it leaves behind is replaced, atomically, by the next start. One
-that goes while we live (somebody empties /run) is bound again by `ensure`, which is to be called every few seconds.
+Nothing here survives a crash; the next start atomically replaces the socket file left behind. A file that disappears
+while we run (if /run is emptied) is bound again by `ensure`; call it every few seconds.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _log = structlog.get_logger(component="server")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is in flight at most, and for how long (seconds).
+    """Limits for calls in flight; times in seconds.
 
-    `connections`: further callers stay in the kernel's queue. `adds` is lower, so that ADDs which wait for an address
-    can't keep out the DELs that would free one; further ADDs are closed unanswered. `reading`: how long a frame may
-    take to arrive. `answering`: the same for an answer that the caller is slow to take. `margin`: how much earlier
-    than the shim's own deadline the handler's is.
+    `connections`: further callers stay in the kernel's queue. `adds` is lower, so that ADDs waiting for an address
+    can't block the DELs that would free one; further ADDs are closed unanswered. `reading`: time for a frame to arrive.
+    `answering`: time for a slow caller to take its answer. `margin`: how much the handler's deadline precedes the
+    shim's.
     """
 
     connections: int = 1024
@@ -70,7 +70,7 @@ class Limits:
 
 
 class Server:
-    """Listens from `start` to `stop`. `uid` is the only user that may call."""
+    """Listens from `start` to `stop`. Only the user `uid` may call."""
 
     def __init__(self, path: Path, handle: Handler, *, limits: Limits = Limits(), uid: int = 0) -> None:
         self.file = SocketFile(path)
@@ -80,7 +80,7 @@ class Server:
         self.adds = 0
         self._connections: set[_Connection] = set()
         self._idle = asyncio.Event()
-        self.trouble = ""  # why nobody can call
+        self.trouble = ""  # why the socket is unreachable
         self._listener: socket.socket | None = None
         self._accepting = False
 
@@ -89,13 +89,13 @@ class Server:
         return len(self._connections)
 
     async def start(self) -> None:
-        """Takes over the socket file; one that an agent before us left (or still uses) is replaced by rename."""
+        """Takes over the socket file; one that an earlier agent left (or still uses) is replaced by rename."""
         self._loop = asyncio.get_running_loop()
         _raise_descriptor_limit()
         self._listen()
 
     def ensure(self) -> None:
-        """Sees to it that callers find us where they look, or says in `trouble` why they don't."""
+        """Binds the socket again if its file is lost; on failure sets `trouble` to the reason."""
         if self._listener is None:
             return
         try:
@@ -132,7 +132,7 @@ class Server:
         _log.info("listening", path=str(self.file.path))
 
     async def stop(self, grace: float) -> None:
-        """Takes no new calls, gives those in flight `grace` seconds, then closes what is left unanswered."""
+        """Accepts no new calls, gives those in flight `grace` seconds, then closes the rest unanswered."""
         if self._listener is None:
             return
         self.file.remove()
@@ -212,7 +212,7 @@ class _Connection:
         self._timer: asyncio.TimerHandle | None = None
 
     def read(self) -> None:
-        """Called at once, for the frame is usually there already, and then whenever more has arrived."""
+        """Called at once, since the frame has usually arrived already, and then whenever more arrives."""
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(_CHUNK, _RIGHTS, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
@@ -270,11 +270,11 @@ class _Connection:
             self._timer.cancel()
         self._server.adds += frame.verb is Command.ADD
         self.task = self._loop.create_task(self._serve(frame), name=frame.verb.name)
-        self.task.add_done_callback(self._finished)  # not a `finally`: a task cancelled at once never gets there
+        self.task.add_done_callback(self._finished)  # not a `finally`: a task cancelled at once never reaches it
         self._loop.add_reader(self._socket.fileno(), self._watch)
 
     def _watch(self) -> None:
-        """Readable while the call is handled: the caller is gone, or sends what it mustn't."""
+        """Readable while the call is handled: the caller disconnected, or violates the protocol."""
         with contextlib.suppress(BlockingIOError, InterruptedError, ConnectionError):
             if self._socket.recv(1):
                 _log.warning("bad request", pid=self._pid, error="more bytes follow a complete request")
@@ -322,7 +322,7 @@ class _Connection:
 
 
 def _raise_descriptor_limit() -> None:
-    """A call takes three descriptors, and 1024 (the usual soft limit) are gone with 250 pods that start at once."""
+    """A call takes three descriptors: 250 pods starting at once exhaust the usual soft limit of 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,14 +1,13 @@
-"""DELs that the shim wrote to disk while no agent answered, and their replay.
+"""Replays DELs that the shim wrote to disk while no agent answered.
 
-The shim writes a file (temporary name, fsync, rename, fsync of the folder), here it is read, handed to the same handler
-as a live call, and unlinked once that has succeeded. `run` is a task in the event loop. Live calls are served
-meanwhile, but an ADD of an attached container, or into the namespace of one, waits until the first round is through
-(`caught_up`): it mustn't overtake an old DEL.
+The shim writes a file (temporary name, fsync, rename, fsync of the folder); the spool reads it, passes it to the same
+handler as a live call, and unlinks it on success. `run` is a task in the event loop. Live calls are served meanwhile,
+but an ADD for an attached container, or into the namespace of one, waits until the first round is done (`caught_up`):
+it mustn't overtake an old DEL.
 
-After a crash at any point a file is still there or its DEL is done; a DEL done twice changes nothing. A file that
-will never succeed (cut, zeroed by a power cut, of a call that says no container) is set aside as `.bad`,
-at most KEPT_BAD of them, so that it neither blocks the others nor fills the disk. Cases ACN#763, aws#2350 (a full node
-whose agent is away).
+After a crash at any point the file is still there or its DEL is done; a repeated DEL changes nothing. A file that can
+never succeed (truncated, zeroed by a power cut, without a container) is set aside as `.bad`, at most KEPT_BAD of them,
+so that it neither blocks the others nor fills the disk. Cases ACN#763, aws#2350 (a full node without its agent).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from vnetpods_kit.atomicfile import sync_folder
 
 KEPT_BAD = 16
 TEMPORARY_LIFE = 3600.0
-"""Seconds after which a temporary file is one whose writer was killed: writing takes a shim milliseconds."""
+"""Seconds after which a temporary file's writer must have been killed: a shim writes within milliseconds."""
 
 _SIZE_CAP = ENVIRONMENT_CAP + STDIN_CAP + 8192
 _AT_ONCE = 16
@@ -47,8 +46,8 @@ _DEADLINE = 60.0
 _NAME = re.compile(r"^(\d{1,20})-\d+\.req$")
 _TEMPORARY = re.compile(r"^\.(\d{1,20})-\d+\.req\.tmp$")
 _HOPELESS = 4
-"""The CNI code of a call without a container id and interface name that an ADD could have had: nothing matches it, now
-or ever. Whatever else a DEL is refused for, its address may be held.
+"""The CNI code of a call without a valid container id and interface name: no attachment can ever match it. After any
+other error, the DEL's address may be held.
 """
 
 _log = structlog.get_logger(component="spool")
@@ -60,7 +59,7 @@ class _Answer(msgspec.Struct):
 
 
 class Spool:
-    """The folder of spooled calls. `now` is the wall clock, in which the shim names its files."""
+    """The folder of spooled calls. `now`: the wall clock, by which the shim names its files."""
 
     def __init__(
         self,
@@ -71,23 +70,23 @@ class Spool:
         caught_up: asyncio.Event | None = None,
     ) -> None:
         self.folder = folder
-        self.caught_up = caught_up or asyncio.Event()  # what was there at the start has had its turn
+        self.caught_up = caught_up or asyncio.Event()  # the calls found at the start were tried once
         self._handle = handle
         self._now = now
         self._trouble = ""
-        self._failed: dict[str, int] = {}  # by file, the code of its last failure
+        self._failed: dict[str, int] = {}  # file -> code of its last failure
 
     async def run(self, period: float, tell: Callable[[int], None] = lambda _: None) -> None:
-        """Replays at once and then every `period` seconds until cancelled; tells how many calls are done."""
+        """Replays at once and then every `period` seconds until cancelled; `tell` gets the number of done calls."""
         while True:
             tell(await self.replay())
             self.caught_up.set()
             await asyncio.sleep(period)
 
     async def replay(self) -> int:
-        """Hands all that is spooled to the handler, oldest first; returns how many calls are done.
+        """Passes all spooled calls to the handler, oldest first; returns how many are done.
 
-        Calls start in the order in which they were made and then overlap, as live ones do; what failed stays.
+        Calls start in the order in which they were made and then overlap, as live ones do; failed ones stay.
         """
         done, trouble = 0, ""
         try:
@@ -113,7 +112,7 @@ class Spool:
         return list(self._waiting())
 
     def _waiting(self) -> Iterator[tuple[Path, float]]:
-        """Spooled calls with the time they were spooled at; what killed shims left behind is removed on the way."""
+        """Spooled calls with their times; also removes the temporary files of killed shims."""
         names = [path.name for path in self.folder.iterdir()]
         for name in names:
             match = _TEMPORARY.match(name)
@@ -128,11 +127,11 @@ class Spool:
             request = _request(path, spooled_at)
             response = await self._handle(request)
             return self._settle(path, request, response)
-        except FileNotFoundError:  # the same call was spooled again, and that one counts
+        except FileNotFoundError:  # the same call was spooled again, which counts instead
             return False
         except FrameError as error:
             self._set_aside(path, str(error))
-        except Exception:  # noqa: BLE001 - this loop's edge: one call mustn't keep the others from their turn
+        except Exception:  # noqa: BLE001 - this loop's edge: one call mustn't block the others
             _log.exception("spooled call not replayed, it stays for later", file=path.name)
         return False
 
@@ -163,7 +162,7 @@ class Spool:
 
 
 def _request(path: Path, spooled_at: float) -> Request:
-    """Raises FrameError when the file is no whole frame of a call that may be spooled."""
+    """Raises FrameError unless the file is one whole frame of a call that may be spooled."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
         data = file.read(_SIZE_CAP + 1)
     frame = RequestDecoder().feed(data)

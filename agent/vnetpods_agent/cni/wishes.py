@@ -1,13 +1,13 @@
-"""What a container asks for besides an address, and which namespaces may ask. Pure.
+"""Per-container wishes, and which namespaces may have them. Pure.
 
-containerd and CRI-O pass a pod's annotations to a plugin that declares the capability for them (see installer), so the
-agent needs no right to read Pods and no API server. Other runtimes pass the same keys in CNI_ARGS. Nothing that a pod
-writes is trusted: a wish that is malformed or not allowed fails the ADD before an address is taken.
+containerd and CRI-O pass a pod's annotations to a plugin that declares that capability (see installer), so the agent
+needs neither permission to read Pods nor the API server. Other runtimes pass the same keys in CNI_ARGS. Input from a
+pod is not trusted: a malformed or forbidden wish fails the ADD before an address is taken.
 
-    vnetpods.io/snat: never    the pod's own address is its source everywhere, so that a NAT gateway, a firewall or its
-                               own public address sees it; by default only direct destinations do
-    ips, IP=                   this very address, even in cool-down: traffic meant for the pod before may still arrive.
-                               `--ip` of podman and nerdctl; a pod of Kubernetes sets it through Multus, so it needs
+    vnetpods.io/snat: never    the pod keeps its own source address to every destination, so that a NAT gateway, a
+                               firewall or its own public address sees it; by default only direct destinations do
+    ips, IP=                   this very address, even in cool-down: traffic for its former pod may still arrive.
+                               `--ip` of podman and nerdctl; a Kubernetes pod sets it through Multus, so it needs
                                permission
 """
 
@@ -28,14 +28,14 @@ EVERY = "*"
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """`snat`: False when the pod is to leave under its own address to everywhere."""
+    """`snat`: False if the pod keeps its own source address to every destination."""
 
     address: Wish = ANY
     snat: bool = True
 
 
 def wishes(call: Call, allowed: Annotations) -> Wishes:
-    """Raises CniError with code 7: no repetition helps until somebody changes the pod or the configuration."""
+    """Raises CniError with code 7: a retry fails until the pod or the configuration changes."""
     return Wishes(_address(call, allowed), _snat(call, allowed))
 
 
