@@ -1,11 +1,11 @@
-"""What the address source says, and what follows from it on this node.
+"""Applies the address source's list to this node.
 
-One task, `PoolSync.run`. For every state of the pool, in this order: units that we once told the source are released go
-out of use (once, for a ledger that was lost), `trust` judges whether the list may be used, the host is asked which
-addresses it holds itself, the pool learns its own, the host state is declared, whoever waits is served, and the pool is
-saved as last known. That file is used at the next start, until the source has spoken: no address leaves a NIC without
-this node's consent, and what it consented to is in the ledger. So without a whole ledger the file isn't used, and in
-another boot (the disk may have been rolled back) only when nobody confirms the source's own list in time.
+One task, `PoolSync.run`. For every state of the pool, in this order: retire units that we once reported as released
+(once, after the ledger was lost); let `trust` judge whether the list may be used; read which addresses the host itself
+holds; update the pool; declare the host state; save the pool as last known; serve waiting ADDs. The next start uses
+that file until the source delivers: no address leaves a NIC without this node's consent, and the ledger records its
+consents. So the file isn't used without a whole ledger, and in another boot (the disk may have been rolled back) only
+if the source's own list isn't confirmed in time.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ from vnetpods_kit.atomicfile import save
 from vnetpods_kit.wording import some
 
 _HOST_STATE = 1.5
-"""Seconds that a start waits for the host state; later pods find it in place anyway."""
+"""Seconds to wait for the host state; afterwards pods are served in any case."""
 _BREATH = 0.5
-"""Seconds between two looks at the NICs, however much happens to the host's interfaces."""
+"""Minimum seconds between two looks at the NICs, however often the host's interfaces change."""
 _AGAIN = 1.0
-"""Seconds until a kernel that refused is asked again."""
+"""Seconds until a retry after the kernel refused."""
 
 log = structlog.get_logger(component="listening")
 
 
 class NicLimits:
-    """What pods of each NIC get when they start, followed at run time; pods that are there already keep theirs.
+    """The limits that new pods of each NIC get, tracked at run time; running pods keep theirs.
 
-    `absent` are the MACs of NICs that this machine doesn't have: what is listed for them isn't this machine's. A VM
-    that was made again under its name has other NICs, and until the operator has seen it the pool lists addresses that
-    by now may be anybody's.
+    `absent`: MACs of NICs that this machine doesn't have; addresses listed for them aren't this machine's. A VM
+    recreated under its name has other NICs, and until the operator has seen it the pool lists addresses that may
+    already be in use elsewhere.
     """
 
     def __init__(self, kernel: WorkerThread) -> None:
         self._kernel = kernel
         self._known: dict[str, Limits] = {}
         self.absent: frozenset[str] = frozenset()
-        self.seen: set[str] = set()  # was there since the machine has booted
+        self.seen: set[str] = set()  # MACs present at some time since the machine's boot
         self._wake = asyncio.Event()
 
     @property
@@ -78,11 +78,11 @@ class NicLimits:
             await self._look(mac)
 
     def changed(self) -> None:
-        """One of the host's own interfaces may have."""
+        """Wakes `follow`: one of the host's own interfaces may have changed."""
         self._wake.set()
 
     async def follow(self, period: float) -> None:
-        """Looks when something may have changed, and once in a `period`, since not every change is told."""
+        """Looks after a possible change, and once per `period`, since not every change is notified."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(period):
@@ -106,7 +106,7 @@ class NicLimits:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What is told."""
+    """The parts that PoolSync reads and updates."""
 
     pool: Pool
     ledger: Ledger
@@ -121,15 +121,15 @@ class Parts:
 
 
 class Saved(Status, kw_only=True, frozen=True):
-    """pool.json: the list as last used, with `agent` as our last report in the source's hands, and the view that it was
-    good for. `boot_id` is empty in those of former versions.
+    """pool.json: the list as last used; `agent` is our last report that the source has, and the view that it was valid
+    for. `boot_id` is empty in files of earlier versions.
     """
 
     boot_id: str = ""
 
 
 class PoolSync:
-    """`fit` is set once an ADD could be served."""
+    """`fit` is set once ADDs can be served."""
 
     def __init__(self, config: Config, source: AddressSource, parts: Parts) -> None:
         self.fit = asyncio.Event()
@@ -139,8 +139,8 @@ class PoolSync:
         self._status = Status()
         self.screened = Screened()
         self.withheld: frozenset[Address] = frozenset()
-        self.macs: frozenset[str] = frozenset()  # of the NICs in what was read last, trusted or not
-        self._pending: Supply | None = None  # read, and not trusted yet
+        self.macs: frozenset[str] = frozenset()  # of the NICs in the last list read, trusted or not
+        self._pending: Supply | None = None  # read, but not trusted yet
         self._turn = asyncio.Lock()
         self._boot_id = ""
         self._saved: Saved | None = None
@@ -153,40 +153,40 @@ class PoolSync:
 
     @property
     def cause(self) -> str:
-        """Why there are no more addresses, in the words of the pool's conditions."""
+        """Why there are no more addresses, from the pool's conditions."""
         said = "; ".join(filter(None, (self.refusals, Supply(self._status).cause)))
         return self._parts.trust.cause(time.monotonic()) if self._pending else said
 
     @property
     def refusals(self) -> str:
-        """What is listed and no pod can have, and why."""
+        """Listed addresses that no pod gets, with the reasons."""
         reasons = self.screened.reasons
         return f"not used: {some(reasons, separator='; ')}" if reasons else ""
 
     def is_another_machines(self) -> bool:
-        """Whether this machine has none of the NICs that are listed, nor had."""
+        """Whether this machine has none of the listed NICs, and never had."""
         return bool(self.macs) and self.macs <= self._parts.limits.foreign
 
     async def recall(self, trouble: str, boot_id: str) -> None:
-        """At start: the pool as last known, unless something is wrong with the ledger. One of an earlier boot, or of a
-        state folder that was put back as it once was, may be out of date, and has to wait as the source's own has.
+        """At start: uses the last known pool, unless something is wrong with the ledger. One of an earlier boot, or of
+        a restored state folder, may be out of date and must wait for confirmation like the source's own list.
         """
         self._boot_id = boot_id
-        self._declare()  # what must hold without any NIC, too: no pod comes before
+        self._declare()  # what must hold even without NICs; no pod starts before
         trust, attachments = self._parts.trust, self._parts.attachments
         content, status = (b"", None) if trouble else _read(self._config.paths.pool)
         if status is None:
             trust.why = "the ledger was lost" if trouble not in ("", "new") else trust.why
             return
         self._saved = status
-        # a former version doesn't say; but no pod outlives a boot
+        # earlier versions save no boot id, but then an attachment proves this boot: none outlives it
         here = status.boot_id == boot_id or (not status.boot_id and bool(attachments.by_key))
         fits = self._seal.fits(content)
         if here and fits:
             trust.resume(status.agent)
         elif not self._source.lasting:
             trust.why = "the state folder was put back as it once was" if here else "the machine has booted"
-            if not trust.always:  # else the source itself will say
+            if not trust.always:  # otherwise the source's own list is used at once
                 self._pending = Supply(status, live=False)
             return
         try:
@@ -198,7 +198,7 @@ class PoolSync:
             log.warning("host state is not in place yet")
 
     async def tick(self) -> None:
-        """Now and then: what was waited for long enough is used as it is, and the file is there."""
+        """Called periodically: uses an unconfirmed list after the time limit, and restores a missing file."""
         trust = self._parts.trust
         if (pending := self._pending) is not None and trust.waived(time.monotonic()):
             said = f"the operator has not confirmed the list of addresses in {self._config.source.confirmation:g} s"
@@ -220,7 +220,7 @@ class PoolSync:
                     await asyncio.sleep(_AGAIN)
 
     async def _hear(self, supply: Supply) -> None:
-        """Raises DataPlaneError, before anything has been taken over."""
+        """Raises DataPlaneError, before anything is taken over."""
         async with self._turn:
             for interface in supply.interfaces:
                 await self._parts.limits.learn(interface.mac)
@@ -231,7 +231,7 @@ class PoolSync:
             await self._take_over(supply)
 
     async def _trusted(self, supply: Supply) -> bool:
-        """Whether the list may be used. What we have promised is believed of any list, and told whether or not."""
+        """Whether the list may be used. Our own promises are believed from any list, and reported in any case."""
         parts, status = self._parts, supply.status
         if not parts.reporter.live:
             await self._remember(parts.pool.believe(status.interfaces, status.released))
@@ -248,12 +248,12 @@ class PoolSync:
     async def _take_over(self, supply: Supply) -> None:
         parts, status = self._parts, supply.status
         known = self._status
-        if not status.interfaces:  # says nothing about addresses, but perhaps why there are none
+        if not status.interfaces:  # tells nothing about addresses, but perhaps why there are none
             parts.pool.read(())
             status = msgspec.structs.replace(status, interfaces=known.interfaces, direct_cidrs=known.direct_cidrs)
         new, unknown = status.interfaces != known.interfaces, not known.interfaces
         there = await parts.kernel.submit(parts.host.glance) if new else frozenset()
-        # in one breath: an ADD that came in between could get an address that the host holds
+        # no await from here to `declare`: an ADD in between could get an address that the host holds
         self._status, self.screened = status, screen(status.interfaces)
         if supply.interfaces:
             self.withheld = supply.withheld
@@ -267,25 +267,25 @@ class PoolSync:
             parts.events.say(Event("AddressRefused", self.refusals))
         if supply.live:
             parts.reporter.heard(status)
-        if supply.live and status.interfaces:  # before what may take its time: a restart must find what pods were given
+        if supply.live and status.interfaces:  # before slow steps: a restart must find what pods were given
             await self._save()
-        if unknown and status.interfaces:  # without its NICs the rule set would hide pods' addresses
+        if unknown and status.interfaces:  # without the NICs the rule set would hide pods' addresses
             await asyncio.to_thread(parts.host.wait, _HOST_STATE)
         parts.attachments.serve()
         if not parts.unfit():
             self.fit.set()
         if any(map(parts.pool.mac, there)) and await asyncio.to_thread(parts.host.wait, _HOST_STATE):
-            parts.attachments.serve()  # what was taken from the host
+            parts.attachments.serve()  # the addresses just removed from the host
 
     async def _remember(self, believed: list[tuple[str, str]]) -> None:
-        """What we have told the source and a lost ledger doesn't know any more is out of use all the same."""
+        """Records promises that the source has and a lost ledger lacks: they stay out of use."""
         if believed:
             named = tuple((name, unit) for name, unit in believed if name)
             with contextlib.suppress(LedgerError):
                 await self._parts.ledger.commit(Retire(named), Withdraw(tuple(believed)))
 
     def _declare(self) -> None:
-        """The data plane cares for all addresses that pods may have, listed or missing."""
+        """Declares the host state for all addresses that pods may have, listed or missing."""
         pool, attachments = self._parts.pool, self._parts.attachments.by_key
         refused = self.screened.refused
         missing = [attachments[key] for key in map(pool.holder, pool.missing()) if key in attachments]
@@ -337,7 +337,7 @@ class PoolSync:
 
 
 def _but_for_the_number(saved: Saved) -> Saved:
-    """Reports are too many to keep each on the disk: that the source has one of a process is what matters."""
+    """Drops the report number, which changes too often to save; the process whose report the source has matters."""
     return msgspec.structs.replace(saved, agent=saved.agent and msgspec.structs.replace(saved.agent, report=0))
 
 
