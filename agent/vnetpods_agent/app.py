@@ -1,11 +1,10 @@
-"""The agent as a whole: its parts, in the order in which they may begin and end.
+"""Wires the agent's parts, and starts and stops them in order.
 
 Start: health and metrics, ledger, last known pool, data plane and host state, first sweep, then the socket; the spool,
-which ADDs wait for and nothing else; and only when an ADD can be served the shim and last the conflist, which is what
-makes the node Ready. Nothing here waits for the API server: a
-node that knows a pool serves from it. End (SIGTERM): waiting ADDs are sent back to ask the next agent, what is in
-flight is finished, the conflist stays. One event loop, two workers (ledger, kernel), the data plane's own two threads
-and the watchdog.
+for which only ADDs wait; once ADDs can be served, the shim and last the conflist, which makes the node Ready. Nothing
+waits for the API server: a node with a known pool serves from it. End (SIGTERM): waiting ADDs are cancelled, so that
+the shim asks the next agent; calls in flight are finished; the conflist stays. One event loop, two workers (ledger,
+kernel), the data plane's own two threads and the watchdog.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ from vnetpods_api.version import VERSION
 from vnetpods_kit.clock import boottime
 
 _SWITCH_INTERVAL = 0.0005
-"""Python's default of 5 ms would let a thread that comes back from the kernel wait that long for the loop."""
+"""With Python's default of 5 ms a thread that returns from the kernel could wait that long for the loop."""
 _SPOOL_PERIOD = 3.0
 _INSTALL_PERIOD = 5.0
 _TICK = 2.0
@@ -71,7 +70,7 @@ log = structlog.get_logger(component="agent")
 
 
 class Agent:
-    """Everything, wired. `run` is its life."""
+    """All parts, wired; `run` starts and ends them."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -153,8 +152,8 @@ class Agent:
         self._boot_id = surroundings.boot_id
         self.tenure = Tenure(paths.socket.parent, paths.state)
         self._starting = True
-        self._lacking = ""  # what was wrong with the ledger at the start
-        self._unmet = "the interfaces of running pods have not been looked at yet"  # empty once they were
+        self._lacking = ""  # the ledger's trouble at the start
+        self._unmet = "the interfaces of running pods have not been looked at yet"  # empty after the first look
 
     def _source(self, api: KubeApi | None) -> AddressSource:
         source = self.config.source
@@ -178,10 +177,10 @@ class Agent:
         )
         return DockerServer(config, driver)
 
-    # what the parts ask each other
+    # callbacks between the parts
 
     def unfit(self) -> str:
-        """Why no ADD could be served; empty when it could. An empty pool that may grow is fit: ADDs wait."""
+        """Why no ADD can be served; empty when ADDs can. An empty pool that may grow is fit: ADDs wait."""
         if why := self.ledger.trouble or self.barred():
             return why
         if not self.pool.listed():
@@ -191,22 +190,22 @@ class Agent:
         return "; ".join(filter(None, (self._absent(), self.listener.refusals)))
 
     def unready(self) -> str:
-        """What is not as it should be, for whoever watches the agent."""
+        """Why the agent isn't ready, for health checks."""
         if self._starting:
             return "the agent is starting"
         deaf = self.server.trouble or (self.docker.trouble if self.docker else "")
         return deaf or self.unfit() or (self.installation.trouble if self.installation else "")
 
     def barred(self) -> str:
-        """Why no address may be given out, whatever the pool lists: somebody may have it, or it may be promised."""
+        """Why no address may be assigned, whatever the pool lists: a pod may hold it, or it may be promised back."""
         if self.ledger.unread:
             return self.ledger.trouble
         return self._unmet if self._lacking else ""
 
     def cause(self) -> str:
-        """Why there are not (more) addresses."""
+        """Why there are no (more) addresses."""
         trouble, heard = self.source.trouble, self.listener.cause
-        if heard and trouble:  # nobody knows whether that is still so
+        if heard and trouble:  # possibly outdated
             heard = f"heard last: {heard}"
         said = "; ".join(filter(None, (trouble, self._absent(), self.operator.silent or heard)))
         if said:
@@ -216,7 +215,7 @@ class Agent:
         return self.operator.unanswered or "all are in use, and more have been asked for"
 
     def _absent(self) -> str:
-        """Why what is listed for some NICs is of no use here."""
+        """Why the addresses of some listed NICs are unusable here."""
         listed = sorted(self.limits.absent & self.listener.macs)
         if not listed:
             return ""
@@ -226,8 +225,8 @@ class Agent:
         return f"the NIC with the MAC {macs} is gone from this machine at present"
 
     def _elsewhere(self) -> frozenset[Address]:
-        """Addresses on the host's own interfaces, of NICs that this machine doesn't have, those that can't be any
-        pod's, and those of which the source isn't sure.
+        """Addresses on the host's own interfaces, of NICs that this machine doesn't have, those refused by `screen`,
+        and those that the source withholds as uncertain.
         """
         listener = self.listener
         return (
@@ -247,7 +246,7 @@ class Agent:
 
     def _host_event(self, kind: str, message: str) -> None:
         self.metrics.events.labels(kind).inc()
-        if kind != RESTORED:  # what was put right concerns nobody but the log
+        if kind != RESTORED:  # repairs are only logged
             self.events.say(Event(kind, message))
 
     def _now_guarded(self) -> None:
@@ -272,10 +271,10 @@ class Agent:
             "source_unavailable": ("1 while the address source can't be reached.", lambda: bool(self.source.trouble)),
         }
 
-    # life
+    # start and end
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Runs until SIGTERM or SIGINT."""
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, ended.set)
@@ -327,7 +326,7 @@ class Agent:
             try:
                 self._runner, port = await metrics.serve(self.metrics, health, http.address, http.port)
                 log.info("metrics", address=http.address, port=port)
-            except OSError as error:  # pods matter more
+            except OSError as error:  # serving pods matters more
                 if str(error) != said:
                     log.error("no metrics and no health yet", address=http.address, port=http.port, error=str(error))  # noqa: TRY400
                 said = str(error)
@@ -362,7 +361,7 @@ class Agent:
         self.plane.close()
 
     def _keep(self, part: Callable[[], Awaitable[None]]) -> None:
-        """Runs a part for as long as the agent lives. A defect in one mustn't cost the node the others."""
+        """Runs a part until the agent ends, restarting it after an error: a defect in one mustn't stop the others."""
 
         async def live() -> None:
             while True:
@@ -374,12 +373,12 @@ class Agent:
 
         self._tasks.append(self._loop.create_task(live()))
 
-    # what was
+    # recovery
 
     async def _recall(self) -> str:
-        """Memory from the ledger; what of it is of an earlier boot is over. Says what was wrong with it."""
+        """Restores attachments from the ledger; voids those of an earlier boot. Returns the ledger's trouble."""
         content, trouble = await self.ledger.load()
-        self.attachments.remember(content)  # in one breath: from now on addresses are given out
+        self.attachments.remember(content)  # no await since `load`: from now on addresses may be assigned
         self.limits.seen.update(a.nic_mac for a in content.attachments.values() if a.boot_id == self._boot_id)
         old = [a for a in content.attachments.values() if a.boot_id != self._boot_id]
         for attachment in old:
@@ -389,8 +388,8 @@ class Agent:
         return trouble
 
     async def _meet(self) -> None:
-        """The first look at the pods that run. A kernel that refuses it is asked again later: with a whole ledger pods
-        are served meanwhile, without one nobody knows which addresses are free.
+        """The first sweep over running pods. If the kernel refuses, it is retried later: with a whole ledger pods are
+        served meanwhile; without one it is unknown which addresses are free.
         """
         try:
             if self.reaper.thread.ident is None:
@@ -414,17 +413,17 @@ class Agent:
             self.events.say(Event(UNAVAILABLE if self.ledger.unread else REBUILT, said))
 
     async def _tick(self) -> None:
-        """What nobody tells us of: addresses that the host no longer holds, a ledger that can be read after all."""
+        """Polls what sends no notification: addresses that the host no longer holds, a ledger that became readable."""
         while True:
             await asyncio.sleep(_TICK)
             if why := self.tenure.keep():
                 log.critical("this agent is not alone, the process ends", why=why)
-                os._exit(EXIT_CODE)  # at once, as by kill -9: whatever it still did, it would do beside the other
+                os._exit(EXIT_CODE)  # at once, as by kill -9: any further step would compete with the other agent
             self.server.ensure()
             if self.docker is not None:
                 await self.docker.ensure()
             self.ledger.submit(self.ledger.look)
-            self.limited(), self.unreachable()  # how long it lasts is seen by asking often, and others may ask rarely
+            self.limited(), self.unreachable()  # they measure durations by frequent calls; others may call rarely
             if self.ledger.unread and not await self._late():
                 continue
             if not self.unfit():
@@ -433,14 +432,14 @@ class Agent:
             self.attachments.serve()
 
     async def _late(self) -> bool:
-        """Whether the ledger, which couldn't be read at the start, now has been."""
+        """Retries a ledger that was unreadable at the start; returns whether it was read."""
         trouble = await self._recall()
         if self.ledger.unread:
             return False
         log.info("the ledger has been read at last", attachments=len(self.attachments.by_key))
         if trouble not in ("", "new"):
             self.events.say(Event(REBUILT, trouble))
-        retired, withdrawn = self.pool.promises()  # also what the source told us we had promised
+        retired, withdrawn = self.pool.promises()  # also promises known only from the source
         with contextlib.suppress(LedgerError):
             await self.ledger.commit(Retire(retired), Withdraw(withdrawn))
         return True
@@ -466,7 +465,7 @@ class Agent:
         await self.spool.run(_SPOOL_PERIOD, self.metrics.replayed.inc)
 
     async def _install(self) -> None:
-        """The runtime learns of us when we can serve it."""
+        """Installs shim and conflist once ADDs can be served."""
         if self.installation is None:
             return
         await self.listener.fit.wait()
@@ -481,6 +480,6 @@ def _api(config: Config) -> KubeApi:
 
 
 def uninstall(config: Config) -> list[str]:
-    """Conflist first, then the shim, then what is ours in the kernel; says what has to stay and why."""
+    """Removes the conflist, then the shim, then our state in the kernel; returns what has to stay and why."""
     installer.uninstall(config.paths.cni_bin, config.paths.cni_conf)
     return HostReconciler(lambda *_: None).uninstall()

@@ -1,7 +1,7 @@
-"""The agent's configuration: one file, read once at start; nothing else is read from the environment but NODE_NAME.
+"""The agent's configuration: one file, read once at start; from the environment only NODE_NAME is read.
 
-A key that isn't known, a value of the wrong type or out of bounds stops the agent with file, key, value and what was
-expected. docs/agent.md describes every key for those who write the file; here the types say what the code relies on.
+An unknown key, or a value of the wrong type or out of bounds, stops the agent with file, key, value and expectation.
+docs/agent.md describes every key for authors of the file; the types here state what the code relies on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Seconds(Duration):
 
 
 class Period(Duration):
-    """Of what is done again and again, or waited for: not without a pause."""
+    """A repetition interval or a wait: never 0."""
 
     __slots__ = ()
     LEAST, MOST = 0.1, 3600
@@ -35,21 +35,21 @@ class SweepPeriod(Period):
 
 
 class Patience(Period):
-    """Of the watchdog."""
+    """The watchdog's."""
 
     __slots__ = ()
     LEAST = 1
 
 
 class Interval(Period):
-    """Of questions to a service that answers five a second."""
+    """Between requests to a service that allows five per second."""
 
     __slots__ = ()
     LEAST = 1
 
 
 class Kubernetes(Section, kw_only=True, frozen=True):
-    """`kubeconfig`: a file as kubectl reads it; without it the pod's ServiceAccount is used."""
+    """`kubeconfig`: a kubectl file; without it the pod's ServiceAccount is used."""
 
     kubeconfig: Path | None = None
 
@@ -58,8 +58,9 @@ _PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 
 
 class Imds(Section, kw_only=True, frozen=True):
-    """Instance metadata. `direct_cidrs`: destinations reached under the pod's own address, beside the NICs' subnets;
-    metadata doesn't know the VNet, and Azure routes no private destination but to VNets and what is joined to them.
+    """Instance metadata. `direct_cidrs`: destinations reached under the pod's own address, besides the NICs' subnets;
+    metadata doesn't tell the VNet's ranges, and Azure routes private destinations only to VNets and networks connected
+    to them.
     """
 
     interval: Interval = Interval(15)
@@ -67,12 +68,12 @@ class Imds(Section, kw_only=True, frozen=True):
 
     @property
     def guesses(self) -> bool:
-        """Whether nobody has said which destinations these are."""
+        """Whether these destinations are the default, not configured."""
         return self.direct_cidrs == _PRIVATE
 
 
 class Source(Section, kw_only=True, frozen=True):
-    """Where addresses come from: `file` (a NodeIPPool's status as YAML or JSON) or `imds`, else the Kubernetes API.
+    """The source of addresses: `file` (a NodeIPPool's status as YAML or JSON) or `imds`, else the Kubernetes API.
     `confirmation`: seconds to wait for the operator to confirm the list (see `trust`).
     """
 
@@ -87,8 +88,8 @@ class Source(Section, kw_only=True, frozen=True):
 
 
 class Paths(Section, kw_only=True, frozen=True):
-    """Files on the node. `shim` is the program to install, for this machine's architecture; nothing is installed
-    without it. `sysctl`: where the network settings of /proc/sys/net can be written; in a container that is a mount.
+    """Files on the node. `shim`: the program to install, for this machine's architecture; without it nothing is
+    installed. `sysctl`: a writable /proc/sys/net; in a container that is a mount.
     """
 
     state: Path = Path("/var/lib/vnetpods")
@@ -113,14 +114,14 @@ class Paths(Section, kw_only=True, frozen=True):
 
 
 class Http(Section, kw_only=True, frozen=True):
-    """Metrics and health. Port 0: any free one, which the log names."""
+    """Metrics and health. Port 0: any free port, which is logged."""
 
     address: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9809
 
 
 class Operator(Section, kw_only=True, frozen=True):
-    """The operator's Lease, which is read while pods wait; without `lease` it isn't. `patience`: seconds for which it
+    """The operator's Lease, read while pods wait; with an empty `lease` it isn't read. `patience`: seconds for which it
     may go unrenewed.
     """
 
@@ -130,8 +131,8 @@ class Operator(Section, kw_only=True, frozen=True):
 
 
 class Docker(Section, kw_only=True, frozen=True):
-    """Docker's network and address driver, which is called what the socket is called. `ports`: what becomes of a
-    container whose ports are to be published.
+    """Docker's network and address driver, named after the socket's file. `ports`: whether a container with published
+    ports is refused, or the ports are ignored.
     """
 
     socket: Path = Path("/run/docker/plugins/vnetpods.sock")
@@ -142,8 +143,8 @@ Namespaces = tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=63)], ..
 
 
 class Annotations(Section, kw_only=True, frozen=True):
-    """Namespaces whose pods may ask for something by annotation (see cni.wishes), "*" for all. `snat`: for
-    `vnetpods.io/snat: never`; `ips`: for an address that they name themselves, with Multus.
+    """Namespaces whose pods may have a wish (see cni.wishes); "*": all. `snat`: `vnetpods.io/snat: never`; `ips`: an
+    address that the pod names itself, through Multus.
     """
 
     snat: Namespaces = ()
@@ -151,8 +152,8 @@ class Annotations(Section, kw_only=True, frozen=True):
 
 
 class Config(Section, kw_only=True, frozen=True):
-    """Everything. `cooldown`: seconds an address rests after its pod; `report_interval`: between reports that nobody
-    waits for.
+    """The whole file. `cooldown`: seconds that an address rests after its release; `report_interval`: between routine
+    reports.
     """
 
     node: Annotated[str, msgspec.Meta(max_length=253)] = ""

@@ -1,7 +1,7 @@
-"""The file of a unix socket that we listen on: open to its owner alone, and ours for as long as it is there.
+"""The file of a unix socket that we listen on, accessible to its owner only.
 
-It is bound under another name and renamed, so that the file of a process before us is replaced without a moment in
-which nobody listens, and whoever finds it may call. Somebody may empty /run while we live: `lost` says so.
+It is bound under a temporary name and renamed, so that an earlier process's file is replaced without a moment when
+nothing listens, and every caller that finds it can connect. If /run is emptied while we run, `lost` returns True.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class SocketFile:
         self._identity = (0, 0)  # device and inode
 
     def bind(self, backlog: int) -> socket.socket:
-        """Listens, in place of whatever was there. Raises OSError."""
+        """Listens, replacing any file at the path. Raises OSError."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         temporary.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        os.fchmod(listener.fileno(), 0o600)  # the mode that bind(2) gives the file: it is never open to others
+        os.fchmod(listener.fileno(), 0o600)  # bind(2) gives the file this mode, so it is never open to others
         try:
             listener.bind(str(temporary))
             listener.listen(backlog)
@@ -36,23 +36,23 @@ class SocketFile:
         return listener
 
     def lost(self) -> bool:
-        """Whether what is there isn't ours, or nothing is. Raises OSError."""
+        """Whether the file is missing or not ours. Raises OSError."""
         return _identity(self.path) != self._identity
 
     def taken(self) -> bool:
-        """Whether a process listens there."""
+        """Whether a process listens at the path."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
             return caller.connect_ex(str(self.path)) in (0, errno.EAGAIN)
 
     def remove(self) -> None:
-        """Unless it is the next agent's already."""
+        """Removes the file, unless it is already the next agent's."""
         with contextlib.suppress(OSError):
             if not self.lost():
                 self.path.unlink()
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Of the file there, no matter which one a path led to before; zeroes when there is none."""
+    """Device and inode of the file now at the path; zeroes without one."""
     try:
         found = path.lstat()
     except FileNotFoundError:
