@@ -1,18 +1,18 @@
-"""Docker's calls, put into terms of attachments: what each makes sure of, and what is durable when it has answered.
+"""Maps Docker's calls to attachments: what each guarantees, and what is durable once it has answered.
 
-Nothing is kept here. An endpoint's id is part of its attachment's key, a pool's id says what the pool is, and networks
-mean nothing to us; so whatever is restarted, restored or repeated, there is only the ledger to agree with.
+The driver keeps no state. An endpoint's id is part of its attachment's key, a pool's id describes the pool, and
+networks have no meaning here; so after any restart, restore or repetition the ledger alone counts.
 
-    RequestAddress   an address is reserved in the ledger, under a random name
-    CreateEndpoint   the reservation has become the endpoint's attachment, and the interface waits for its sandbox. When
-                     the reservation is gone (given back by a call of before, or swept): that address, if it is free
-    Join             that interface is there, and is named. What Docker does then (move it, rename it, set address and
-                     routes) comes without another call, when the container's namespace exists
-    DeleteEndpoint   nobody holds the address
-    ReleaseAddress   nobody has it reserved. An endpoint that has it keeps it: its own DeleteEndpoint comes first, so
-                     this is a call repeated from before, and the address another container's by now
+    RequestAddress   the ledger has a reservation of an address, under a random name
+    CreateEndpoint   the reservation has become the endpoint's attachment, and the interface waits for its sandbox. If
+                     the reservation is gone (released by an earlier call, or swept): the same address, if it is free
+    Join             that interface exists, and the answer names it. Docker then moves it, renames it and sets address
+                     and routes without another call, once the container's namespace exists
+    DeleteEndpoint   the address is free
+    ReleaseAddress   the address is not reserved. An endpoint that holds it keeps it: its DeleteEndpoint comes first, so
+                     this is a repetition of an earlier call, and the address is already another container's
 
-Repeated, all of them answer the same. What never comes is the sweeper's business.
+Repeated calls get the same answer. The sweeper covers calls that never arrive.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vnetpods_agent.ipam.pool import Wish
 from vnetpods_agent.ipam.requests import AttachError, AttachRequest
 
 PATIENCE = 60.0
-"""Seconds that `docker run` waits for an address: longer than one cools down."""
+"""Seconds that `docker run` waits for an address: longer than the default cool-down."""
 _SOON = 20.0
 _QUIET = frozenset({"Plugin.Activate", "NetworkDriver.GetCapabilities", "IpamDriver.GetCapabilities"})
 
@@ -54,7 +54,7 @@ class _Call:
 
 @dataclass(slots=True)
 class Driver:
-    """`guarded`: the host's rule set has been there. `subnets` of this VM's NICs. `observe` hears of every call."""
+    """`guarded`: the host's rule set was loaded once. `subnets`: of this VM's NICs. `observe`: called per call."""
 
     attachments: Attachments
     guarded: asyncio.Event
@@ -64,7 +64,7 @@ class Driver:
     ignores_ports: bool
 
     async def answer(self, name: str, body: bytes) -> tuple[int, Answer]:
-        """HTTP status and body. Never raises but CancelledError."""
+        """HTTP status and body. Raises nothing but CancelledError."""
         began, outcome, call = time.perf_counter(), "cancelled", _Call(name)
         try:
             status, answer = await self._outcome(call, body)
@@ -140,7 +140,7 @@ class Driver:
         log.warning(said, endpoint=asked.endpoint_id)
 
     async def _guard(self) -> None:
-        """Without the rule set a container would reach what is the host's alone."""
+        """Waits for the rule set: without it a container could reach destinations reserved for the host."""
         try:
             async with asyncio.timeout(_SOON):
                 await self.guarded.wait()
@@ -166,12 +166,12 @@ class Driver:
         return protocol.joined(asked.key)
 
     async def _leave(self, call: _Call, asked: Endpoint) -> Answer:
-        """Docker moves the interface back out after this: it goes with the endpoint."""
+        """Does nothing: Docker then moves the interface back out, and DeleteEndpoint removes it."""
         call.about["endpoint"] = asked.endpoint_id
         return {}
 
     async def _connectivity(self, call: _Call, asked: Endpoint) -> Answer:
-        """The way out is there with the interface; what was to be published, CreateEndpoint has seen."""
+        """Does nothing: the interface has connectivity, and CreateEndpoint has checked the published ports."""
         call.about["endpoint"] = asked.endpoint_id
         return {}
 
@@ -189,7 +189,7 @@ class Driver:
         return pool.granted
 
     async def _request_address(self, call: _Call, asked: PoolCall) -> Answer:
-        """The gateway costs no address: it is Azure's."""
+        """Reserves an address; none for the gateway, which is Azure's."""
         pool = asked.pool
         if asked.for_gateway:
             return {"Address": f"{asked.address or pool.subnet[1]}/{pool.subnet.prefixlen}", "Data": {}}
@@ -198,7 +198,7 @@ class Driver:
         return {"Address": f"{address}/32", "Data": {}}
 
     async def _reserved(self, asked: PoolCall) -> str:
-        """One that is asked for by name and reserved already is so by this very call, or CreateEndpoint will tell."""
+        """A reserved address that is requested again is a repetition of this call; otherwise CreateEndpoint fails."""
         named = protocol.canonical(asked.address) if asked.address else None
         holder = self.attachments.holder(named) if named else None
         if named and holder and _reserves(holder):
@@ -221,12 +221,12 @@ class Driver:
 
 
 def _reserves(holder: AttachmentKey) -> bool:
-    """Whether it is one of Docker's that no endpoint has claimed yet."""
+    """Whether it is a reservation of Docker's that no endpoint has claimed yet."""
     return holder.reserves and holder.network == NETWORK
 
 
 def _error(said: str) -> Answer:
-    """Network drivers look for the one, address drivers for the other."""
+    """Docker reads `Err` from network drivers and `Error` from address drivers."""
     return {"Err": said, "Error": said}
 
 

@@ -1,8 +1,8 @@
-"""What Docker sends and expects: the bodies of libnetwork's remote drivers, and what is refused by looking at them.
+"""The request and answer bodies of libnetwork's remote drivers, and the refusals that follow from a body alone.
 
-Pure. Source: libnetwork's docs/remote.md, docs/ipam.md and drivers/remote/api, which are the same from 20.10 to 28 as
-far as they are used here. Maps and lists that are empty come as null. A pool's id says all about the pool, for nothing
-of it is kept: `vnetpods SUBNET RANGE NIC`.
+Pure. Source: libnetwork's docs/remote.md, docs/ipam.md and drivers/remote/api; the parts used here are the same from
+20.10 to 28. Empty maps and lists arrive as null. A pool's id describes the pool completely, since no state is kept:
+`vnetpods SUBNET RANGE NIC`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import msgspec
 from vnetpods_agent.attachment import TAKEN, Address, AttachmentKey, mac
 
 DRIVER: Final = "vnetpods"
-"""Our address space: by it a network shows that its addresses are ours, too."""
+"""Our address space: a network in it also uses our address driver."""
 NETWORK: Final = f"{TAKEN}docker"
-"""The network of Docker's attachments, whatever its own networks are called."""
+"""The network name of all Docker attachments, for any Docker network."""
 GATEWAY: Final = "169.254.1.1"
 _IS_GATEWAY = "com.docker.network.gateway"
 _INTERNAL = "com.docker.network.internal"
@@ -29,18 +29,18 @@ Options = dict[str, Any] | None
 
 
 class Refused(Exception):  # noqa: N818 - its name is the finding
-    """Says what can't be done, why, and what to do instead."""
+    """The message says what can't be done, why, and what to do instead."""
 
 
 class _Body(msgspec.Struct, rename="pascal", frozen=True, kw_only=True):
-    """Keys that aren't known here are later versions'."""
+    """Unknown keys are ignored: later versions may add some."""
 
 
 class Nothing(_Body, frozen=True, kw_only=True): ...
 
 
 class Addresses(_Body, frozen=True, kw_only=True):
-    """What one pool gave a network."""
+    """A network's data from one pool."""
 
     address_space: str = ""
     pool: str = ""
@@ -76,7 +76,7 @@ class Interface(_Body, frozen=True, kw_only=True):
 
 
 class Endpoint(_Body, frozen=True, kw_only=True):
-    """Any call about an endpoint; its id never comes back."""
+    """Any call about an endpoint; endpoint ids are never reused."""
 
     endpoint_id: Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z]{12,128}$")] = msgspec.field(name="EndpointID")
     interface: Interface | None = None
@@ -95,14 +95,14 @@ class Endpoint(_Body, frozen=True, kw_only=True):
 
     @property
     def published(self) -> list[str]:
-        """Ports of the container that are to be reached under the host's address."""
+        """Container ports to publish under the host's address."""
         ports = (self.options or {}).get(_PORTS) or []
         listed = ports if isinstance(ports, list) else [ports]
         return [str(port.get("Port", "?")) if isinstance(port, dict) else str(port) for port in listed]
 
     @property
     def made(self) -> dict[str, Any]:
-        """The MAC, unless Docker has named it itself: repeating it is an error. Raises Refused."""
+        """The answer with the MAC, unless Docker sent it: repeating it is an error. Raises Refused."""
         given = self.interface.mac_address.lower() if self.interface else ""
         own = mac("pod", self.key)
         if given not in ("", own):
@@ -156,7 +156,7 @@ class PoolCall(_Body, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """`network` is what the user calls the subnet, `part` where addresses are taken from, `subnet` the NIC's."""
+    """`network`: the subnet as the user gave it; `part`: the range of its addresses; `subnet`: the NIC's."""
 
     network: ipaddress.IPv4Network
     part: ipaddress.IPv4Network
@@ -176,7 +176,7 @@ class Pool:
 
     @property
     def gateway(self) -> str:
-        """Azure's own, the first of each subnet. No container is led there: see `joined`."""
+        """Azure's, the first address of each subnet. No container uses it: see `joined`."""
         return f"{self.subnet[1]}/{self.subnet.prefixlen}"
 
     @property
@@ -185,7 +185,7 @@ class Pool:
 
 
 def joined(key: AttachmentKey) -> dict[str, Any]:
-    """Which interface to take into the sandbox, and the way out of there."""
+    """The interface to move into the sandbox, and the sandbox's gateway."""
     return {
         "InterfaceName": {"SrcName": key.ifname, "DstPrefix": "eth"},
         "Gateway": GATEWAY,

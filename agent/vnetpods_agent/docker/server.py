@@ -1,7 +1,7 @@
 """The unix socket on which Docker calls: HTTP around `Driver.answer`, in the event loop.
 
-What dockerd doesn't get an answer to it repeats for up to 30 s. So a call that is under way when the agent ends is cut
-off, and the next agent is asked; one whose caller is gone is cancelled, and an address that it waited for is another's.
+dockerd repeats an unanswered call for up to 30 s. So a call in progress when the agent ends is cut off, and the next
+agent gets it; a call whose caller is gone is cancelled, and an address that it waited for goes to another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = structlog.get_logger(component="docker")
 
 
 class DockerServer:
-    """Listens from `start` to `stop`; `ensure` is to be called every few seconds. `trouble`: why nobody can call."""
+    """Listens from the first `ensure` to `stop`; call `ensure` every few seconds. `trouble`: why it isn't reachable."""
 
     def __init__(self, config: Docker, driver: Driver) -> None:
         self.trouble = ""
@@ -33,7 +33,7 @@ class DockerServer:
         self._site: web.BaseSite | None = None
 
     async def ensure(self) -> None:
-        """Sees to it that Docker finds us where it looks, or says in `trouble` why it doesn't."""
+        """Binds the socket if its file is missing or lost; on failure sets `trouble` to the reason."""
         try:
             if self._site is None or self._file.lost():
                 trouble = await self._listen()
