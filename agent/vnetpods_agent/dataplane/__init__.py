@@ -1,8 +1,8 @@
-"""The data plane's face: what the agent asks of the kernel. Only this package knows netlink and nftables.
+"""The data plane's interface to the rest of the agent. Only this package uses netlink and nftables.
 
-All methods of DataPlane block and are called from the kernel's thread; HostState is declared from any thread and
-reconciled by a thread of its own. Nothing here is durable: after a crash or a reboot the agent asks for everything
-again, and asking twice is the same as asking once.
+All methods of DataPlane block and are called from the kernel's worker thread; HostState is declared from any thread and
+reconciled in a thread of its own. Nothing here is durable: after a crash or a reboot the agent requests everything
+again, and every request is idempotent.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from vnetpods_agent.attachment import Address, Attachment, AttachmentKey, Sandbo
 class DataPlaneError(Exception):
     """The kernel refused a step.
 
-    ├── InterfaceExists     the pod's namespace has an interface of that name which isn't ours
-    └── ProgramFailed       nft or iptables failed or is missing (see `programs`)
+    ├── InterfaceExists     the pod's namespace has a foreign interface of that name
+    └── ProgramFailed       nft or iptables failed or is missing (see `host.tools`)
     """
 
     def __init__(self, step: str, subject: str, errno: int, said: str = "") -> None:
@@ -32,15 +32,15 @@ class DataPlaneError(Exception):
 
 
 class InterfaceExists(DataPlaneError):  # noqa: N818 - the contract's name
-    """The namespace already has an interface of the name asked for, and it isn't this attachment's. Nothing was
+    """The namespace already has an interface of the requested name, and it isn't this attachment's. Nothing was
     changed.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class HostInterface:
-    """A pod's host end as found in the kernel; `key` and `address` are read from its alias, None when it has none of
-    ours. `created` and the pod's `uid` are from its alternative name, which those of earlier versions don't have.
+    """A pod's host end as found in the kernel; `key` and `address` come from its alias, None without one of ours.
+    `created` and the pod's `uid` come from its alternative name, which host ends of earlier versions lack.
     """
 
     name: str
@@ -50,54 +50,53 @@ class HostInterface:
     created: float | None = None
     uid: str = ""
     untaken: bool = field(default=False, compare=False)
-    """The pod's end is in the host's namespace: no sandbox has it (yet, or any more)."""
+    """The pod's end is in the host's namespace: no sandbox has taken it yet, or none has it any more."""
 
 
 class DataPlane(Protocol):
-    """One way of connecting pods (transparent; bridge later). Errors: DataPlaneError with step, object and errno."""
+    """A way to connect pods (transparent; bridge later). Errors: DataPlaneError with step, object and errno."""
 
     def attach(self, attachment: Attachment, handles: SandboxHandles | None) -> None:
-        """Makes the pod's interface exist and carry traffic. Repeating it for the same attachment changes nothing.
+        """Creates the pod's interface and makes it carry traffic. Idempotent for the same attachment.
 
         Without handles the pod's end stays in the host's namespace, under the key's interface name, for the runtime to
         take (see TAKEN).
 
-        Raises InterfaceExists when the namespace has an interface of that name which isn't ours (nothing was changed
-        then).
+        Raises InterfaceExists, before any change, if the namespace has a foreign interface of that name.
         """
         ...
 
     def detach(self, attachment: Attachment) -> None:
-        """Makes the address unreachable now; the interface itself may go a little later (see `leaving`), and so do
-        its connections. Nothing there: no error.
+        """Makes the address unreachable at once; interface and connections may go a little later (see `leaving`). No
+        error if there is none.
         """
         ...
 
     def present(self, attachment: Attachment) -> bool:
-        """Whether its interface is there, be it on its way out."""
+        """Whether its interface exists, possibly being deleted."""
         ...
 
     def leaving(self) -> Collection[Address]:
-        """Addresses whose interface is detached but not yet gone from the kernel: not to be used again before."""
+        """Addresses whose interface is detached but not yet gone from the kernel: not reusable until it is."""
         ...
 
     def check(self, attachment: Attachment, handles: SandboxHandles) -> Sequence[str]:
-        """Every deviation from the declared end state as a sentence; empty when all is well."""
+        """Every deviation from the declared end state, as a sentence; empty without any."""
         ...
 
     def interfaces(self) -> Sequence[HostInterface]:
-        """All host ends of ours (name prefix and alias), for the sweeper and for rebuilding a lost ledger."""
+        """All our host ends (name prefix and alias), for the sweeper and for rebuilding a lost ledger."""
         ...
 
     def remove(self, interface: HostInterface) -> None:
-        """Takes away a host end that no attachment claims, with its routes."""
+        """Removes a host end without attachment, with its routes."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """One NIC of this VM, as the NodeIPPool describes it. `addresses` are all of the pool's, assigned or not:
-    "10.0.0.5" or "10.0.0.16/28".
+    """A NIC of this VM, as in the NodeIPPool. `addresses`: all that the pool lists for it, assigned or not: "10.0.0.5"
+    or "10.0.0.16/28".
     """
 
     mac: str
@@ -108,11 +107,11 @@ class Nic:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """What must hold on the host as long as the agent lives: declared whole, reconciled by looking.
+    """The desired state of the host while the agent runs: declared as a whole, reconciled against the kernel.
 
     `direct`: CIDRs that pods reach under their own address. `imds`: whether pods may reach 169.254.169.254.
-    `take_from_host`: remove pool addresses that the host put on its own interfaces (else only report them). `guessed`:
-    nobody knows which of `direct` the VNet really has, so networks of the machine's own bridges come first.
+    `take_from_host`: remove pool addresses from the host's own interfaces (otherwise only report them). `guessed`: it
+    is unknown which parts of `direct` the VNet really has, so networks of the machine's own bridges take precedence.
     """
 
     nics: tuple[Nic, ...]

@@ -1,4 +1,4 @@
-"""Small facts about this machine that the data plane and its callers ask for.
+"""Facts about this machine for the data plane and its callers.
 
 `uplinks` is pure; the others only read. They block for less than a millisecond per hundred interfaces.
 """
@@ -17,7 +17,7 @@ from vnetpods_agent.dataplane.netlink.tables import HeldAddress
 
 
 def boot_id() -> str:
-    """Changes with every boot: attachments of another boot id are void."""
+    """The boot id, new with every boot: attachments of another one are void."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -27,7 +27,7 @@ def links(netlink: NetlinkSocket) -> list[Link]:
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """A NIC of the pool together with the interface that carries it."""
+    """A NIC of the pool with its interface."""
 
     nic: Nic
     link: Link
@@ -37,8 +37,8 @@ def uplinks(nics: Iterable[Nic], links: Sequence[Link], held: Sequence[HeldAddre
     """The interface of every NIC that has one.
 
     Several interfaces may have the NIC's MAC: with accelerated networking the virtual function is enslaved to the
-    synthetic interface and repeats its MAC, and a bridge repeats that of its port. The one that holds the primary
-    address is meant; else one that is nobody's port.
+    synthetic interface and repeats its MAC, and a bridge repeats its port's. The one with the primary address is
+    chosen; otherwise one without a master.
     """
     found = []
     for nic in nics:
@@ -51,9 +51,9 @@ def uplinks(nics: Iterable[Nic], links: Sequence[Link], held: Sequence[HeldAddre
 
 
 def uplink_limits(mac: str) -> Limits | None:
-    """Those of the interface with this MAC, as pods on that NIC should have them; None when there is no such interface.
+    """Limits for pods on the NIC with this MAC, from its interface; None without one.
 
-    More than the usual for TCP (BIG TCP, which somebody has to switch on) stays the NIC's own.
+    A GSO size above the default (BIG TCP, which has to be switched on) is not passed on to pods.
     """
     with NetlinkSocket() as netlink:
         found = uplinks([Nic(mac, Address(""), (), ())], links(netlink), [])

@@ -1,9 +1,9 @@
-"""One look at a part of the host's state: what is there, what should be there, and the difference put right.
+"""Reconciles one area of the host's state: reads the present state and corrects the difference to the desired one.
 
-Blocking and without a thread of its own: the host reconciler calls `look` for one area after the other. What the
-kernel shows is compared anew every time; the only thing remembered is how nft lists the table that was loaded last (a
-new process loads it again). Touched is only what carries our mark: the table `vnetpods`, rules and routes with
-protocol 118, `azv…` links with our alias, and, among addresses, those of the pool.
+Blocking, without a thread of its own: the host reconciler calls `look` for one area after the other. The kernel's state
+is compared anew every time; only nft's listing of the table loaded last is remembered (a new process loads it again).
+Only objects with our mark are changed: the table `vnetpods`, rules and routes with protocol 118, `azv…` links with our
+alias, and, among addresses, the pool's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RESTORED = "HostStateRestored"
 NIC_MISSING = "NicMissing"
 
 SYSCTL = Path("/proc/sys/net")
-"""Where the kernel's network settings are. A container's own is read-only, so the chart mounts the host's elsewhere."""
+"""The kernel's network settings. A container's own are read-only, so the chart mounts the host's elsewhere."""
 _THERE = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
 _ADVICE = (
@@ -46,14 +46,14 @@ _ADVICE = (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something worth an Event: what was put right, or what only a person can put right."""
+    """A correction, or a problem that needs a person; worth an Event."""
 
     kind: str
     message: str
 
 
 class HostActions:
-    """The eyes and hands of the host reconciler; belongs to its thread."""
+    """Reads and corrects the host's state; belongs to the host reconciler's thread."""
 
     def __init__(self, sysctl: Path = SYSCTL) -> None:
         self._sysctl = sysctl
@@ -68,7 +68,7 @@ class HostActions:
         self._route.close()
 
     def look(self, area: Area, state: HostState) -> list[Change]:
-        """Puts one area right; says what it changed that had been right before, and what it can't change.
+        """Corrects one area; returns corrections of what had been right before, and problems that it can't correct.
 
         Raises DataPlaneError, OSError.
         """
@@ -85,13 +85,13 @@ class HostActions:
         return looks[area](state)
 
     def _uplinks(self, state: HostState) -> tuple[list[Uplink], list[rt.Link], list[rt.Route]]:
-        """The pool's, among all links, and the routes of main."""
+        """The pool's uplinks, all links, and the routes of main."""
         links = kernel_facts.links(self._route)
         found = kernel_facts.uplinks(state.nics, links, tables.addresses(self._route))
         return found, links, tables.routes(self._route)
 
     def _addresses(self, state: HostState) -> list[Change]:
-        """The host must not own pods' addresses: it would answer for them itself. See `addresses`."""
+        """Removes pods' addresses from the host, which would itself answer for them. See `addresses`."""
         links, held = kernel_facts.links(self._route), tables.addresses(self._route)
         uplinks = kernel_facts.uplinks(state.nics, links, held)
         taken: list[str] = []
@@ -130,7 +130,7 @@ class HostActions:
         for name in names:
             conf = self._ipv4 / "conf" / name
             wanted[conf / "forwarding"] = "1"
-            # The stricter of the two counts: strict (1) drops what comes in by another NIC than answers would leave by
+            # The higher of the two values counts; strict (1) drops packets from a NIC other than the replies' way out
             if _read(conf / "rp_filter") != "2" and "1" in {
                 _read(conf / "rp_filter"),
                 _read(self._ipv4 / "conf/all/rp_filter"),
@@ -186,14 +186,14 @@ class HostActions:
         return [Change(RESTORED, f"policy routing: {added} rules and routes were missing")]
 
     def _ruleset(self, state: HostState) -> list[Change]:
-        """As long as no NIC is known, tables that an earlier process left serve running pods better than new ones."""
+        """Loads the tables. While no NIC is known, an earlier process's tables serve pods better than new ones."""
         if not state.nics and not self._loaded and list_tables():
             return []
         uplinks, links, main = self._uplinks(state)
         astray = routing.leads_astray(uplinks, _direct(state, uplinks, links, main), main)
         there = replace(
             state, nics=tuple(uplink.nic for uplink in uplinks)
-        )  # the others' addresses are another machine's
+        )  # other NICs' addresses are another machine's
         text = ruleset(there, uplinks, astray=astray, ipv6=(SYSCTL / "ipv6").exists())
         known = text == self._loaded
         if known and list_tables() == self._listing:
@@ -209,11 +209,12 @@ class HostActions:
         return []
 
     def _pods(self) -> list[Change]:
-        """Routes before links: a pod that is detached in between then shows as dying, not as one without route.
+        """Repairs pods' host ends. Reads routes before links: so a pod detached in between shows as dying, not as one
+        without route.
 
-        The MTU stays as it was at birth when the NIC's changes: the pod's end can't be reached from here, and a veth
-        drops without a word what is larger than its other end. A smaller NIC is what path MTU discovery is for, the
-        host itself being the router that answers; new pods get the new MTU.
+        If the NIC's MTU changes, the veth keeps its own: the pod's end isn't accessible from here, and a veth silently
+        drops packets larger than the other end's MTU. Path MTU discovery covers a smaller NIC, with the host as the
+        router that answers; new pods get the new MTU.
         """
         routes = tables.routes(self._route)
         neighbours = set(tables.neighbours(self._route))
@@ -233,7 +234,7 @@ class HostActions:
                 )
             if not link.up:
                 steps.append(NetlinkRequest("bring up", link.name, rt.link_set(link.index, up=True), _GONE))
-            if link.arp:  # those of earlier versions, too; the kernel forgets the link's neighbours with this
+            if link.arp:  # also ends of earlier versions; the kernel drops the link's neighbours with this
                 steps.append(NetlinkRequest("make deaf to ARP", link.name, rt.link_set(link.index, arp=False), _GONE))
             if link.lacks(host_veth.SETTINGS):
                 settings = rt.link_set(link.index, rt.link_settings(host_veth.SETTINGS))
@@ -255,9 +256,9 @@ class HostActions:
         return happenings
 
     def _stale(self, routes: Sequence[rt.Route], links: Sequence[rt.Link]) -> list[Change]:
-        """Host routes of ours that lead to no pod's end, or to one that says it has another address.
+        """Deletes our host routes that lead to no host end, or to one whose alias has another address.
 
-        An end without alias is just being made (or on its way out); its route is nobody's business.
+        An end without alias is being created (or deleted); its route is left alone.
         """
         ends = {link.index: link for link in links if link.name.startswith(HOST_PREFIX)}
         stale = []
@@ -275,7 +276,7 @@ class HostActions:
         return [Change(RESTORED, f"deleted the stale route to {route.destination}") for route in stale]
 
     def uninstall(self) -> list[str]:
-        """Takes everything of ours away, unless pods still live from it; says what stays and why."""
+        """Removes everything of ours, unless pods still depend on it; returns what stays and why."""
         left = [link.name for link in kernel_facts.links(self._route) if host_veth.is_host_end(link)]
         if left:
             who = some(sorted(left))
@@ -294,7 +295,7 @@ def _forwarding(variant: str) -> list[Change]:
 
 
 def list_tables() -> str:
-    """How nft shows our tables now, without counters; empty when one is missing."""
+    """The present listing of our tables by nft, without counters; empty if one is missing."""
     try:
         return "".join(
             output("list the nftables table", ["nft", "-s", "list", "table", family, TABLE])
@@ -314,7 +315,7 @@ def tables_are_there() -> bool:
 
 
 def _keeps_the_others(conf: Path, name: str) -> bool:
-    """Deleting an interface's first address of a subnet would take the later ones along, the primary among them."""
+    """Sets promote_secondaries: otherwise deleting a subnet's first address deletes later ones, even the primary."""
     own, general = conf / name / "promote_secondaries", conf / "all" / "promote_secondaries"
     if "1" not in {_read(own), _read(general)}:
         try:
@@ -333,5 +334,5 @@ def _direct(
 def _read(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except FileNotFoundError:  # the interface has just gone
+    except FileNotFoundError:  # the interface just disappeared
         return ""

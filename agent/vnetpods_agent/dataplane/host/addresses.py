@@ -1,17 +1,17 @@
-"""Which addresses of the pool may be taken from the host's own interfaces: never one that the node lives from.
+"""Decides which pool addresses may be removed from the host's own interfaces: never one that the node itself needs.
 
-Pure. A NodeIPPool may be another machine's (a disk image that was booted twice) or outdated (a NIC whose primary
-address was changed), and then lists the node's own address as a pod's. So its word alone takes nothing away; the kernel
-has to confirm it. An address is taken only
+Pure. A NodeIPPool may be another machine's (a disk image booted twice) or outdated (a NIC whose primary address has
+changed), and then lists the node's own address for pods. So the pool alone removes nothing; the kernel has to confirm
+it. An address is removed only
 
-- from the interface of a NIC that this machine has, and only if the pool lists it for that very NIC: what is on docker0
-  is docker's;
-- if that interface also holds the NIC's primary address as the pool gives it, and the kernel agrees that this is the
-  primary one: it is the source of a route (DHCP clients give it to the default route), or the interface's first. The
-  first alone doesn't do, since systemd-networkd configures static addresses before the DHCP lease arrives;
+- from the interface of a NIC that this machine has, and only if the pool lists it for that very NIC: addresses on
+  docker0 are Docker's;
+- if that interface also holds the NIC's primary address according to the pool, and the kernel confirms it as primary:
+  it is the source of a route (DHCP clients set it on the default route), or the interface's first. Being first isn't
+  the only criterion, since systemd-networkd configures static addresses before the DHCP lease arrives;
 - if no route of the host has it as its source.
 
-So an interface never loses its primary nor its last address.
+So an interface never loses its primary or last address.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vnetpods_agent.dataplane.netlink.tables import HeldAddress
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An address of the pool on one of the host's interfaces, and why it has to stay there; empty: it can be taken."""
+    """A pool address on one of the host's interfaces, and why it has to stay there; empty: it may be removed."""
 
     held: HeldAddress
     interface: str
@@ -39,11 +39,11 @@ class Found:
 def found(
     uplinks: Sequence[Uplink], links: Iterable[Link], held: Sequence[HeldAddress], routes: Iterable[Route]
 ) -> list[Found]:
-    """All addresses of these NICs that the host holds, but for the primary ones."""
+    """All addresses of these NICs that the host holds, except primary ones."""
     names = {link.index: link.name for link in links}
     pool = collapsed(address for uplink in uplinks for address in uplink.nic.addresses)
     primaries = {uplink.nic.primary_address for uplink in uplinks}
-    # the routes to an interface's own subnet have the first address as their source, whichever that is
+    # the source of the kernel's route to an interface's subnet is its first address, whichever that is
     sources = {route.source for route in routes if route.source and route.protocol != RTPROT_KERNEL}
     own = {uplink.link.index: uplink for uplink in uplinks}
     judged = []

@@ -1,7 +1,7 @@
-"""What of a declared host state can be put in place: one entry that nobody understands must not cost the node the rest.
+"""Removes invalid entries from a declared host state: one of them must not cost the node the rest.
 
-Pure. The NodeIPPool's schema refuses such entries; a file, an older schema or a defect elsewhere may still bring one.
-Without this, the whole ruleset would be missing for one bad range: no source check, no refusal of IMDS, no translation.
+Pure. The NodeIPPool's schema rejects such entries; a file, an older schema or a defect elsewhere may still bring one.
+Otherwise one bad range would prevent the whole rule set: no source check, no refusal of IMDS, no translation.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from vnetpods_agent.dataplane import HostState, Nic
 
 
 def understood(state: HostState) -> tuple[HostState, tuple[str, ...]]:
-    """The state without what is no IPv4 network or address, and what was left out."""
+    """The state without entries that are no IPv4 network or address, and those entries' errors."""
     refused: list[str] = []
 
     def networks(where: str, entries: Iterable[str]) -> tuple[str, ...]:
-        """Host bits are all right: "10.0.0.7/8" means 10.0.0.0/8."""
+        """Host bits are accepted: "10.0.0.7/8" means 10.0.0.0/8."""
         whole = []
         for entry in entries:
             try:

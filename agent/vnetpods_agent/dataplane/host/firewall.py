@@ -1,9 +1,9 @@
-"""Which of nftables' own chains on the forward hook refuses every pod (firewalld, a hardened rule set), and by what.
+"""Finds foreign nftables chains on the forward hook that refuse every pod (firewalld, a hardened rule set), and why.
 
-`refusal` is pure: it follows a pod's first packet to somewhere beyond the node through the rules as `nft -j` lists
-them. It knows the matches that say something about such a packet; at a rule with any other it can't tell, and then
-nothing is claimed: a false alarm would take the node from the cluster. Nor where a rule names pods' interfaces:
-somebody has thought of pods, and may refuse some of them. `refused` asks nft. Called from the host reconciler's thread.
+`refusal` is pure: it follows a pod's first packet to a destination beyond the node through the rules as `nft -j` lists
+them. It evaluates the matches that concern such a packet; a rule with any other match is undecided, and then nothing is
+reported: a false alarm would take the node from the cluster. The same goes for rules that name pods' interfaces: they
+take pods into account, and may refuse some of them. `refused` runs nft. Called from the host reconciler's thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vnetpods_agent.dataplane.names import TABLE
 
 Rule = dict[str, Any]
 Rules = Callable[[str], list[Rule]]
-"""The rules of a chain of one table, by the chain's name."""
+"""Returns the rules of one table's chain, by the chain's name."""
 
 _OPEN = "accepted, or nobody can tell"
 _NEXT = "the next rule"
@@ -31,7 +31,7 @@ _STEPS = 32
 
 
 def refused(uplinks: Collection[str]) -> None:
-    """Raises DataPlaneError, with chain, rule and what to do, when what pods send by these interfaces is refused."""
+    """Raises DataPlaneError, with chain, rule and remedy, if packets from pods to these interfaces are refused."""
     listed = json.loads(output("list chains", ["nft", "-j", "list", "chains"]))["nftables"]
     for chain in (entry["chain"] for entry in listed if "chain" in entry):
         family, table, name = chain["family"], chain["table"], chain["name"]
@@ -50,7 +50,7 @@ def refused(uplinks: Collection[str]) -> None:
 
 
 def refusal(rules: Rules, chain: str, policy: str, uplinks: Collection[str]) -> str:
-    """Why no pod's packet passes the base chain; empty when it may."""
+    """Why no pod's packet passes the base chain; empty if one may."""
     end = _walk(rules, chain, uplinks, _STEPS)
     if end is None and policy == "drop":
         return "its policy is drop"
@@ -58,7 +58,7 @@ def refusal(rules: Rules, chain: str, policy: str, uplinks: Collection[str]) -> 
 
 
 def _walk(rules: Rules, chain: str, uplinks: Collection[str], steps: int) -> str | None:
-    """What becomes of the packet in a chain: a refusal, _OPEN, or None when it falls through."""
+    """The packet's fate in a chain: a refusal, _OPEN, or None if it falls through."""
 
     def follow(target: str) -> str | None:
         return _walk(rules, target, uplinks, steps - 1)
@@ -71,12 +71,12 @@ def _walk(rules: Rules, chain: str, uplinks: Collection[str], steps: int) -> str
 
 
 def _understood(rule: Rule, uplinks: Collection[str]) -> tuple[bool | None, str, Any]:
-    """Whether the packet has all that the rule asks for, and the rule's verdict with what belongs to it."""
+    """Whether the packet matches the rule, and the rule's verdict with its content."""
     matched: bool | None = True
     for expression in rule["expr"]:
         ((kind, content),) = expression.items()
         if HOST_PREFIX in json.dumps(content):
-            return matched, "accept", None  # whatever it is, it is meant for pods
+            return matched, "accept", None  # a rule made for pods
         if kind == "match":
             matched = _both(matched, _matches(content, uplinks))
         elif kind == "vmap":
@@ -103,14 +103,14 @@ def _end(matched: bool | None, verdict: str, content: Any, follow: Callable[[str
 
 
 def _both(one: bool | None, other: bool | None) -> bool | None:
-    """And, of three values."""
+    """Three-valued AND."""
     if one is False or other is False:
         return False
     return None if one is None or other is None else True
 
 
 def _matches(match: Rule, uplinks: Collection[str]) -> bool | None:
-    """Whether the packet has it; None when that isn't known here."""
+    """Whether the packet matches; None if undecided."""
     left, right = match["left"], match["right"]
     values = right.get("set", []) if isinstance(right, dict) else right if isinstance(right, list) else [right]
     if not all(isinstance(value, str) for value in values) or any(value.startswith("@") for value in values):

@@ -1,9 +1,9 @@
-"""What stops pods' packets in the FORWARD chain of iptables: a policy of DROP is opened for pods, a rule is named.
+"""Opens iptables' FORWARD chain for pods if its policy is DROP; reports a rule that refuses their packets.
 
-Docker leaves the policy so. An `accept` in a table of ours would not help: a packet must pass every table. So the
-chain itself gets two rules, in whichever of the two iptables (legacy, nft) has the policy. They are appended: what
-stands before them, a policy engine's verdict say, keeps its say, and only the policy is overtaken. A final REJECT is
-somebody's rule: it stays, and the error says what a person can do. Blocking; called from the host reconciler's thread.
+Docker sets this policy. An `accept` in our own table would not help: a packet must pass every table. So the chain
+itself gets two rules, in whichever of the two iptables (legacy, nft) has the policy. They are appended: earlier rules,
+such as a policy engine's, keep their effect, and only the policy is overridden. A final REJECT is an explicit rule: it
+stays, and the error names the remedy. Blocking; called from the host reconciler's thread.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _VERDICT = ("-m", "comment", "--comment", "vnetpods", "-j", "ACCEPT")
 
 
 def open_for_pods(variant: str) -> bool:
-    """Appends what is missing of our rules if the policy is DROP; True when something was.
+    """Appends our missing rules if the policy is DROP; returns whether any was missing.
 
-    Raises DataPlaneError when the chain can't be read or opened, or refuses pods' packets by a rule.
+    Raises DataPlaneError if the chain can't be read or opened, or a rule refuses pods' packets.
     """
     rules, policy = _chain(variant)
     for rule in rules:
         if _PODS in rule:
-            break  # somebody cares for pods
+            break  # another rule handles pods
         if rule in {"-j REJECT", "-j DROP"}:
             remedy = f"{variant} -I FORWARD -i {_PODS} -j ACCEPT; {variant} -I FORWARD -o {_PODS} -j ACCEPT"
             said = f"its rule `{rule}` refuses all that comes so far; on the node: {remedy}"
@@ -53,7 +53,7 @@ def _append(variant: str, match: tuple[str, str]) -> None:
 
 
 def close() -> None:
-    """Takes our rules out of both variants, where they are."""
+    """Removes our rules from both variants, where present."""
     for variant in (LEGACY, NFT):
         rules, _ = _chain(variant)
         for match in _INTERFACES:
@@ -62,7 +62,7 @@ def close() -> None:
 
 
 def _chain(variant: str) -> tuple[list[str], str]:
-    """The rules, without their comments (those of no interest here in any form), and the policy."""
+    """The rules without their comments (irrelevant rules in any form), and the policy."""
     if variant == LEGACY:
         rules, policy = forward_chain()
         return [_written(rule.incoming, rule.outgoing, rule.target, narrow=rule.narrow) for rule in rules], policy
@@ -70,7 +70,7 @@ def _chain(variant: str) -> tuple[list[str], str]:
         lines = output("list the FORWARD chain", [variant, *_WAIT, "-S", "FORWARD"]).splitlines()
     except ProgramFailed as error:
         if error.errno == errno.ENOENT or "incompatible" in error.said:
-            return [], "ACCEPT"  # not installed, so not used; or a table of nftables' own under that name
+            return [], "ACCEPT"  # not installed, so not used; or a native nftables table of that name
         raise
     policy = next((line.split()[2] for line in lines if line.startswith("-P FORWARD ")), "ACCEPT")
     return [_plain(line) for line in lines if line.startswith("-A FORWARD ")], policy

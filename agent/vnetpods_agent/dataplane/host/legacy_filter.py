@@ -1,8 +1,8 @@
-"""Reading the FORWARD chain of legacy iptables from the kernel, with CAP_NET_ADMIN alone.
+"""Reads the FORWARD chain of legacy iptables from the kernel, with CAP_NET_ADMIN alone.
 
-The program `iptables-legacy` opens a raw socket even for listing (CAP_NET_RAW) and a lock under /run, neither of which
-the agent's container has. Reading by it would fail there, and a chain that can't be read must not pass for an empty
-one. Any IPv4 socket takes the same request.
+The program `iptables-legacy` opens a raw socket even for listing (CAP_NET_RAW) and a lock under /run; the agent's
+container has neither. So the program would fail there, and an unreadable chain must not count as empty. Any IPv4 socket
+accepts the same request.
 
 Formats: include/uapi/linux/netfilter_ipv4/ip_tables.h, `struct ipt_getinfo`, `ipt_get_entries`, `ipt_entry`, and
 netfilter/x_tables.h, `xt_entry_match`, `xt_standard_target`.
@@ -29,7 +29,7 @@ _DROP, _ACCEPT = -1, -2
 
 @dataclass(frozen=True, slots=True)
 class LegacyRule:
-    """`incoming` and `outgoing` as iptables writes them ("azv+"); `narrow`: there is something else to match."""
+    """`incoming` and `outgoing` in iptables' notation ("azv+"); `narrow`: the rule matches on something else, too."""
 
     incoming: str
     outgoing: str
@@ -38,7 +38,7 @@ class LegacyRule:
 
 
 def forward_chain(names: Path = Path("/proc/net/ip_tables_names")) -> tuple[list[LegacyRule], str]:
-    """Rules and policy ("ACCEPT", "DROP"); ACCEPT and no rules when nobody uses the table (asking would make it).
+    """Rules and policy ("ACCEPT", "DROP"); no rules and ACCEPT if the table isn't in use (a query would create it).
 
     Raises DataPlaneError.
     """
@@ -54,7 +54,7 @@ def forward_chain(names: Path = Path("/proc/net/ip_tables_names")) -> tuple[list
 
 
 def _read(asking: socket.socket) -> tuple[list[LegacyRule], str]:
-    # the kernel wants the table's name in the buffer that it fills
+    # the kernel expects the table's name in the buffer that it fills
     info = _INFO.unpack(_asked(asking, _GET_INFO, b"filter".ljust(_INFO.size, b"\0")))
     first, policy, size = info[2 + _FORWARD], info[7 + _FORWARD], info[13]
     head = _ENTRIES.pack(b"filter", size)
@@ -77,7 +77,7 @@ def _rules(table: bytes) -> Iterator[tuple[int, LegacyRule]]:
 
 
 def _matches(table: bytes, offset: int, target_offset: int) -> bool:
-    """Whether a rule has a match of an extension, beside a comment."""
+    """Whether a rule has an extension's match other than a comment."""
     at = offset + _ENTRY.size
     while at < offset + target_offset:
         size, name = struct.unpack_from("=H29s", table, at)
@@ -92,8 +92,8 @@ def _text(raw: bytes) -> str:
 
 
 def _asked(asking: socket.socket, option: int, buffer: bytes) -> bytes:
-    """Getsockopt with something in the buffer, which Python's own can't."""
-    import ctypes  # noqa: PLC0415 - a megabyte that few nodes need
+    """getsockopt(2) with an input buffer, which Python's own lacks."""
+    import ctypes  # noqa: PLC0415 - a megabyte, needed on few nodes
 
     libc = ctypes.CDLL(None, use_errno=True)
     answer = ctypes.create_string_buffer(buffer, len(buffer))

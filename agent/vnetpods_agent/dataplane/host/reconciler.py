@@ -1,13 +1,12 @@
-"""Keeps on the host what pods need there: declared whole, put right by looking, within seconds after somebody undid
-it.
+"""Keeps the host state that pods need: declared as a whole, reconciled against the kernel, and restored within seconds.
 
-systemd-networkd, NetworkManager, cloud agents, firewalls and people flush rules and routes that they don't know. A
-thread of its own listens to the kernel's news, looks at the areas concerned and puts right what differs (see
-`actions`). Nothing is durable: a new process declares again. `declare`, `glance`, `held_by_host`, `wait`, `failing` and
-`unguarded` may be called from any thread, `on_event`, `on_links` and `on_guarded` are called from the reconciler's.
+systemd-networkd, NetworkManager, cloud agents, firewalls and people flush unknown rules and routes. A thread of its own
+listens to the kernel's notifications, checks the areas concerned and corrects differences (see `actions`). Nothing is
+durable: a new process declares again. `declare`, `glance`, `held_by_host`, `wait`, `failing` and `unguarded` may be
+called from any thread; `on_event`, `on_links` and `on_guarded` are called from the reconciler's.
 
-An area is looked at at most once per `PAUSE` however much happens, and every `PERIOD` even if nothing is heard; one
-that failed again after `PAUSE`. The longest way back is thus some three seconds; five are promised.
+An area is checked at most once per `PAUSE` however much changes, and every `PERIOD` even without a notification; after
+a failure again after `PAUSE`. Restoring thus takes at most about three seconds; five are promised.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ PAUSE = {
     Area.FIREWALL: 2.0,
     Area.PODS: 2.0,
 }
-"""Seconds between two looks at an area. Pods come in bursts, each with some news about its link: those wait for one
-look.
+"""Minimum seconds between two checks of an area. Pods start in bursts, each with several notifications about its link:
+one check covers them.
 """
 PERIOD = {**dict.fromkeys(Area, 60.0), Area.LEGACY_FORWARDING: 4.0}
-"""Legacy iptables tells nobody of its changes."""
+"""Maximum seconds between two checks; legacy iptables sends no notifications."""
 BREATH = 0.2
-"""The thread sleeps at least this long between two readings of the news, so that it doesn't compete with a burst of
-ADDs.
+"""Minimum seconds that the thread sleeps between two reads of notifications, so that it doesn't compete with a burst
+of ADDs.
 """
 
 OnEvent = Callable[[str, str], None]
@@ -57,11 +56,11 @@ log = structlog.get_logger()
 
 
 class HostReconciler:
-    """One thread, from `start` to `close`. `on_event(kind, message)` hears of what was put right or can't be.
+    """One thread, from `start` to `close`. `on_event(kind, message)` is called for corrections and failures.
 
-    `on_links()` is told that one of the host's own interfaces may have changed, `on_guarded()`, once, that pods may
-    come (see `unguarded`). `pace` multiplies all pauses and periods: tests are in a hurry. `sysctl`: where the kernel's
-    /proc/sys/net can be written.
+    `on_links()` is called when one of the host's own interfaces may have changed, `on_guarded()` once, when pods may
+    start (see `unguarded`). `pace` multiplies all pauses and periods, for faster tests. `sysctl`: a writable
+    /proc/sys/net.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class HostReconciler:
         self._closing = False
         self._held: frozenset[Address] = frozenset()
         self._glimpsed: frozenset[Address] = frozenset()
-        self._seen: HostState | None = None  # the state for which the host's addresses were looked at last
+        self._seen: HostState | None = None  # the state for which the host's addresses were last checked
         self._failing: dict[Area, Exception] = {}
         self._last: dict[Area, list[Change]] = {}
         self._news = NetlinkMonitor()
@@ -95,7 +94,7 @@ class HostReconciler:
         self.thread.start()
 
     def close(self) -> None:
-        """The host's state stays as it is: pods live from it. A second call does nothing."""
+        """Ends the thread; the host's state stays, since pods depend on it. A second call does nothing."""
         with self._changed:
             if self._closing:
                 return
@@ -107,7 +106,7 @@ class HostReconciler:
         self._actions.close()
 
     def declare(self, state: HostState) -> None:
-        """What must hold from now on; the same again costs nothing. What can't be understood of it is left out."""
+        """Declares the desired state; repeating it costs nothing. Invalid entries are left out."""
         with self._changed:
             if state == self._declared:
                 return
@@ -120,16 +119,16 @@ class HostReconciler:
         self._news.wake()
 
     def wait(self, timeout: float) -> bool:
-        """Until what was declared last has been put in place everywhere; False when that takes longer or fails."""
+        """Waits until the last declared state is in place in all areas; False if that takes longer or fails."""
         with self._changed:
             return self._changed.wait_for(lambda: self._settled, timeout)
 
     @property
     def failing(self) -> str:
-        """What running pods live from and what can't be put right although it was tried, and why; else empty.
+        """State that running pods depend on and that can't be restored, with the reasons; otherwise empty.
 
-        Addresses on the node's own interfaces are not among it: they concern the pods to come. Nor is a table that
-        wouldn't stand still.
+        Excludes addresses on the node's own interfaces, which concern only future pods, and a table that kept changing
+        while it was read.
         """
         with self._changed:
             failing = dict(self._failing)
@@ -141,8 +140,8 @@ class HostReconciler:
 
     @property
     def unguarded(self) -> str:
-        """Why no pod may come yet: until the rule set has been there once, a pod could pass for another and reach what
-        is the node's alone. Later failures are `failing`'s: the kernel keeps the tables that it has.
+        """Why no pod may start yet: before the rule set is loaded once, a pod could forge its source and reach
+        destinations reserved for the node. Later failures belong to `failing`: the kernel keeps its present tables.
         """
         with self._changed:
             if self._guarded:
@@ -151,8 +150,8 @@ class HostReconciler:
         return f"the nftables table {TABLE} has not been loaded yet" + (f": {_said(error)}" if error else "")
 
     def glance(self) -> frozenset[Address]:
-        """What the host holds just now, before it is declared whose that is. It counts as held until the reconciler has
-        looked at what was declared last, so that no pod gets an address in the moment before. Raises DataPlaneError.
+        """Reads the host's present addresses, before a new state is declared. They count as held until the reconciler
+        has checked the last declared state, so that no pod gets one in between. Raises DataPlaneError.
         """
         with NetlinkSocket() as netlink:
             there = frozenset(Address(held.address) for held in tables.addresses(netlink))
@@ -161,12 +160,12 @@ class HostReconciler:
         return there
 
     def held_by_host(self) -> frozenset[Address]:
-        """Addresses of the pool that the host holds itself and that were left there: not to be given to pods."""
+        """Pool addresses that stay on the host's own interfaces: never assigned to pods."""
         with self._changed:
             return self._held if self._seen is self._state else self._held | self._glimpsed
 
     def uninstall(self) -> list[str]:
-        """Instead of `start`: takes everything of ours away; what must stay for running pods is said."""
+        """Instead of `start`: removes everything of ours; returns what must stay for running pods."""
         return self._actions.uninstall()
 
     def _run(self) -> None:
@@ -205,7 +204,7 @@ class HostReconciler:
             with self._changed:
                 earlier, self._failing[area] = self._failing.get(area), error
             known = earlier is not None and _said(earlier) == _said(error)
-            if not known and not _restless(error):  # once, not every second
+            if not known and not _restless(error):  # once, not on every attempt
                 ours = isinstance(error, (DataPlaneError, OSError))
                 log.warning("cannot keep the host's state", area=area.value, error=_said(error), exc_info=not ours)
                 self._on_event(FAILED, f"cannot put right {area.value}: {_said(error)}")
@@ -218,7 +217,7 @@ class HostReconciler:
             self._guard()
         before, self._last[area] = self._last.get(area, []), happenings
         for happening in happenings:
-            if happening not in before:  # what lasts is said once
+            if happening not in before:  # lasting ones are reported once
                 log.info("host state", area=area.value, kind=happening.kind, message=happening.message)
                 self._on_event(happening.kind, happening.message)
         return True
@@ -241,5 +240,5 @@ def _said(error: Exception) -> str:
 
 
 def _restless(error: Exception) -> bool:
-    """Pods come and go too fast to count them; soon again."""
+    """Whether a table changed during every read, as pods came and went; retried soon."""
     return isinstance(error, DataPlaneError) and error.errno == errno.EAGAIN

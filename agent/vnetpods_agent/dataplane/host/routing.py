@@ -1,12 +1,12 @@
-"""Policy routing for pods of a VM whose main table would lead them astray: Azure drops what leaves by a NIC that
-doesn't own its source address, and what leaves by a VPN or a storage network under a pod's is lost, too.
+"""Policy routing for pods where the main table would misroute their packets: Azure drops packets that leave by a NIC
+that doesn't own their source address, and packets with a pod's source on a VPN or a storage network are lost, too.
 
-Pure. With one NIC that has the default route there is nothing to do, unless a route by another interface lies within
-the direct CIDRs. Otherwise packets of pods carry the mark of the NIC by which they must leave (set by `ruleset`, also
-for answers to what came in by another NIC, such as a NodePort), and these rules look, one after the other, for
-- host routes in main: pods on this node, and what DHCP routes singly (168.63.129.16);
-- the NIC's subnet and the direct CIDRs, in the NIC's own table: they leave by the NIC whatever main says;
-- anything in main but its default route: networks that only another interface leads to. `ruleset` translates;
+Pure. With one NIC that has the default route nothing is needed, unless a route by another interface lies within the
+direct CIDRs. Otherwise pods' packets carry the mark of the NIC by which they must leave (set by `ruleset`, also for
+replies on connections that came in by another NIC, such as a NodePort's), and the rules look up, in this order,
+- host routes in main: pods on this node, and DHCP's host routes (168.63.129.16);
+- the NIC's subnet and the direct CIDRs, in the NIC's own table: they leave by the NIC whatever main has;
+- all of main but its default route: networks reached only by another interface. `ruleset` translates;
 - the default route in the NIC's table.
 """
 
@@ -29,8 +29,8 @@ _HALVES = ("0.0.0.0/1", "128.0.0.0/1")
 
 
 def default_interface(routes: Iterable[Route]) -> int:
-    """The index of the one by which the host's default route leaves; 0 without. The kernel lists routes to one
-    destination by their metric, so the first counts.
+    """The interface index of the host's default route; 0 without one. The kernel lists routes to one destination by
+    metric, so the first counts.
     """
     return next((route.index for route in routes if not route.prefix), 0)
 
@@ -38,8 +38,8 @@ def default_interface(routes: Iterable[Route]) -> int:
 def beyond_bridges(
     direct: Iterable[str], uplinks: Sequence[Uplink], links: Iterable[Link], routes: Iterable[Route]
 ) -> list[str]:
-    """Of direct CIDRs that are a guess, what is no network of the machine's own bridges: who is in those is here.
-    (Of CIDRs that the VNet is known to have, a bridge's network hides none.)
+    """Guessed direct CIDRs without the networks of the machine's own bridges, whose members are on this machine.
+    (CIDRs that the VNet is known to have are never reduced by a bridge's network.)
     """
     own = {uplink.link.index for uplink in uplinks}
     bridges = {link.index for link in links if link.kind == "bridge"} - own
@@ -58,8 +58,8 @@ def _without(network: ipaddress.IPv4Network, local: ipaddress.IPv4Network) -> It
 
 
 def leads_astray(uplinks: Sequence[Uplink], direct: Iterable[str], routes: Sequence[Route]) -> bool:
-    """Whether main leads what pods send by another interface than their NIC: all of it, by the default route, or
-    direct destinations, by a route of their own. Host routes are somebody's express wish.
+    """Whether main routes pods' packets by another interface than their NIC: all of them, by the default route, or
+    those to direct destinations, by a more specific one. Host routes don't count: they are deliberate.
     """
     own = {uplink.link.index for uplink in uplinks}
     if not own:
@@ -79,11 +79,11 @@ def leads_astray(uplinks: Sequence[Uplink], direct: Iterable[str], routes: Seque
 def wanted(
     uplinks: Sequence[Uplink], direct: Iterable[str] = (), *, astray: bool = False
 ) -> tuple[list[Rule], list[Route]]:
-    """Rules and routes; a NIC whose subnet isn't known (no prefix contains its primary address) gets none."""
+    """Rules and routes; none for a NIC of unknown subnet (no prefix contains its primary address)."""
     rules: list[Rule] = []
     routes: list[Route] = []
     ranges = [str(network) for network in collapsed(direct)]
-    ranges = [*_HALVES] if ranges == ["0.0.0.0/0"] else ranges  # no default route, or the rule would skip it
+    ranges = [*_HALVES] if ranges == ["0.0.0.0/0"] else ranges  # not as a default route, which the rule would skip
     for number, uplink in numbered(uplinks, astray=astray):
         subnet = _subnet(uplink)
         if subnet is None:
@@ -96,14 +96,14 @@ def wanted(
         gateway = str(subnet.network_address + 1)
         routes.append(Route(str(subnet.network_address), subnet.prefixlen, index, table=table))
         for network in (ipaddress.IPv4Network(each) for each in [*ranges, ANY + "/0"]):
-            if network != subnet:  # onlink: the OS may have given eth1 no address
+            if network != subnet:  # onlink: eth1 may have no address from the OS
                 to = str(network.network_address)
                 routes.append(Route(to, network.prefixlen, index, gateway, table=table, onlink=True))
     return rules, routes
 
 
 def _subnet(uplink: Uplink) -> ipaddress.IPv4Network | None:
-    """Azure's gateway is always the subnet's first address."""
+    """The NIC's subnet; its first address is always Azure's gateway."""
     primary = ipaddress.IPv4Address(uplink.nic.primary_address)
     networks = (ipaddress.IPv4Network(prefix, strict=False) for prefix in uplink.nic.prefixes)
     return next((network for network in networks if primary in network), None)

@@ -1,25 +1,26 @@
-"""The nftables tables of ours, as text: `ip vnetpods` and `ip6 vnetpods`, whole, the same text for the same state.
+"""Our nftables tables as text: `ip vnetpods` and `ip6 vnetpods`, complete, and identical for the same state.
 
-Pure. Nothing in it depends on which pods exist: pods' addresses are those of the pool, and whether a pod uses its own
-is asked of the routing table. So no rule and no set element changes when a pod comes or goes, and a packet meets the
-same few rules at one pod and at 250. Two rules are met by every packet; the other decisions are made once per
-connection (chains of type nat see nothing else), which is worth 0.5 us of a 24 us round trip between pods.
+Pure. Nothing in it depends on existing pods: pods' addresses are the pool's, and the routing table tells whether a pod
+uses its own. So no rule and no set element changes when a pod comes or goes, and a packet traverses the same few rules
+with one pod and with 250. Every packet traverses two rules; the other decisions are made once per connection (chains of
+type nat see nothing else), which saves 0.5 us of a 24 us round trip between pods.
 
-- `from_pods` (raw, before conntrack): nothing leaves a pod under a source that isn't routed to that very pod.
-- `refused` (nat, before Services are resolved): IMDS is refused to pods unless allowed, and of 168.63.129.16 everything
-  but DNS: its other ports give the node's certificates and settings to whoever comes under a primary address. At once,
-  so that a program that looks for an identity there needs no timeout. Health probes come from there: their answers
-  begin no connection. Whoever gets there by a Service is dropped in `source`.
-- `forgotten` (forward): what conntrack takes for no part of any connection (a late FIN or RST) is never translated, so
-  it leaves for direct destinations and other pods only.
-- `entry` (mangle; only when packets need marks): remembers by which NIC a connection came in, and marks what pods send
-  with the NIC it must leave by: the NIC of entry for answers, that of the pod's address otherwise (see `routing`).
-- `source` (nat): what leaves by a NIC for neither a direct nor a pool address gets that NIC's primary address; what
-  leaves by any other interface (a VPN, a storage network, the interface of the default route where that is none of the
-  pool's) gets that interface's, whatever the destination. The decision is made after Services were resolved, and only
-  for pods. A pod that asked for no SNAT (by the group of its host end) leaves by a NIC under its own address, but to
-  what answers a primary address only.
-- `ip6 from_pods`: pods have no IPv6 address, so whatever they send is forged.
+- `from_pods` (raw, before conntrack): drops packets from a pod whose source isn't routed to that very pod.
+- `refused` (nat, before Services are resolved): rejects IMDS for pods unless allowed, and everything of 168.63.129.16
+  but DNS: its other ports give the node's certificates and settings to any client with a primary address. It rejects at
+  once, so that a program that looks for an identity there needs no timeout. Health probes come from there: replies to
+  them begin no connection. Access by way of a Service is dropped in `source`.
+- `forgotten` (forward): packets that conntrack assigns to no connection (a late FIN or RST) are never translated, so
+  they pass only to direct destinations and other pods.
+- `entry` (mangle; only when packets need marks): records the NIC by which a connection came in, and marks pods' packets
+  with the NIC by which they must leave: the NIC of entry for replies, otherwise that of the pod's address (see
+  `routing`).
+- `source` (nat): connections that leave by a NIC to neither a direct nor a pool address get that NIC's primary address;
+  those that leave by any other interface (a VPN, a storage network, the default route's interface if that is none of
+  the pool's) get that interface's, for any destination. It decides after Services are resolved, and only for pods. A
+  pod without SNAT (by its host end's group) keeps its address when it leaves by a NIC, except to destinations that
+  answer primary addresses only.
+- `ip6 from_pods`: pods have no IPv6 address, so all their IPv6 packets are forged.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from vnetpods_agent.dataplane.names import TABLE, UNTRANSLATED
 
 IMDS = "169.254.169.254"
 AZURE_SERVICE = "168.63.129.16"
-"""Azure's DNS and health probes ("wireserver"): answers only a primary address, so it is never direct."""
+"""Azure's DNS and health probes ("wireserver"): it answers only primary addresses, so it is never direct."""
 
 MARK_MASK = 0x00000F00
-"""Bits of packet and connection mark that name a NIC. Free of kube-proxy's (0x4000, 0x8000) and Calico's
+"""Bits of packet and connection mark that identify a NIC; disjoint from kube-proxy's (0x4000, 0x8000) and Calico's
 (0xffff0000).
 """
 NIC_LIMIT = 14
 FOREIGN = 15
-"""Marks connections that came in by an interface which is neither a NIC of the pool nor a pod's."""
+"""Marks connections that came in by an interface that is neither a NIC of the pool nor a pod's."""
 
 _FROM_POD, _TO_POD = f'iifname "{HOST_PREFIX}*"', f'oifname "{HOST_PREFIX}*"'
 _NOT_DNS = (
@@ -63,14 +64,14 @@ def collapsed(networks: Iterable[str]) -> list[ipaddress.IPv4Network]:
 
 
 def numbered(uplinks: Sequence[Uplink], *, astray: bool) -> list[tuple[int, Uplink]]:
-    """The NICs that need marks and tables, with their numbers; none when the main table leads everything right, that
-    is, when the only NIC's packets don't go astray by another interface.
+    """The NICs that need marks and tables, with their numbers; none if the main table routes everything correctly:
+    with a single NIC whose packets don't leave by another interface.
     """
     return list(enumerate(uplinks[:NIC_LIMIT], start=1)) if len(uplinks) > 1 or astray else []
 
 
 def ruleset(state: HostState, uplinks: Sequence[Uplink], *, astray: bool = False, ipv6: bool = True) -> str:
-    """What `nft -f` gets: replaces the tables in one transaction, so no packet sees them missing."""
+    """The input of `nft -f` that replaces the tables in one transaction, so no packet finds them missing."""
     several = numbered(uplinks, astray=astray)
     sets = [
         *_set("pool", (address for nic in state.nics for address in nic.addresses)),
@@ -91,7 +92,7 @@ def ruleset(state: HostState, uplinks: Sequence[Uplink], *, astray: bool = False
 
 
 def deletion(*, ipv6: bool = True) -> str:
-    """What `nft -f` gets to take them away, also when there are none."""
+    """The input of `nft -f` that deletes the tables, also if there are none."""
     return "".join(f"table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in families(ipv6=ipv6))
 
 
@@ -100,7 +101,7 @@ def families(*, ipv6: bool) -> tuple[str, ...]:
 
 
 def _table(family: str, content: Sequence[str]) -> list[str]:
-    """Whole or not at all: naming it first makes deleting it possible when there is none."""
+    """Replaces the table in one transaction; the leading declaration lets `delete` succeed without a table."""
     name = f"table {family} {TABLE}"
     return [name, f"delete {name}", f"{name} {{", *content, "}"]
 
@@ -116,7 +117,7 @@ def _chain(name: str, hook: str, rules: Sequence[str]) -> list[str]:
 
 
 def _unwanted(state: HostState) -> list[str]:
-    """What pods may not call, as matches."""
+    """Destinations refused to pods, as matches."""
     return [*(() if state.imds else (f"ip daddr {IMDS}",)), *_NOT_DNS]
 
 
@@ -137,9 +138,9 @@ def _entry(several: Sequence[tuple[int, Uplink]]) -> list[str]:
         mark = f"0x{nic_mark(number):08x}"
         entered = f"ct direction reply ct mark and 0x{MARK_MASK:08x} == {mark}"
         rules.append(f"{entered} meta mark set meta mark and {keep} or {mark} accept")
-    # came in by another interface: main knows the way back
+    # came in by another interface: main has the way back
     rules.append(f"ct direction reply ct mark and 0x{MARK_MASK:08x} == {foreign} accept")
-    rules.append("ct direction reply ct original ip daddr != @pool accept")  # a node port, before there were marks
+    rules.append("ct direction reply ct original ip daddr != @pool accept")  # a NodePort, before there were marks
     for number, _ in several:
         rules.append(f"ip saddr @pool_{number} meta mark set meta mark and {keep} or 0x{nic_mark(number):08x}")
     return rules

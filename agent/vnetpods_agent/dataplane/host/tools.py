@@ -1,4 +1,4 @@
-"""Starting nft, iptables and the like: with a deadline, and with an error that says what the program said.
+"""Runs nft, iptables and the like, with a deadline, and with errors that quote the program's own.
 
 Blocking; called from the host reconciler's thread and from `uninstall`.
 """
@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from vnetpods_agent.dataplane import DataPlaneError
 
 PATIENCE = 20.0
-"""Seconds. iptables waits for other writers by itself (-w 5); nft never takes longer than a second with our one
-table.
-"""
+"""Seconds. iptables itself waits for other writers (-w 5); nft needs at most a second for our one table."""
 
 
 class ProgramFailed(DataPlaneError):  # noqa: N818 - named like its sibling InterfaceExists
-    """A program is missing (errno ENOENT), hung (ETIMEDOUT) or refused (EIO, with its own words)."""
+    """A program is missing (errno ENOENT), hung (ETIMEDOUT) or failed (EIO, with its own message)."""
 
 
 def output(step: str, command: Sequence[str], text: str = "") -> str:
-    """Runs the program with `text` on its stdin and gives back its stdout. Raises ProgramFailed."""
+    """Runs the program with `text` on its stdin and returns its stdout. Raises ProgramFailed."""
     subject = " ".join(command)
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=PATIENCE, check=False)
