@@ -1,6 +1,6 @@
-"""How an attachment's interface differs from its declared end state (CNI's CHECK), as sentences for people.
+"""Compares an attachment's interface with its declared end state (CNI's CHECK); returns deviations as sentences.
 
-Reads only. What chained plugins may change is tolerated: further addresses and routes, a smaller MTU, statistics.
+Reads only. Changes that chained plugins may make are accepted: further addresses and routes, a smaller MTU, statistics.
 Called from the kernel's thread by `Transparent.check`.
 """
 
@@ -20,7 +20,7 @@ from vnetpods_agent.dataplane.pod.host_veth import GATEWAY
 def deviations(
     attachment: Attachment, host_link: rt.Link | None, host: NetlinkSocket, pod: NetlinkSocket
 ) -> Sequence[str]:
-    """Every deviation on both sides; empty when all is well."""
+    """Every deviation on both sides; empty without any."""
     name = attachment.key.ifname
     pod_link = pod.ask(NetlinkRequest("look for", name, rt.link_get(name=name)), rt.read_link)
     return [*_host_side(attachment, host_link, host), *_pod_side(attachment, pod_link, host_link, pod)]

@@ -1,12 +1,11 @@
-"""Whose is a host end: the names, indexes, groups and aliases by which we recognise what we made.
+"""Identifies host ends and their owners: the names, indexes, groups and aliases of the links that we create.
 
-Pure. A host end says itself who owns it, in its alias: `vnetpods ADDRESS NETWORK CONTAINER/IFNAME`. That form never
-changes: an older agent, after a downgrade, takes an end with any other for nobody's. What a lost ledger would leave
-unknown besides, when the attachment was made and for which pod, is in an alternative name. The name alone
-proves nothing: it follows from the pod's name (policy engines look for that), which a newer sandbox of the same pod
-shares with the older one. So what is found under a name or an index counts as an attachment's only when the alias
-says so, or, in the instants between the link's birth and its alias, when it has the MAC that follows from the
-attachment's key.
+Pure. A host end names its owner in its alias: `vnetpods ADDRESS NETWORK CONTAINER/IFNAME`. That form never changes:
+after a downgrade, an older agent treats an end with any other form as without owner. An alternative name holds what
+else would be lost with the ledger: the attachment's time and pod. The name alone proves nothing: it is derived from the
+pod's name (policy engines look for that), which a newer sandbox of the same pod shares with the older one. So a link
+found by name or index counts as an attachment's only if its alias matches or, in the instants between its creation and
+its alias, if its MAC is the one derived from the attachment's key.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from vnetpods_agent.dataplane.netlink import messages as rt
 from vnetpods_agent.dataplane.netlink.messages import Link
 
 GATEWAY = "169.254.1.1"
-"""Every pod's next hop. It exists nowhere; a permanent neighbour stands for it."""
+"""Every pod's next hop. It exists only as a permanent neighbour entry."""
 DYING = 0x766E7064
-"""The device group ("vnpd") of host ends that are on their way out; the kernel deletes a whole group in one go."""
+"""The device group ("vnpd") of host ends to delete; the kernel deletes a whole group in one operation."""
 SETTINGS = {
     rt.FORWARDING: 1,
     rt.RP_FILTER: 0,
@@ -33,12 +32,13 @@ SETTINGS = {
     rt.SEND_REDIRECTS: 0,
     rt.ACCEPT_SOURCE_ROUTE: 0,
 }
-"""What a new link would inherit from net.ipv4.conf.default, which hardened hosts set as they need it for themselves. No
-reverse path filter: the rule set checks sources already, and on a link without an address loose is as strict as strict.
+"""Settings that a new link would otherwise inherit from net.ipv4.conf.default, which hardened hosts adapt to their own
+needs. No reverse path filter: the rule set already checks sources, and on a link without an address loose mode is as
+strict as strict mode.
 """
 BIRTH_SETTINGS = SETTINGS | {rt.ROUTE_LOCALNET: 0}
-"""portmap switches `route_localnet` on for a pod with a hostPort, so that the node itself reaches it under 127.0.0.1:
-set once, and left to whoever changes it.
+"""portmap enables `route_localnet` for a pod with a hostPort, so that the node itself reaches it at 127.0.0.1: it is
+set at creation only, and later changes are left alone.
 """
 INDEX_ATTEMPTS = 3
 _ALIAS_MARK = "vnetpods"
@@ -47,9 +47,7 @@ _ALTNAME = re.compile(_ALIAS_MARK + r"-(?P<created>[0-9]+[.][0-9]{3})-(?P<uid>[0
 
 
 def alias(attachment: Attachment) -> str:
-    """Raises DataPlaneError when the identifiers are too long: an end that doesn't name its owner could not be given
-    back.
-    """
+    """Raises DataPlaneError if the identifiers are too long: an end that doesn't name its owner can't be released."""
     text = f"{_ALIAS_MARK} {attachment.address} {attachment.key.network} {attachment.key}"
     if len(text.encode()) > _ALIAS_MAX:
         said = f"network name and container id are too long together: at most {_ALIAS_MAX} bytes fit into an alias"
@@ -58,14 +56,14 @@ def alias(attachment: Attachment) -> str:
 
 
 def altname(attachment: Attachment) -> str:
-    """`vnetpods-CREATED-UID-IFNAME`, unique on a node; empty when the uid isn't one of Kubernetes."""
+    """`vnetpods-CREATED-UID-IFNAME`, unique on a node; empty for a uid that Kubernetes can't have issued."""
     uid = attachment.pod.uid if attachment.pod else ""
     name = f"{_ALIAS_MARK}-{attachment.created:.3f}-{uid}-{attachment.key.ifname}"
     return name if _ALTNAME.fullmatch(name) else ""
 
 
 def owner(link: Link) -> tuple[AttachmentKey, Address] | None:
-    """Key and address from the alias; None when it isn't one of ours."""
+    """Key and address from the alias; None if it isn't ours."""
     words = link.alias.split(" ")
     if len(words) != 4 or words[0] != _ALIAS_MARK or "/" not in words[3]:
         return None
@@ -74,7 +72,7 @@ def owner(link: Link) -> tuple[AttachmentKey, Address] | None:
 
 
 def is_host_end(link: Link) -> bool:
-    """By its kind and name one of ours, and not on its way out."""
+    """Whether it is ours by kind and name, and not dying."""
     return link.name.startswith(HOST_PREFIX) and link.kind == "veth" and link.group != DYING
 
 
@@ -85,12 +83,11 @@ def belongs_to(link: Link, attachment: Attachment) -> bool:
 
 
 def indexes(key: AttachmentKey, attempt: int = 0) -> tuple[int, int]:
-    """The interface indexes of host end and pod end: chosen by us, so that nothing has to be looked up after the
-    birth.
+    """The interface indexes of host end and pod end: chosen by us, so that no lookup is needed after creation.
 
-    Thirty bits of a hash: among 250 pods two collide once in nine million nodes, then the next attempt counts. The
-    two differ, since "index = peer's index" means "not paired" to the kernel (linkwatch then delays the carrier by up
-    to a second).
+    Thirty bits of a hash: two of 250 pods collide on one node in nine million; then the next attempt is used. The two
+    indexes differ, since to the kernel "index = peer's index" means "not paired" (linkwatch then delays the carrier by
+    up to a second).
     """
     digest = hashlib.sha1(f"{attempt} {key.network} {key}".encode(), usedforsecurity=False).digest()
     host = FIRST_INDEX | int.from_bytes(digest[:4], "big") & 0x3FFFFFFE
@@ -98,7 +95,7 @@ def indexes(key: AttachmentKey, attempt: int = 0) -> tuple[int, int]:
 
 
 def aside_name(key: AttachmentKey) -> str:
-    """Where a host end goes when a newer sandbox of the same pod name needs its name: unique to the key."""
+    """A host end's new name when a newer sandbox of the same pod name needs its name; unique to the key."""
     return HOST_PREFIX + hashlib.sha1(f"aside {key.network} {key}".encode(), usedforsecurity=False).hexdigest()[:11]
 
 

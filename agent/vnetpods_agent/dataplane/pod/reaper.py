@@ -1,14 +1,13 @@
-"""The slow part of deleting pods' interfaces, out of the callers' way.
+"""Deletes pods' interfaces in the background.
 
-Deleting a link waits for every CPU to stop looking at it (synchronize_net): some 20 ms, during which the kernel also
-holds the lock that every ADD needs. So `detach` only moves the host end into the group DYING, and the reaper's own
-thread deletes that group: sixty links cost what one costs. Between two bursts it rests, so that ADDs get their share
-of the lock.
+Deleting a link waits until no CPU uses it (synchronize_net): some 20 ms, during which the kernel also holds the lock
+that every ADD needs. So `detach` only moves the host end into the group DYING, and the reaper's own thread deletes that
+group: sixty links cost as much as one. Between bursts it rests, so that ADDs get their share of the lock.
 
-Before that the connections of each address are forgotten; only then is the address free of its past.
+Before that it flushes each address's conntrack entries; only then is the address reusable.
 
-Which addresses are not gone yet is kept here, guarded by a lock, and named by `leaving`. After a crash the links
-still are in their group: `start` finds them and goes on.
+The addresses not yet gone are kept here, guarded by a lock, and returned by `leaving`. After a crash the links are
+still in their group: `start` finds them and continues.
 """
 
 from __future__ import annotations
@@ -29,33 +28,33 @@ from vnetpods_agent.dataplane.pod import host_veth
 
 NETLINK_NETFILTER = 12
 REST = 10.0
-"""The reaper rests this many times as long as its last deletion took.
+"""The reaper rests for this multiple of its last deletion's duration.
 
-Measured with an ADD after every DEL: the ADD's p99 is 0.9 ms, against 3.2 ms with three times and 7.3 ms without any
-rest; 250 pods are gone within a second.
+Measured with an ADD after every DEL: the ADD's p99 is 0.9 ms, against 3.2 ms with a multiple of three and 7.3 ms
+without any rest; 250 pods are gone within a second.
 """
 RETRY = 1.0
 JOINING = 3
-"""How often a burst waits for those that came meanwhile."""
+"""How many times a burst takes in addresses buried meanwhile."""
 _NO_SUCH = frozenset({errno.ENODEV})
 
 log = structlog.get_logger()
 
 
 class Reaper:
-    """Deletes what `bury` hands over; one thread, started by `start` and ended by `close`."""
+    """Deletes the host ends of buried addresses; one thread, from `start` to `close`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = threading.Condition()
-        self._leaving: dict[Address, int] = {}  # how many host ends of the address are not gone yet
+        self._leaving: dict[Address, int] = {}  # address -> number of its host ends not yet gone
         self._buried: list[Address] = []
         self._closing = False
         self._unable = False
         self.thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
     def start(self) -> None:
-        """Takes over what an earlier process left dying."""
+        """Takes over the dying links of an earlier process."""
         with NetlinkSocket() as netlink:
             links = netlink.dump(NetlinkRequest("list links of", "the host", links_dump()), read_link)
         for link in links:
@@ -65,7 +64,7 @@ class Reaper:
         self.thread.start()
 
     def close(self) -> None:
-        """Finishes the burst under way; what is still dying is left to the next start."""
+        """Finishes the present step; remaining links are left to the next start."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -73,7 +72,7 @@ class Reaper:
             self.thread.join()
 
     def bury(self, address: Address) -> None:
-        """The address's host end has just been moved into the group DYING, or went with its sandbox."""
+        """Takes an address whose host end was just moved into the group DYING, or went with its sandbox."""
         with self._changed:
             self._leaving[address] = self._leaving.get(address, 0) + 1
             self._buried.append(address)
@@ -84,7 +83,7 @@ class Reaper:
             return frozenset(self._leaving)
 
     def wait(self, timeout: float) -> bool:
-        """Until nothing is leaving any more; False when that took too long."""
+        """Waits until no address is leaving any more; False after `timeout`."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._leaving, timeout)
 
@@ -104,16 +103,16 @@ class Reaper:
                 self._rest(REST * took)
 
     def _reap(self, links: NetlinkSocket, burst: list[Address]) -> float:
-        """Connections first: after a crash in between the links are still there and tell of what is left to do.
+        """Flushes conntrack first: after a crash in between, the links are still there and show the remaining work.
 
-        So what joins the group meanwhile, and goes with it, is forgotten before, too. Returns how long the deletion
-        held the kernel's lock.
+        For the same reason, addresses whose links join the group meanwhile are flushed before the deletion, too.
+        Returns how long the deletion held the kernel's lock.
         """
         self._forget(burst)
         for _ in range(JOINING):
             if not (joined := self._joined()):
                 break
-            burst += joined  # in place: the caller gives back what failed
+            burst += joined  # in place: on failure the caller re-queues the burst
             self._forget(joined)
         if self._closing:
             return 0.0
@@ -126,8 +125,8 @@ class Reaper:
         return took
 
     def _forget(self, addresses: list[Address]) -> None:
-        """A kernel that doesn't let us (ctnetlink is a module, not everywhere there) leaves connections to their
-        timeouts; that is no reason to keep the addresses.
+        """Flushes the addresses' conntrack entries. On a kernel that can't (ctnetlink is an optional module) they time
+        out, which is no reason to keep the addresses.
         """
         try:
             with NetlinkSocket(NETLINK_NETFILTER) as connections:
@@ -143,13 +142,13 @@ class Reaper:
             self._unable = True
 
     def _joined(self) -> list[Address]:
-        """What has been buried since."""
+        """Addresses buried since the last call."""
         with self._changed:
             joined, self._buried = self._buried, []
             return joined
 
     def _next_burst(self) -> list[Address]:
-        """What is buried by now; waits for the first, and is empty only when closing."""
+        """All buried addresses; waits for the first, and is empty only when closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._buried or self._closing)
             return [] if self._closing else self._joined()

@@ -1,25 +1,25 @@
-"""The transparent data plane: every pod behind a point-to-point link of its own, routed by the host.
+"""The transparent data plane: every pod has its own point-to-point link, routed by the host.
 
-End state of an attachment, and who would undo it:
-- host: veth `azv…` with the owner in its alias, MAC and MTU as in the row, up, no IPv6 address, deaf to ARP (who asks
-  under many addresses would else fill the machine's neighbour table), with IPv4 settings of its own and, where the pod
-  asked for no SNAT, in a group of its own (see `host_veth`);
+End state of an attachment:
+- host: veth `azv…` with its owner in the alias, MAC and MTU as in the row, up, no IPv6 address, ARP off (otherwise a
+  sender that uses many addresses could fill the machine's neighbour table), with its own IPv4 settings and, for a pod
+  without SNAT, in a group of its own (see `host_veth`);
 - host: route ADDRESS/32 to it (protocol 118), permanent neighbour ADDRESS -> the pod end's MAC;
 - pod: lo up; eth0 with MAC and MTU, up, ADDRESS/32; route to 169.254.1.1, default via it, permanent neighbour -> the
   host end's MAC.
-The gateway 169.254.1.1 exists nowhere: the permanent neighbour makes the pod send to the host end without asking.
+The gateway 169.254.1.1 exists nowhere: the permanent neighbour lets the pod send to the host end without ARP.
 
-Where the runtime takes the pod's end itself and sets address and routes (Docker's), the end waits in the host's
-namespace, and all that we give it is deafness to ARP, which goes with it. Such an end sends everything to its own MAC,
-so the host's end has the same: a permanent neighbour wouldn't survive the move.
+If the runtime itself moves the pod's end and sets address and routes (Docker's), the end waits in the host's namespace,
+and we only turn its ARP off, a setting that survives the move. Such an end sends everything to its own MAC, so the
+host's end has the same one: a permanent neighbour wouldn't survive the move.
 
-The veth is born with both MACs and with its peer already in the pod's namespace: a later move between namespaces
-waits for rcu_barrier (a burst of 30 pods took 5 s instead of 0.75), and udev rewrites MACs that weren't set at birth.
-The pod's side is told through the netlink socket that the shim opened there, so CAP_NET_ADMIN is enough.
+The veth is created with both MACs and with its peer already in the pod's namespace: a later move between namespaces
+waits for rcu_barrier (a burst of 30 pods took 5 s instead of 0.75), and udev rewrites MACs that aren't set at creation.
+The pod's side is configured through the netlink socket that the shim opened there, so CAP_NET_ADMIN is enough.
 
-All methods are called from one thread, the kernel's, and keep no state but the reaper's: each looks at the kernel
-again, so they can be repeated after a crash at any step. The birth is one message (all or nothing) and makes
-what follows attributable (see `host_veth`); every later step replaces what it finds.
+All methods are called from one thread, the kernel's, and keep no state but the reaper's: each reads the kernel's state
+again, so they can be repeated after a crash at any step. Creation is one message (all or nothing) and makes everything
+after it attributable (see `host_veth`); every later step replaces what it finds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NO_NEIGHBOUR = frozenset({errno.ENOENT, errno.ENODEV})
 _THERE = frozenset({errno.EEXIST})
 _NO_LINK = frozenset({errno.ENODEV})
 _FIRST = "eth0"
-"""The interface that the kubelet's pods have; further ones come by a meta plugin (Multus)."""
+"""The interface of the kubelet's pods; a meta plugin (Multus) adds further ones."""
 _FURTHER = 11800
 """The priority, in the pod, of rules for further interfaces."""
 _TAKEN = {errno.EEXIST, errno.EBUSY}
@@ -56,9 +56,9 @@ def birth(attachment: Attachment, attempt: int, netns_fd: int | None) -> Netlink
     """Equals `ip link add azv… index I address M mtu U type veth peer name eth0 index J address N mtu U gso_max_size G
     netns FD`, or without a namespace.
 
-    What the pod's TCP sends in one piece must fit the NIC, or the host cuts every piece into packets of the MTU before
-    it gets there: Hyper-V's NICs take 62,780 bytes, and a veth offers 65,536. The host's end passes on what the NIC
-    received, which is not bound by that.
+    The pod's GSO packets must fit the NIC, or the host segments each into packets of the MTU before they reach it:
+    Hyper-V's NICs take 62,780 bytes, a veth by default 65,536. The host's end passes on what the NIC received, to which
+    that limit doesn't apply.
     """
     host, pod = host_veth.indexes(attachment.key, attempt)
     here = rt.VethEnd(attachment.host_ifname, host, attachment.host_mac, attachment.mtu, GSO_MAX_SIZE)
@@ -67,32 +67,32 @@ def birth(attachment: Attachment, attempt: int, netns_fd: int | None) -> Netlink
 
 
 def host_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
-    """The alias comes last: to the host reconciler an end without it is none of its business, so it never takes one
-    that is just being made for one that somebody has damaged.
+    """The alias comes last: the host reconciler ignores an end without one, so it never mistakes an end under
+    construction for a damaged one.
     """
     name, address = attachment.host_ifname, attachment.address
     known_as = host_veth.altname(attachment)
     untranslated = rt.link_set(index, rt.link_group(UNTRANSLATED))
     return [
-        # ip link set azv… group UNTRANSLATED (before it goes up: no connection of its begins translated)
+        # ip link set azv… group UNTRANSLATED (before it goes up: no connection of the pod starts translated)
         *([] if attachment.snat else [NetlinkRequest("exempt from SNAT", name, untranslated)]),
-        # ip link set azv… addrgenmode none (before it goes up; nobody speaks IPv6 here)
+        # ip link set azv… addrgenmode none (before it goes up; pods have no IPv6)
         NetlinkRequest("keep IPv6 off", name, rt.link_set(index, rt.link_without_ipv6_address()), _NO_IPV6),
         # ip link set azv… up arp off; sysctl net.ipv4.conf.azv….forwarding=1 …
         NetlinkRequest("bring up", name, rt.link_set(index, _SETTINGS, up=True, arp=False)),
-        # ip neigh replace 10.0.0.5 lladdr <pod end> dev azv… nud permanent (before the route: nothing is asked by ARP)
+        # ip neigh replace 10.0.0.5 lladdr <pod end> dev azv… nud permanent (before the route: no ARP request)
         NetlinkRequest("add the neighbour of", address, rt.neighbour_add(address, attachment.pod_mac, index)),
         # ip route replace 10.0.0.5/32 dev azv… proto 118 scope link
         NetlinkRequest("add the route to", address, rt.route_add(rt.Route(address, 32, index))),
-        # ip link property add dev azv… altname vnetpods-… (before the alias: with it the end is known whole)
+        # ip link property add dev azv… altname vnetpods-… (before the alias, which marks the end as complete)
         *([NetlinkRequest("name", name, rt.link_altname_add(index, known_as), _THERE)] if known_as else []),
-        # ip link set azv… alias "vnetpods 10.0.0.5 …" (not taken at birth)
+        # ip link set azv… alias "vnetpods 10.0.0.5 …" (not accepted at creation)
         NetlinkRequest("name the owner of", name, rt.link_set(index, rt.link_alias(host_veth.alias(attachment)))),
     ]
 
 
 def pod_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
-    """A default route that another interface has brought stays: it is that one's (a pod may be in several networks)."""
+    """Another interface's default route stays (a pod may be in several networks)."""
     name, address, subject = attachment.key.ifname, attachment.address, str(attachment.key)
     return [
         # ip link set lo up (the runtime leaves it down)
@@ -122,7 +122,7 @@ def pod_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
 
 
 def _further_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
-    """What is sent under a further interface's address leaves by it: by the other one the host takes it for forged."""
+    """Packets with a further interface's source leave by it: from another one the host drops them as forged."""
     address, subject = attachment.address, str(attachment.key)
     rule = rt.Rule(_FURTHER, 0, 0, index, source=address)
     return [
@@ -136,7 +136,7 @@ def _further_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
 
 
 def taken_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
-    """What an end gets that the runtime is going to take."""
+    """Steps for a pod end that the runtime will take."""
     # ip link set vnd… addrgenmode none arp off (it is down until the runtime has it)
     quiet = rt.link_set(index, rt.link_without_ipv6_address())
     deaf = rt.link_set(index, arp=False)
@@ -148,17 +148,17 @@ def taken_steps(attachment: Attachment, index: int) -> list[NetlinkRequest]:
 
 
 def opening(attachment: Attachment, index: int) -> NetlinkRequest:
-    """Equals `ip link show dev azv…`: asking is what opens the host end for sending.
+    """Equals `ip link show dev azv…`: the query enables the host end's transmit queue.
 
-    It went up before the pod's end, without a carrier, and gets its queue only when the kernel's link watch has seen
-    the carrier; until then it drops what is sent to the pod (one first packet in ten, without this). Being asked, the
-    kernel does that work at once (rtnl_getlink, since 6.8; before, it follows by itself within about a millisecond).
+    The host end went up before the pod's end, without a carrier, and gets its queue only when the kernel's link watch
+    has seen the carrier; until then it drops packets to the pod (without this, one first packet in ten). The query
+    makes the kernel do that at once (rtnl_getlink, since 6.8; before, it happens within about a millisecond).
     """
     return NetlinkRequest("open", attachment.host_ifname, rt.link_get(index))
 
 
 def teardown_requests(index: int, name: str, address: Address) -> list[NetlinkRequest]:
-    """The pod is unreachable after the first: without its route its packets also fail the anti-spoofing rule."""
+    """Without its route the pod is unreachable, and its own packets fail the anti-spoofing rule, too."""
     return [
         # ip link set azv… group DYING
         NetlinkRequest("mark for deletion", name, rt.link_set(index, rt.link_group(host_veth.DYING)), _NO_LINK),
@@ -170,7 +170,7 @@ def teardown_requests(index: int, name: str, address: Address) -> list[NetlinkRe
 
 
 class Transparent:
-    """The DataPlane of pods that the host routes to. `opened` makes conversations; tests cut them short with it."""
+    """The DataPlane for pods that the host routes to. `opened` creates sockets; tests replace it to inject failures."""
 
     def __init__(self, reaper: Reaper, opened: Callable[[int | None], NetlinkSocket] | None = None) -> None:
         self._open = opened or (lambda descriptor: NetlinkSocket(descriptor=descriptor))
@@ -181,7 +181,7 @@ class Transparent:
         self._host.close()
 
     def attach(self, attachment: Attachment, handles: SandboxHandles | None) -> None:
-        host_veth.alias(attachment)  # refuses what could not be named, before anything is made
+        host_veth.alias(attachment)  # raises before anything is created
         if handles is None:
             self._offer(attachment)
             return
@@ -192,9 +192,9 @@ class Transparent:
             self._host.execute([opening(attachment, host_index)])
 
     def _born(self, attachment: Attachment, handles: SandboxHandles, pod: NetlinkSocket) -> tuple[int, int]:
-        """Indexes of host end and pod end, which exist when this returns."""
+        """Creates both ends or finds existing ones; returns the indexes of host end and pod end."""
         attempt = 0
-        for _ in range(host_veth.INDEX_ATTEMPTS + 2):  # dying or stale ends and older holders cost a round each
+        for _ in range(host_veth.INDEX_ATTEMPTS + 2):  # each dying or stale end and older holder costs a round
             try:
                 self._host.execute([birth(attachment, attempt, handles.netns_fd)])
             except DataPlaneError as error:
@@ -206,11 +206,11 @@ class Transparent:
             if there and (existing := self._existing(attachment, there, pod)):
                 return existing
             if not there and not self._cleared(attachment):
-                attempt += 1  # neither name is in the way: it was an index
+                attempt += 1  # no name collides, so an index did
         raise DataPlaneError("create the interface of", str(attachment.key), errno.EBUSY, "names or indexes stay taken")
 
     def _offer(self, attachment: Attachment) -> None:
-        """Both ends in the host's namespace; once the runtime has taken the pod's, that is left to it."""
+        """Creates both ends in the host's namespace; leaves the pod's end alone once the runtime has taken it."""
         link = self._find(attachment)
         if link and link.group == host_veth.DYING:
             self._host.execute([NetlinkRequest("delete", link.name, rt.link_delete(link.index), _NO_LINK)])
@@ -237,32 +237,32 @@ class Transparent:
         return pod.ask(NetlinkRequest("look for", name, rt.link_get(name=name)), rt.read_link)
 
     def _existing(self, attachment: Attachment, there: rt.Link, pod: NetlinkSocket) -> tuple[int, int] | None:
-        """The ends that an earlier attach made. None when the pod's was only dying; then it is gone now.
+        """The indexes of the ends that an earlier attach created. None if they were being deleted; they are gone then.
 
         Docker and cnitool delete and add in the same namespace, faster than the reaper. Raises InterfaceExists.
         """
         peer = NetlinkRequest("look for", f"the peer of {there.name}", rt.link_get(there.peer))
         here = self._host.ask(peer, rt.read_link) if there.peer else None  # only a veth has one
         if here and here.peer == there.index:
-            if here.group == host_veth.DYING:  # detached a moment ago, whoever it was
+            if here.group == host_veth.DYING:  # detached a moment ago, from any attachment
                 self._host.execute([NetlinkRequest("delete", here.name, rt.link_delete(here.index), _NO_LINK)])
                 return None
             if host_veth.belongs_to(here, attachment):
                 return here.index, there.index
         if self._pod_end(attachment, pod) != there:
-            return None  # the reaper was just at it
+            return None  # the reaper has just deleted it
         said = "the namespace has one that isn't ours"
         raise InterfaceExists(f"create {there.name} of", str(attachment.key), errno.EEXIST, said)
 
     def _cleared(self, attachment: Attachment) -> bool:
-        """Frees the host end's name, if something holds it. Raises DataPlaneError when that isn't ours to move."""
+        """Frees the host end's name; returns whether it was taken. Raises DataPlaneError if the holder isn't ours."""
         name = attachment.host_ifname
         holder = self._host.ask(NetlinkRequest("look for", name, rt.link_get(name=name)), rt.read_link)
         if holder is None:
             return False
         owned = host_veth.owner(holder)
         if host_veth.belongs_to(holder, attachment):
-            # the same container's, left over from an earlier namespace of it
+            # the same container's, left over from its earlier namespace
             self._host.execute([NetlinkRequest("delete the stale", name, rt.link_delete(holder.index), _NO_LINK)])
         elif owned:
             self._move_aside(holder, *owned)
@@ -273,7 +273,7 @@ class Transparent:
         return True
 
     def _move_aside(self, link: rt.Link, key: AttachmentKey, address: Address) -> None:
-        """An older sandbox of the same pod name keeps its traffic, under another name, until its own DEL."""
+        """Renames an older sandbox's end of the same pod name; it keeps its traffic until its own DEL."""
         rename = NetlinkRequest(
             "move aside", link.name, rt.link_set(link.index, rt.link_name(host_veth.aside_name(key))), _NO_LINK
         )
@@ -282,7 +282,7 @@ class Transparent:
         except DataPlaneError as error:
             if error.errno != errno.EBUSY:
                 raise
-            # before kernel 6.2 only while down, which costs its route and neighbour
+            # before kernel 6.2 only possible while down, which loses its route and neighbours
             neighbours = tables.neighbours(self._host, link.name, link.index)
             self._host.execute([NetlinkRequest("take down", link.name, rt.link_set(link.index, up=False)), rename])
             if link.group == host_veth.DYING:
@@ -296,7 +296,7 @@ class Transparent:
             self._host.execute(again)
 
     def _find(self, attachment: Attachment) -> rt.Link | None:
-        """The attachment's host end, by the places where it can be; what is found there counts only with the right
+        """The attachment's host end, looked up by its possible indexes; a link found there counts only with the right
         owner.
         """
         for attempt in range(host_veth.INDEX_ATTEMPTS):
@@ -308,9 +308,9 @@ class Transparent:
 
     def detach(self, attachment: Attachment) -> None:
         link = self._find(attachment)
-        if link:  # also when it is dying already: an earlier detach may have failed half-way
+        if link:  # also a dying one: an earlier detach may have failed half-way
             self._host.execute(teardown_requests(link.index, link.name, attachment.address))
-        self._reaper.bury(attachment.address)  # also without a link: the sandbox took it along, not its connections
+        self._reaper.bury(attachment.address)  # also without a link: it went with the sandbox, its connections did not
 
     def leaving(self) -> Collection[Address]:
         return self._reaper.leaving()
@@ -334,7 +334,7 @@ class Transparent:
     def remove(self, interface: HostInterface) -> None:
         link = self._host.ask(NetlinkRequest("look for", interface.name, rt.link_get(interface.index)), rt.read_link)
         if link is None or not host_veth.is_host_end(link) or host_veth.described(link) != interface:
-            return  # gone, or somebody else's by now
+            return  # gone, or already another's
         if interface.address is None:
             self._host.execute([NetlinkRequest("delete", link.name, rt.link_delete(link.index), _NO_LINK)])
         else:
