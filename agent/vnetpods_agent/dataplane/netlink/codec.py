@@ -1,8 +1,8 @@
-"""pyroute2's message classes, and nothing else of it: they pack and decode, the socket is ours (`netlink.socket`).
+"""Imports only pyroute2's message classes: they pack and decode, the socket is ours (`netlink.socket`).
 
-pyroute2's own `__init__` imports every socket that it has: 188 modules, 7.4 MB and 0.25 s on every node. The classes
-needed here are eight modules, 0.2 MB and 0.01 s. So that file isn't executed: in this process `pyroute2` is but the
-package of its modules, without `IPRoute` and the like.
+pyroute2's own `__init__` imports all its sockets: 188 modules, 7.4 MB and 0.25 s on every node. The classes needed here
+take eight modules, 0.2 MB and 0.01 s. So that file isn't executed: in this process `pyroute2` is a bare package of its
+modules, without `IPRoute` and the like.
 """
 
 from __future__ import annotations

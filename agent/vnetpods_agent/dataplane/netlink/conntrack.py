@@ -1,10 +1,10 @@
-"""Forgetting the connections of an address: what conntrack remembers outlives a pod (an unanswered SYN by 2 minutes).
+"""Flushes an address's conntrack entries, which outlive its pod (an unanswered SYN's by 2 minutes).
 
-Called from the reaper's thread. The table is walked once per direction, inside the kernel, without the rtnl lock: in
-1.5 ms with 10,000 entries in 262,144 buckets, 8 ms with 40,000, in no time when it is empty. Kernels before 6.8 can't
-delete by filter; there the matching entries are listed and deleted one by one. Nothing here survives a crash; the
-reaper's links do, and tell it what is left to do. Packed by hand, since every DEL takes two of these messages: 0.15 ms
-each through pyroute2, against 0.004, and 0.8 MB for the module that has them.
+Called from the reaper's thread. The kernel walks the table once per direction, without the rtnl lock: 1.5 ms with
+10,000 entries in 262,144 buckets, 8 ms with 40,000, no measurable time when empty. Kernels before 6.8 can't delete by
+filter; there the matching entries are listed and deleted one by one. Nothing here survives a crash; the reaper's links
+do, and show the remaining work. Packed by hand, since every DEL sends two of these messages: with pyroute2 each takes
+0.15 ms, against 0.004, and its module 0.8 MB.
 
 Formats: include/uapi/linux/netfilter/nfnetlink_conntrack.h; `struct nfgenmsg {u8 family; u8 version; be16 res_id}`.
 """
@@ -25,15 +25,15 @@ _TUPLE_ORIG, _TUPLE_REPLY, _ID, _FILTER = 1, 2, 12, 25  # CTA_*
 _TUPLE_IP, _IP_SRC = 1, 1  # CTA_TUPLE_IP, CTA_IP_V4_SRC
 _MATCH_SOURCE = 1  # CTA_FILTER_FLAG(CTA_IP_SRC), from the kernel's nf_internals.h
 UNABLE = {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}
-"""What a kernel says that doesn't know the request, or has no ctnetlink at all."""
+"""Errnos of a kernel that doesn't know the request, or has no ctnetlink at all."""
 _GONE = frozenset({errno.ENOENT})
 
 
 def flush(netlink: NetlinkSocket, address: str) -> None:
-    """`conntrack -D --orig-src ADDRESS` (what the pod began) and `conntrack -D --reply-src ADDRESS` (what others
-    began, DNAT included).
+    """`conntrack -D --orig-src ADDRESS` (connections from the pod) and `conntrack -D --reply-src ADDRESS` (connections
+    to it, DNAT included).
 
-    `netlink` is one of NETLINK_NETFILTER. Raises DataPlaneError.
+    `netlink` is a NETLINK_NETFILTER socket. Raises DataPlaneError.
     """
     for direction in (_TUPLE_ORIG, _TUPLE_REPLY):
         try:
@@ -51,7 +51,7 @@ def flush(netlink: NetlinkSocket, address: str) -> None:
 
 
 def flush_one_by_one(netlink: NetlinkSocket, direction: int, address: str) -> None:
-    """For kernels before 6.8; those before 5.8 ignore the filter and list everything, so it is looked at here again."""
+    """For kernels before 6.8; those before 5.8 ignore the filter and list everything, so this matches entries again."""
     wanted = socket.inet_aton(address)
     listing = NetlinkRequest("list connections of", address, request(_CT_GET, NLM_F_DUMP, _query(direction, address)))
     entries = netlink.dump(listing, lambda payload: payload)
@@ -67,9 +67,7 @@ def flush_one_by_one(netlink: NetlinkSocket, direction: int, address: str) -> No
 
 
 def _query(direction: int, address: str) -> bytes:
-    """The tuple is always in the message: a kernel that doesn't know the filter then refuses, instead of flushing
-    everything.
-    """
+    """Always includes the tuple: a kernel that doesn't know the filter then refuses, instead of flushing everything."""
     ip = attribute(_TUPLE_IP | NLA_F_NESTED, attribute(_IP_SRC, socket.inet_aton(address)))
     return (
         _NFGENMSG

@@ -1,13 +1,12 @@
-"""What an ADD and a DEL say to the kernel, and what they ask it for: rtnetlink messages packed and read byte by byte.
+"""Packs and parses, byte by byte, the rtnetlink messages of ADD and DEL.
 
-Pure: no sockets here (see `netlink.socket`). By hand because every ADD takes this path, 15 messages of it: they are
-packed in 0.1 ms, through pyroute2 in 2 ms; a link is read in 0.03 ms, against 0.25. What is not on that path is in
-`tables`. The tests decode what is packed here with pyroute2, and feed its packing to the reader. Each function shows
-the equivalent `ip` command.
+Pure: no sockets here (see `netlink.socket`). By hand, since every ADD sends 15 of these messages: packing them takes
+0.1 ms, with pyroute2 2 ms; parsing a link takes 0.03 ms, against 0.25. `tables` has the messages off that path. The
+tests decode our messages with pyroute2, and parse pyroute2's. Each function shows the equivalent `ip` command.
 
 Every request starts with `struct nlmsghdr {u32 len; u16 type; u16 flags; u32 seq; u32 pid}` and a family header,
 shown beside its format below (include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h, fib_rules.h). The
-sequence number is left 0 here and filled in when the message is sent. All numbers are in host order, except
+sequence number is 0 here and filled in when the message is sent. All numbers are in host order, except
 addresses.
 """
 
@@ -45,7 +44,7 @@ IFLA_PROP_LIST, IFLA_ALT_IFNAME, NLA_F_NESTED = 52, 53, 0x8000
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_INET_CONF = 1
-# IPV4_DEVCONF_*, include/uapi/linux/ip.h: what /proc/sys/net/ipv4/conf/LINK has, by the same names
+# IPV4_DEVCONF_*, include/uapi/linux/ip.h: the settings in /proc/sys/net/ipv4/conf/LINK, same names
 FORWARDING, PROXY_ARP, ACCEPT_REDIRECTS, SEND_REDIRECTS, RP_FILTER, ACCEPT_SOURCE_ROUTE = 1, 3, 4, 6, 8, 9
 ROUTE_LOCALNET = 26
 RTEXT_FILTER_SKIP_STATS = 8
@@ -69,8 +68,8 @@ IFA_F_SECONDARY = 0x1
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 PROTOCOL = 118
-"""The route protocol number of everything that we put into the kernel (`ip route show proto 118`); unassigned in
-/etc/iproute2/rt_protos, and no routing daemon uses it."""
+"""The protocol number of all our routes and rules (`ip route show proto 118`); unassigned in /etc/iproute2/rt_protos,
+and no routing daemon uses it."""
 
 ANY = "0.0.0.0"  # noqa: S104 - the default route's destination, not an address to bind to
 LOOPBACK = 1
@@ -83,7 +82,7 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def request(kind: int, flags: int, payload: bytes) -> bytes:
-    """A whole message; sequence number and port id are left 0."""
+    """A whole message; sequence number and port id are 0."""
     return NLMSGHDR.pack(16 + len(payload), kind, NLM_F_REQUEST | flags, 0, 0) + payload
 
 
@@ -101,7 +100,7 @@ def _mac(value: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class VethEnd:
-    """One end of a veth pair to be born."""
+    """One end of a veth pair to create."""
 
     name: str
     index: int
@@ -110,7 +109,7 @@ class VethEnd:
     gso_max_size: int
 
     def attributes(self) -> bytes:
-        """One queue per end: by default the kernel makes one per possible CPU, each with sysfs entries."""
+        """One queue per end: by default the kernel creates one per possible CPU, each with sysfs entries."""
         return (
             _text(IFLA_IFNAME, self.name)
             + attribute(IFLA_ADDRESS, _mac(self.mac))
@@ -146,13 +145,13 @@ def link_alias(alias: str) -> bytes:
 
 
 def link_altname_add(index: int, name: str) -> bytes:
-    """`ip link property add dev INDEX altname NAME`; one that exists gives EEXIST."""
+    """`ip link property add dev INDEX altname NAME`; EEXIST if it exists."""
     properties = attribute(IFLA_PROP_LIST | NLA_F_NESTED, _text(IFLA_ALT_IFNAME, name))
     return request(RTM_NEWLINKPROP, NLM_F_CREATE | NLM_F_EXCL, IFINFOMSG.pack(0, 0, index, 0, 0) + properties)
 
 
 def link_name(name: str) -> bytes:
-    """`… name NAME`: while the link is up only since kernel 6.2, EBUSY before."""
+    """`… name NAME`; before kernel 6.2 EBUSY while the link is up."""
     return _text(IFLA_IFNAME, name)
 
 
@@ -185,7 +184,7 @@ def link_get(index: int = 0, name: str = "") -> bytes:
 
 
 def link_delete(index: int = 0, group: int = 0) -> bytes:
-    """`ip link del dev INDEX`, or `ip link del group N`: all of the group in one go."""
+    """`ip link del dev INDEX`, or `ip link del group N`: the whole group in one operation."""
     payload = IFINFOMSG.pack(0, 0, index, 0, 0)
     return request(RTM_DELLINK, 0, payload + (_number(IFLA_GROUP, group) if group else b""))
 
@@ -203,8 +202,8 @@ def address_add(address: str, prefix: int, index: int) -> bytes:
 class Route:
     """`ip route add DESTINATION/PREFIX [via GATEWAY] dev INDEX [onlink] table TABLE proto PROTOCOL scope …`.
 
-    The scope is link without a gateway, else global. `onlink`: the gateway isn't looked for in other routes first.
-    `source`: what the host's own packets get (`src`); only read, never set.
+    The scope is link without a gateway, otherwise global. `onlink`: the gateway isn't checked against other routes.
+    `source`: the source of the host's own packets (`src`); only read, never set.
     """
 
     destination: str
@@ -223,12 +222,12 @@ def route_add(route: Route) -> bytes:
 
 
 def route_append(route: Route) -> bytes:
-    """`ip route append …`: beside one to the same destination by another interface; the same again gives EEXIST."""
+    """`ip route append …`: beside another interface's to the same destination; EEXIST if it exists."""
     return request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, _route(route))
 
 
 def route_add_first(route: Route) -> bytes:
-    """`ip route add …`: EEXIST when there is one to that destination, by whatever interface."""
+    """`ip route add …`; EEXIST if any interface has a route to that destination."""
     return request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _route(route))
 
 
@@ -277,7 +276,7 @@ class Rule:
 
 
 def rule_add(rule: Rule) -> bytes:
-    """`ip rule add …`; one that exists gives EEXIST."""
+    """`ip rule add …`; EEXIST if it exists."""
     return request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _rule(rule))
 
 
@@ -306,7 +305,7 @@ def links_dump() -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The (type, payload) pairs of a run of struct nlattr; flag bits of the type are taken off."""
+    """The (type, payload) pairs of a sequence of struct nlattr; the type's flag bits are removed."""
     while offset + 4 <= len(data):
         length, kind = NLATTR.unpack_from(data, offset)
         if length < 4:
@@ -317,8 +316,8 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface as the kernel describes it; `peer` is the index of a veth's other end. `ipv4` are its
-    settings, by IPV4_DEVCONF_* - 1.
+    """A network interface as the kernel describes it. `peer`: the index of a veth's other end; `ipv4`: its settings, by
+    IPV4_DEVCONF_* - 1.
     """
 
     index: int
@@ -337,7 +336,7 @@ class Link:
     ipv4: tuple[int, ...] = ()
 
     def lacks(self, settings: Mapping[int, int]) -> bool:
-        """Whether one of the settings is another; a kernel that doesn't tell any lacks none."""
+        """Whether any of the settings differs; False if the kernel reports none."""
         return bool(self.ipv4) and any(self.ipv4[number - 1] != value for number, value in settings.items())
 
 

@@ -1,8 +1,8 @@
-"""The kernel's own news about links, addresses, routes, rules and nftables: what of the host's state may have changed.
+"""Receives the kernel's notifications about links, addresses, routes, rules and nftables.
 
-Used by the host reconciler's thread alone. NetlinkMonitor only says where to look; what is there is always looked at
-anew. When there were more than the buffers hold (a burst of pods), everything may have changed. Read by hand: each ADD
-makes seven of these messages, which take pyroute2 fifteen times as long (1.5 ms), and it doesn't know RTM_NEWNETCONF.
+Used by the host reconciler's thread alone. NetlinkMonitor only returns the areas that may have changed; their state is
+always read anew. If the buffers overflow (a burst of pods), everything may have changed. Parsed by hand: each ADD
+causes seven of these messages, for which pyroute2 takes fifteen times as long (1.5 ms), and it lacks RTM_NEWNETCONF.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vnetpods_agent.dataplane.netlink.socket import BUFFER, NETLINK_ADD_MEMBERSH
 
 
 class Area(enum.Enum):
-    """A part of the host's state that is looked at as one."""
+    """A part of the host's state that is checked as a unit."""
 
     ADDRESSES = "addresses on the host's own interfaces"
     SETTINGS = "sysctls"
@@ -67,7 +67,7 @@ _AREAS = {
 
 
 class NetlinkMonitor:
-    """Two multicast sockets and a way to be woken; `wait` gives the areas where something may have changed."""
+    """Two multicast sockets and a wake-up pipe; `wait` returns the areas that may have changed."""
 
     def __init__(self) -> None:
         self._route = _listener(socket.NETLINK_ROUTE, _ROUTE_GROUPS)
@@ -86,11 +86,11 @@ class NetlinkMonitor:
 
     def wake(self) -> None:
         """Ends a `wait`; from any thread."""
-        with contextlib.suppress(BlockingIOError):  # the pipe is full: it will wake anyway
+        with contextlib.suppress(BlockingIOError):  # the pipe is full: `wait` ends anyway
             os.write(self._waker, b"!")
 
     def wait(self, seconds: float) -> set[Area]:
-        """Until there is something new, or somebody wakes, or the time is over."""
+        """Waits for notifications, `wake`, or the end of `seconds`."""
         found: set[Area] = set()
         for key, _ in self._selector.select(max(seconds, 0)):
             if key.fileobj is self._route:
@@ -151,7 +151,7 @@ def _link_areas(kind: int, payload: bytes) -> set[Area]:
 
 
 def _foreign_route_areas(payload: bytes) -> set[Area]:
-    """Somebody else's networks may lead pods astray (see `routing`), and a route's source tells the primary address."""
+    """Foreign routes may misroute pods' packets (see `routing`), and a route's source shows the primary address."""
     _, prefix, _, _, table, *_ = RTMSG.unpack_from(payload)
     if table != RT_TABLE_MAIN or prefix == 32:
         return set()
@@ -159,14 +159,14 @@ def _foreign_route_areas(payload: bytes) -> set[Area]:
 
 
 def _setting_areas(payload: bytes) -> set[Area]:
-    """Settings of one interface, or (a negative number) of all. Each new one of a pod tells its own."""
+    """Settings of one interface, or (negative index) of all. Each new pod's interface sends its own."""
     raw = dict(attributes(payload, 4)).get(_NETCONFA_IFINDEX, b"")
     index = int.from_bytes(raw, sys.byteorder, signed=True)
     return {Area.PODS} if index >= FIRST_INDEX else {Area.SETTINGS, Area.PODS}
 
 
 def _netfilter_areas(kind: int, payload: bytes) -> set[Area]:
-    """In every nftables message but the generation's, the attribute 1 is the table's name."""
+    """In every nftables message except the generation's, attribute 1 is the table's name."""
     if kind >> 8 != _SUBSYS_NFTABLES:
         return set()
     name = next((value for number, value in attributes(payload, 4) if number == 1), b"").rstrip(b"\0")

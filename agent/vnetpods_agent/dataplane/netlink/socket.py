@@ -1,7 +1,7 @@
-"""Talking to the kernel over one netlink socket: a batch of steps in one send, and the first failure by name.
+"""Sends requests over one netlink socket: a batch of steps per send, and the first failure with its step.
 
-The kernel works inside `send`: when it returns, all messages of the batch have been carried out and all answers lie
-in the receive buffer. A NetlinkSocket belongs to one thread at a time. Nothing survives a crash, nothing needs to.
+The kernel works inside `send`: when it returns, all messages of the batch have been executed and all answers are in the
+receive buffer. A NetlinkSocket belongs to one thread at a time. Nothing here needs to survive a crash.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 1, 10, 11, 12
 NLMSGERR_ATTR_MSG = 1
 PATIENCE = 10.0
-"""Seconds until the kernel's silence is an error. It never is silent: the agent's watchdog sees a stuck `send`."""
+"""Seconds until a missing answer is an error. The kernel always answers: a stuck `send` is for the watchdog."""
 DUMP_ATTEMPTS = 10
 DUMP_PAUSE = 0.002
-"""Seconds, longer with every attempt: a burst of pods lets the table stand still between two of them."""
+"""Seconds, times the attempt: between two pods of a burst the table stands still."""
 BUFFER = 1 << 16
 _SEQUENCE = struct.Struct("=I")
 
 
 @dataclass(frozen=True, slots=True)
 class NetlinkRequest:
-    """One message and what it is for: `what` ("add host route") and `subject` ("10.0.0.5") appear in errors.
+    """One message and its purpose: `what` ("add host route") and `subject` ("10.0.0.5") appear in errors.
 
-    `ignore_errnos` are the errors that mean that the step's end state holds already.
+    `ignore_errnos`: errors that mean that the step's end state already holds.
     """
 
     what: str
@@ -57,7 +57,7 @@ class NetlinkRequest:
 
 
 class Refusals:
-    """What the kernel refused since the start of the process, by the error's name ("EBUSY"); from any thread."""
+    """Counts the kernel's errors since the process's start, by name ("EBUSY"); from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -81,9 +81,7 @@ def _refused(step: NetlinkRequest, number: int, said: str) -> DataPlaneError:
 
 
 class NetlinkSocket:
-    """A netlink socket, opened here (`family`) or handed over (`descriptor`, which stays its owner's: it is
-    duplicated).
-    """
+    """A netlink socket, opened here (`family`) or duplicated from `descriptor`, which its owner keeps."""
 
     def __init__(self, family: int = socket.NETLINK_ROUTE, descriptor: int | None = None) -> None:
         """Raises DataPlaneError, also when the descriptor is no socket."""
@@ -106,13 +104,13 @@ class NetlinkSocket:
         self.close()
 
     def execute(self, steps: Sequence[NetlinkRequest]) -> None:
-        """Sends all steps in one go.
+        """Sends all steps in one batch.
 
-        The kernel carries out every message even after one failed, so steps that depend on each other's success
-        (making a link, then using it) belong into separate calls. Only the last message asks for an acknowledgement:
-        failures answer unasked.
+        The kernel executes every message even after a failure, so steps that depend on each other's success (creating a
+        link, then using it) belong in separate calls. Only the last message requests an acknowledgement: failures are
+        always answered.
 
-        Raises DataPlaneError for the first step that failed and isn't ignore_errnos.
+        Raises DataPlaneError for the first step that failed with an errno outside its `ignore_errnos`.
         """
         first = self._next
         self._next += len(steps)
@@ -126,7 +124,7 @@ class NetlinkSocket:
         self._send(batch, steps[0])
         failures: dict[int, tuple[int, str]] = {}
         for kind, sequence, flags, payload in self._answers(steps[-1]):
-            if kind != NLMSG_ERROR or sequence < first:  # an answer to an earlier, timed out batch
+            if kind != NLMSG_ERROR or sequence < first:  # an answer to an earlier batch that timed out
                 continue
             code, said = _verdict(flags, payload)
             if code:
@@ -138,7 +136,7 @@ class NetlinkSocket:
                 raise _refused(steps[offset], code, said)
 
     def ask(self, step: NetlinkRequest, reader: Callable[[bytes], T]) -> T | None:
-        """One object by name or index; None when there is none (ENODEV, ENOENT)."""
+        """One object by name or index; None if it doesn't exist (ENODEV, ENOENT)."""
         sequence = self._start(step)
         for kind, answered, flags, payload in self._answers(step):
             if answered != sequence:
@@ -152,10 +150,10 @@ class NetlinkSocket:
         raise AssertionError  # _answers is endless
 
     def dump(self, step: NetlinkRequest, reader: Callable[[bytes], T]) -> list[T]:
-        """All objects of a table, as it was at one moment.
+        """All objects of a table, consistent at one moment.
 
-        Started anew when the table changed meanwhile (NLM_F_DUMP_INTR): what is missing in an interrupted dump may be
-        there. Raises DataPlaneError(EAGAIN) when it never stands still.
+        Repeated if the table changed meanwhile (NLM_F_DUMP_INTR): an interrupted dump may lack existing objects. Raises
+        DataPlaneError(EAGAIN) if every attempt is interrupted.
         """
         for attempt in range(DUMP_ATTEMPTS):
             found, whole = self._dump_once(step, reader)
@@ -211,7 +209,7 @@ def _duplicated(descriptor: int) -> socket.socket:
 
 
 class _Answers:
-    """Iterates over (type, sequence, flags, payload) of what the socket receives, for ever."""
+    """Iterates endlessly over the (type, sequence, flags, payload) of received messages."""
 
     def __init__(self, source: socket.socket, step: NetlinkRequest) -> None:
         self._source = source
@@ -236,7 +234,7 @@ class _Answers:
 
 
 def _verdict(flags: int, payload: bytes) -> tuple[int, str]:
-    """The errno and the kernel's own words, from struct nlmsgerr {s32 error; nlmsghdr request} and its attributes."""
+    """The errno and the kernel's message, from struct nlmsgerr {s32 error; nlmsghdr request} and its attributes."""
     (code,) = struct.unpack_from("=i", payload)
     if not code or not flags & NLM_F_ACK_TLVS:
         return -code, ""

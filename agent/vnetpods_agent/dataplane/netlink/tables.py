@@ -1,9 +1,9 @@
-"""The kernel's tables of addresses, routes, rules and neighbours, read with pyroute2's message classes.
+"""Reads the kernel's addresses, routes, rules and neighbours with pyroute2's message classes.
 
-For the host's state and CHECK, which look at them some times a minute; from any thread, over the socket that is handed
-in. Links are not among them: every ADD and DEL asks for some, so `messages` reads them by hand. pyroute2 decodes ten
-times slower (70 us per entry), so nothing is decoded that nobody asks for, and no route twice: a listing of 250 pods'
-routes mostly repeats the one before. Each function shows the equivalent `ip` command; all raise DataPlaneError.
+For the host's state and CHECK, which read them a few times per minute; from any thread, over the caller's socket. Links
+are not included: every ADD and DEL queries some, so `messages` parses them by hand. pyroute2 decodes ten times slower
+(70 us per entry), so unneeded entries aren't decoded, and no route twice: a listing of 250 pods' routes mostly repeats
+the previous one. Each function shows the equivalent `ip` command; all raise DataPlaneError.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _address(payload: bytes) -> HeldAddress:
 
 @lru_cache(maxsize=4096)
 def _route(payload: bytes) -> Route:
-    """Routes of other kinds (several next hops, blackholes) come out with index 0."""
+    """Routes of other kinds (several next hops, blackholes) get index 0."""
     found = _decoded(rtmsg, payload)
     return Route(
         destination=found.get_attr("RTA_DST", ANY),
@@ -125,7 +125,7 @@ def _route(payload: bytes) -> Route:
 
 
 def _neighbour(payload: bytes) -> Neighbour | None:
-    """None when it isn't a permanent one: a node may know thousands of others."""
+    """None if it isn't permanent: a node may have thousands of others."""
     _, index, state, _, _ = NDMSG.unpack_from(payload)
     if not state & NUD_PERMANENT:
         return None
