@@ -1,21 +1,21 @@
 /*
- * vnetpods: the CNI plugin that a container runtime starts. It decides nothing and knows no JSON: it carries a call
- * (CNI_* environment, stdin) to the agent of this node and brings back what to write on stdout and the exit code.
- * The frame is described in docs/architecture.md, "Between shim and agent"; the agent's end is
- * vnetpods_agent/cni/frames.py.
+ * vnetpods: the CNI plugin that a container runtime starts. It decides nothing and parses no JSON: it passes a call
+ * (CNI_* environment, stdin) to this node's agent and returns the agent's stdout and exit code. The frame is described
+ * in docs/architecture.md, "Between shim and agent"; the agent's end is vnetpods_agent/cni/frames.py.
  *
- * Three things it does itself, because only this process can:
+ * It does three things itself, because only this process can:
  *
- *  - It opens the doors. It runs on the host as root, so it opens CNI_NETNS, makes a NETLINK_ROUTE socket inside, and
- *    passes both descriptors on (SCM_RIGHTS). The agent then needs neither setns nor SYS_ADMIN nor the host's PIDs.
- *  - It keeps DEL while the agent is away. A DEL that fails makes a pod undeletable, and on a full node the agent's own
- *    new pod then never starts. It goes to the spool, synced, and has succeeded. Only DEL: a GC that is carried out
- *    later than it was asked would condemn the pods that came in between.
- *  - It answers when nobody else does, in a sentence that a person reading `kubectl describe pod` understands.
+ *  - It opens the sandbox (the doors). It runs on the host as root, so it opens CNI_NETNS, creates a NETLINK_ROUTE
+ *    socket inside, and passes both descriptors on (SCM_RIGHTS). So the agent needs neither setns nor SYS_ADMIN nor the
+ *    host's PIDs.
+ *  - It spools DEL while the agent is away. A failing DEL makes a pod undeletable, and on a full node the agent's own
+ *    new pod then never starts. A DEL succeeds once it is in the spool, synced. Only DEL is spooled: a GC executed
+ *    later than it was requested would remove pods added in between.
+ *  - It answers when the agent doesn't, in a sentence that makes sense in `kubectl describe pod`.
  *
- * One thread, one process per call, no allocation: every buffer has a fixed size and beyond that the call is refused.
- * Every wait ends at the call's deadline. A caller that kills this process closes the connection, by which the agent
- * learns that nobody waits any more.
+ * One thread, one process per call, no allocation: every buffer has a fixed size, and a larger call is refused. Every
+ * wait ends at the call's deadline. A caller that kills this process closes the connection, which tells the agent that
+ * the caller is gone.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -56,19 +56,19 @@
 #ifndef ADD_DEADLINE_MS
 #define ADD_DEADLINE_MS 110000
 #endif
-/* A DEL loses nothing by being spooled, so a hung agent holds a node's pods no longer than this. */
+/* Spooling a DEL loses nothing, so a hung agent delays deletions no longer than this. */
 #ifndef DEL_DEADLINE_MS
 #define DEL_DEADLINE_MS 15000
 #endif
 #ifndef STATUS_DEADLINE_MS
 #define STATUS_DEADLINE_MS 5000
 #endif
-/* How long an ADD bears with an agent that is absent: about as long as an upgrade takes. */
+/* How long an ADD waits for an absent agent: about the duration of an upgrade. */
 #ifndef AGENT_RETURN_MS
 #define AGENT_RETURN_MS 10000
 #endif
 
-/* The protocol that requests are made in. The agent answers in it, or in its own if that is an earlier one. */
+/* The protocol version of requests. The agent answers in it, or in its own if that is earlier. */
 #ifndef PROTOCOL
 #define PROTOCOL 2
 #endif
@@ -86,11 +86,11 @@
 #define ANSWER_HEADER 12
 #define FLAG_DOORS 1
 #define FLAG_REPLAYED 2
-#define PIPE_ROOM 4096 /* what a pipe that is ready for writing takes without making us wait: PIPE_BUF */
-#define PRINT_MS 1000  /* what is left for an answer, at least */
+#define PIPE_ROOM 4096 /* what a pipe ready for writing accepts without blocking: PIPE_BUF */
+#define PRINT_MS 1000  /* the minimum time for writing an answer */
 /*
- * The spool's bounds: calls, and bytes of environment and of stdin in each. An agent that is away for hours while the
- * runtime tries the same pods again and again gets a DEL for each sandbox that never had an address.
+ * The spool's bounds: calls, and bytes of environment and of stdin in each. While the agent is away for hours and the
+ * runtime retries the same pods, each sandbox that never had an address adds a DEL.
  */
 #ifndef SPOOL_CAP
 #define SPOOL_CAP 4096
@@ -125,13 +125,13 @@ static const struct command commands[] = {
     {NULL, OTHER, STATUS_DEADLINE_MS, false},
 };
 
-/* How an attempt to have the agent answer ended. */
+/* The result of an attempt to reach the agent. */
 enum outcome {
     ANSWERED,
-    UNREACHABLE, /* nobody listens; errno says more */
-    LOST,        /* the agent closed the connection without a whole answer */
+    UNREACHABLE, /* no listener; errno has the reason */
+    LOST,        /* the agent closed the connection without a complete answer */
     EXPIRED,     /* the deadline passed */
-    GARBLED,     /* that is no answer this program understands */
+    GARBLED,     /* no valid answer */
 };
 
 static struct {
@@ -148,7 +148,7 @@ static struct {
     size_t answer_size;
 } call;
 
-/* Header, environment and stdin, one after the other; one byte more, to see that there is too much. */
+/* Header, environment and stdin in sequence; one byte more, to detect an excess. */
 static uint8_t request[REQUEST_HEADER + ENVIRONMENT_CAP + STDIN_CAP + 1];
 static uint8_t answer[ANSWER_HEADER + ANSWER_CAP];
 
@@ -167,7 +167,7 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Waits until something can be done with the descriptor; false when the deadline comes first. */
+/* Waits until the descriptor is ready; false if the deadline comes first. */
 static bool wait_for(int fd, short events)
 {
     for (;;) {
@@ -192,7 +192,7 @@ static void cleanup_fd(int *fd)
     errno = kept;
 }
 
-/* All of the bytes, or false with errno; never past the deadline when the descriptor makes us wait. */
+/* Writes all bytes, or returns false with errno; on a non-blocking descriptor never waits past the deadline. */
 static bool write_all(int fd, const uint8_t *bytes, size_t size)
 {
     while (size > 0) {
@@ -209,7 +209,7 @@ static bool write_all(int fd, const uint8_t *bytes, size_t size)
     return true;
 }
 
-/* For stdout, whose reader may be slow or gone: in pieces that fit, so that nothing outlasts the deadline. */
+/* For stdout, whose reader may be slow or gone: writes pieces that fit, so that no write outlasts the deadline. */
 static bool print_all(const uint8_t *bytes, size_t size)
 {
     if (call.deadline < now_ms() + PRINT_MS)
@@ -229,7 +229,7 @@ static bool print_all(const uint8_t *bytes, size_t size)
     return true;
 }
 
-/* A log line is worth no waiting. */
+/* Never waits: a log line isn't worth it. */
 __attribute__((format(printf, 1, 2))) static void log_line(const char *format, ...)
 {
     char line[1024];
@@ -243,7 +243,7 @@ __attribute__((format(printf, 1, 2))) static void log_line(const char *format, .
         dprintf(STDERR_FILENO, "vnetpods: %s\n", line);
 }
 
-/* The cniVersion that the configuration asks for, as far as it can be seen without reading JSON; else 1.1.0. */
+/* The configuration's cniVersion, as far as it can be found without parsing JSON; otherwise 1.1.0. */
 static const char *asked_version(void)
 {
     static char version[16];
@@ -264,7 +264,7 @@ static const char *asked_version(void)
     return length > 0 ? version : "1.1.0";
 }
 
-/* Appends text to a JSON string; what doesn't fit or isn't plain ASCII is left out. */
+/* Appends text to a JSON string; omits what doesn't fit or isn't printable ASCII. */
 static size_t append_json(char *json, size_t size, size_t at, const char *text)
 {
     for (; *text != '\0' && at + 3 < size; text++) {
@@ -295,8 +295,8 @@ __attribute__((format(printf, 3, 4), noreturn)) static void fail(int code, const
 }
 
 /*
- * Started with one of the first three descriptors closed, a socket or file would take its number. Those that are open
- * need no other: a caller may allow us three (RLIMIT_NOFILE), and whatever fails then says so itself.
+ * If one of the first three descriptors is closed at the start, a socket or file would take its number. Open ones need
+ * no replacement: a caller may limit us to three (RLIMIT_NOFILE), and what then fails reports it itself.
  */
 static void hold_standard_descriptors(void)
 {
@@ -323,7 +323,7 @@ static void collect_environment(void)
     }
 }
 
-/* The network configuration, up to end of file. VERSION needs none, and a person may type it on a terminal. */
+/* Reads the network configuration, up to end of file. VERSION needs none, and may be run from a terminal. */
 static void read_input(void)
 {
     uint8_t *input = request + REQUEST_HEADER + call.environment_size;
@@ -349,8 +349,8 @@ static void read_input(void)
 }
 
 /*
- * Opens CNI_NETNS and a netlink socket inside it. Without both the agent is told that there are none, and why; what that
- * means for the verb is the agent's to decide. O_NONBLOCK: the path could be a FIFO, which would hold us.
+ * Opens CNI_NETNS and a netlink socket inside it. Without both, the request says so and why; the agent decides what
+ * that means for the verb. O_NONBLOCK: the path could be a FIFO, which would block us.
  */
 static void open_doors(void)
 {
@@ -368,7 +368,7 @@ static void open_doors(void)
     } else {
         call.doors[1] = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
         problem = call.doors[1] < 0 ? errno : 0;
-        /* From setns to here no early exit; and staying inside would keep a dead pod's namespace alive. */
+        /* No early exit between setns and here: staying inside would keep a dead pod's namespace alive. */
         if (setns(home, CLONE_NEWNET) != 0)
             fail(CODE_IO, "", "returning to the host's network namespace: %s", strerror(errno));
     }
@@ -391,7 +391,7 @@ static size_t get_u32(const uint8_t *at)
     return at[0] | (size_t)at[1] << 8 | (size_t)at[2] << 16 | (size_t)at[3] << 24;
 }
 
-/* Completes the request; returns its size. */
+/* Completes the request's header; returns the request's size. */
 static size_t put_header(int flags, int64_t deadline_ms)
 {
     memcpy(request, "VNP", 3);
@@ -410,7 +410,7 @@ static size_t put_header(int flags, int64_t deadline_ms)
 }
 
 #if PROTOCOL >= 2
-/* When the call was made, by a clock that nobody sets, and in which boot: wall clocks step (the agent compares). */
+/* Records the call's time, by a clock that nobody sets, and its boot: wall clocks step (the agent compares). */
 static void put_moment(const char *boot_id_path)
 {
     uint8_t *at = request + FIXED_HEADER + 2;
@@ -429,7 +429,7 @@ static void put_moment(const char *boot_id_path)
 }
 #endif
 
-/* Sends the whole request, the doors with its first byte. False with errno when the agent doesn't take it. */
+/* Sends the whole request, the descriptors with its first byte. False with errno if the agent doesn't take it. */
 static bool send_request(int fd)
 {
     union {
@@ -510,23 +510,23 @@ static enum outcome converse(void)
     if (fd < 0)
         return UNREACHABLE;
     while (connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
-        /* EAGAIN: the agent has as many callers as it can queue (unix(7)); the kernel offers no event to wait for. */
+        /* EAGAIN: the agent's queue of callers is full (unix(7)); the kernel offers no event to wait for. */
         if (errno != EAGAIN && errno != EINTR)
             return UNREACHABLE;
         if (now_ms() >= call.deadline)
             return EXPIRED;
         poll(NULL, 0, 10);
     }
-    /* An agent that refuses a request may have said why before it closed, so its answer is looked for in any case. */
+    /* An agent that refuses a request may have answered before it closed, so the answer is read in any case. */
     if (!send_request(fd) && errno == EAGAIN)
         return EXPIRED;
     return receive_answer(fd);
 }
 
 /*
- * Asks until there is an answer or no hope. An ADD bears with an agent that restarts: it looks again for some seconds
- * after the agent was last there. Asking twice is safe, for an ADD repeated for the same container and interface
- * returns the same result. The others don't wait: a DEL is safe in the spool, the rest is asked again by the runtime.
+ * Retries until there is an answer or no prospect of one. An ADD tolerates a restarting agent: it retries for some
+ * seconds after the agent was last reachable. A retry is safe, since an ADD repeated for the same container and
+ * interface returns the same result. Other verbs don't wait: a DEL is safe in the spool, the runtime retries the rest.
  */
 static enum outcome ask(void)
 {
@@ -552,8 +552,8 @@ static enum outcome ask(void)
 }
 
 /*
- * The spool's folder and the one above it are missing when the agent has never run here. A link in its place would have
- * us write, as root, where somebody else wants it.
+ * Creates the spool's folder and its parent, which are missing if the agent has never run here. Follows no link, which
+ * would let another user direct our writes as root.
  */
 static int open_spool(void)
 {
@@ -571,8 +571,8 @@ static int open_spool(void)
 }
 
 /*
- * Keeps the spool's files small, for their number alone is bounded. A DEL needs container and interface; what else came
- * is of use while it isn't large.
+ * Keeps the spool's files small, since otherwise only their number is bounded. A DEL needs container and interface;
+ * other data is useful unless it is large.
  */
 static void shrink_request(void)
 {
@@ -597,7 +597,7 @@ static void shrink_request(void)
     call.environment_size = size;
 }
 
-/* FNV-1a of environment and stdin: equal for the same call made again. */
+/* FNV-1a of environment and stdin: equal for a repeated call. */
 static uint64_t fingerprint(void)
 {
     uint64_t hash = 14695981039346656037u;
@@ -615,7 +615,7 @@ struct entry { /* linux_dirent64, getdents64(2) */
     char name[];
 };
 
-/* How many calls the spool holds, and how many of them are the same as `name`, only earlier; removes those if asked. */
+/* Counts the spool's calls, and in `same` the earlier repetitions of `name`; with `remove`, deletes the latter. */
 static long look_through_spool(int folder, const char *name, bool remove, long *same)
 {
     static _Alignas(struct entry) char entries[32 * 1024];
@@ -643,8 +643,8 @@ static long look_through_spool(int folder, const char *name, bool remove, long *
 }
 
 /*
- * Writes the request where the agent will find it: a temporary name, synced, renamed, the folder synced. After a power
- * cut at any point there is a whole file or none. Returns NULL, or the step that failed, with errno.
+ * Writes the request to the spool: a temporary name, synced, renamed, the folder synced. After a power cut at any point
+ * there is a whole file or none. Returns NULL, or the failed step, with errno.
  */
 static const char *spool_request(void)
 {
@@ -664,8 +664,8 @@ static const char *spool_request(void)
              (unsigned long long)fingerprint());
     if (look_through_spool(folder, name, false, &same) >= SPOOL_CAP && same == 0) {
         /*
-         * To fail would keep a full node's pods from going and, with them, the agent's next one from coming. Nothing is
-         * lost: an address whose sandbox is gone comes back with the agent's first sweep.
+         * Failing would keep a full node's pods undeletable and so prevent the agent's next pod. Nothing is lost: the
+         * agent's first sweep releases an address whose sandbox is gone.
          */
         log_line("the agent is away and %s holds %d calls, so this DEL isn't kept: the agent will see that the sandbox is "
                  "gone", call.spool_path, SPOOL_CAP);
@@ -680,7 +680,7 @@ static const char *spool_request(void)
 #endif
     if (write_all(file, request, put_header(FLAG_REPLAYED, call.command->deadline_ms)) && fsync(file) == 0 &&
         renameat(folder, temporary, folder, name) == 0) {
-        if (same > 0) /* this one is later, so it says what they say */
+        if (same > 0) /* this one is later and replaces them */
             look_through_spool(folder, name, true, &same);
         return fsync(folder) == 0 ? NULL : "syncing the folder";
     }
@@ -690,7 +690,7 @@ static const char *spool_request(void)
     return "writing a file";
 }
 
-/* What happened, for a person. */
+/* Describes the failure, for people. */
 static const char *explain(enum outcome outcome, int problem)
 {
     static char text[512];
@@ -708,7 +708,7 @@ static const char *explain(enum outcome outcome, int problem)
     return text;
 }
 
-/* Ends a call that the agent has not answered. */
+/* Ends a call without the agent's answer. */
 __attribute__((noreturn)) static void answer_alone(enum outcome outcome, int problem)
 {
     static const char look[] =
@@ -747,7 +747,7 @@ int main(void)
     const char *name = getenv("CNI_COMMAND");
     enum outcome outcome;
 
-    signal(SIGPIPE, SIG_IGN); /* stderr's reader may be gone before the call is made */
+    signal(SIGPIPE, SIG_IGN); /* stderr's reader may already be gone */
     hold_standard_descriptors();
     if (name == NULL || *name == '\0') {
         log_line("this is a CNI plugin, version %s, protocol %d: container runtimes start it with CNI_COMMAND set, and it\n"
