@@ -42,7 +42,7 @@ class Code(IntEnum):
     NETNS = 8  # by convention: unusable network namespace
     TRY_AGAIN_LATER = 11  # the call is valid, try again
     UNAVAILABLE = 50  # STATUS: ADD can't be served
-    LIMITED = 51  # STATUS: likewise, and running pods lack connectivity
+    LIMITED = 51  # STATUS: likewise, and running pods have limited connectivity
     UNKNOWN_ATTACHMENT = 100
     DEVIATION = 101
     INTERFACE_EXISTS = 102

@@ -198,7 +198,7 @@ class Driver:
         return {"Address": f"{address}/32", "Data": {}}
 
     async def _reserved(self, asked: PoolCall) -> str:
-        """A reserved address that is requested again is a repetition of this call; otherwise CreateEndpoint fails."""
+        """A named address that is already reserved counts as reserved by this call; if not, CreateEndpoint fails."""
         named = protocol.canonical(asked.address) if asked.address else None
         holder = self.attachments.holder(named) if named else None
         if named and holder and _reserves(holder):

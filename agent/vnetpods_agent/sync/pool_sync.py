@@ -337,7 +337,7 @@ class PoolSync:
 
 
 def _but_for_the_number(saved: Saved) -> Saved:
-    """Drops the report number, which changes too often to save; the process whose report the source has matters."""
+    """Drops the report number, which changes too often to save: only the reporting process matters."""
     return msgspec.structs.replace(saved, agent=saved.agent and msgspec.structs.replace(saved.agent, report=0))
 
 

@@ -220,8 +220,8 @@ def enter(content: Content, operations: Sequence[Operation]) -> None:  # noqa: C
 def overtake(content: Content, facts: Sequence[Operation]) -> Content:
     """Applies the facts of the time when the file couldn't be read to the file's content.
 
-    During that time pods were recognised by their interfaces: the file's fuller record of such a pod stays, and an
-    address that such a pod has no longer belongs to its holder in the file.
+    During that time pods were recognised by their interfaces: the file's fuller record of such a pod stays, and the
+    file's holder of such a pod's address loses it.
     """
     for fact in facts:
         if isinstance(fact, Adopt):
