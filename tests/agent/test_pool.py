@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from vnetpods_agent.attachment import Address, AttachmentKey, expand
-from vnetpods_agent.ipam.pool import Pool, Wish
+from vnetpods_agent.ipam.pool import ANY, Pool, Wish
 from vnetpods_api import Interface, Usage
 
 COOLDOWN = 30.0
@@ -399,6 +399,7 @@ class TestAbsence:
         assert [made.take(key(name), NOW) for name in "bc"] == ["10.0.0.6", None]
 
 
+WISHES = (ANY, ANY, Wish("10.0.0.4/30"), Wish("10.0.0.16/29"), Wish(address=Address("10.0.0.6")))
 UNITS = ("10.0.0.5", "10.0.0.6", "10.0.0.7", "10.0.0.8", "10.0.0.16/28")
 
 
@@ -413,7 +414,7 @@ class PoolAgainstModel(RuleBasedStateMachine):
         self.now = NOW
         self.callers = (f"p{n}" for n in itertools.count())
         self.holders: dict[Address, AttachmentKey] = {}
-        self.waiting: list[AttachmentKey] = []
+        self.waiting: dict[AttachmentKey, Wish] = {}  # in the order of arrival
         self.released: dict[Address, float] = {}
         self.listed: tuple[str, ...] = ()
         self.releasing: tuple[str, ...] = ()
@@ -421,12 +422,14 @@ class PoolAgainstModel(RuleBasedStateMachine):
         self.promised: dict[str, str] = {}  # name -> unit
         self.names_of: dict[str, str] = {}
 
-    def granted(self, who: AttachmentKey, address: Address) -> None:
+    def granted(self, who: AttachmentKey, address: Address, wish: Wish = ANY) -> None:
+        assert wish.fits(address), "not what was asked for"
+        assert wish.address in (None, address), "not the one that was named"
         assert address not in self.holders, "given twice"
         assert address in {a for unit in self.listed for a in expand(unit)}, "not on the NIC"
         blocked = {a for unit in (*self.releasing, *self.out()) for a in expand(unit)}
         assert address not in blocked, "asked back or promised"
-        assert self.now - self.released.get(address, 0) >= COOLDOWN, "still cooling"
+        assert wish.address or self.now - self.released.get(address, 0) >= COOLDOWN, "still cooling"
         self.holders[address] = who
 
     def out(self) -> set[str]:
@@ -439,24 +442,32 @@ class PoolAgainstModel(RuleBasedStateMachine):
 
     def served(self) -> None:
         for who, address in self.pool.serve(self.now):
-            assert who == self.waiting.pop(0), "out of turn"
-            self.granted(who, address)
+            wish = self.waiting[who]
+            sooner = set(list(self.waiting.values())[: list(self.waiting).index(who)])
+            assert wish not in sooner, "out of turn"
+            assert wish.address or ANY not in sooner, "what anybody could have used"
+            del self.waiting[who]
+            self.granted(who, address, wish)
 
-    @rule(target=pods)
-    def add(self) -> Any:
+    @rule(target=pods, wish=st.sampled_from(WISHES))
+    def add(self, wish: Wish) -> Any:
         who = key(next(self.callers))
-        address = self.pool.take(who, self.now)
+        if self.pool.hopeless(wish):
+            assert wish.address in self.holders or wish.address not in {a for u in self.listed for a in expand(u)}
+            return multiple()
+        address = self.pool.take(who, self.now, wish)
         if address is None:
-            self.waiting.append(who)
+            self.waiting[who] = wish
+            self.served()  # as whoever waits does
             return who
         assert not self.waiting, "overtaken"
-        self.granted(who, address)
+        self.granted(who, address, wish)
         return who
 
     @rule(who=pods)
     def delete(self, who: AttachmentKey) -> None:
         if who in self.waiting:
-            self.waiting.remove(who)
+            del self.waiting[who]
             self.pool.leave(who)
         for address in [a for a, holder in self.holders.items() if holder == who]:
             self.pool.release(address, self.now)
@@ -526,7 +537,7 @@ class PoolAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_in_vain(self) -> None:
-        if self.waiting:
+        if ANY in self.waiting.values():
             assert self.pool.usage(self.now).free == 0
 
 

@@ -65,9 +65,9 @@ class Containerd(Vm):
 
     def addresses(self) -> set[str]:
         """Of containers: ledger and kernel must say the same."""
-        ledger = truths.ledger(self.machine.folder / "disk" / "var-lib-vnetpods" / "ledger.db")
-        assert ledger == truths.kernel(NAME)
-        return set(ledger.values())
+        path = self.machine.folder / "disk" / "var-lib-vnetpods" / "ledger.db"
+        until("ledger and kernel agree", lambda: truths.ledger(path) == truths.kernel(NAME))
+        return set(truths.ledger(path).values())
 
 
 @pytest.fixture(scope="module")

@@ -93,3 +93,29 @@ async def test_an_endpoint_whose_id_could_not_be_in_an_alias_is_refused(driver: 
         assert "EndpointID" in answer["Err"]
     assert not made.plane.there
     assert not made.attachments.by_key
+
+
+async def test_a_release_from_before_takes_nothing_from_who_is_just_being_served(tmp_path: Path) -> None:
+    """DeleteEndpoint has freed the address, ReleaseAddress comes after it, and another container waits for one."""
+    guarded = asyncio.Event()
+    guarded.set()
+    async with desk(tmp_path) as made:
+        docker = Driver(made.attachments, guarded, str, lambda: [SUBNET], lambda *_: None, ignores_ports=False)
+        request = json.dumps({"PoolID": POOL, "Address": "", "Options": None}).encode()
+        waiting = asyncio.create_task(docker.answer("IpamDriver.RequestAddress", request))
+        await asyncio.sleep(0)
+        made.lists("10.0.0.5")  # it is the waiting one's from now on
+        release = json.dumps({"PoolID": POOL, "Address": "10.0.0.5"}).encode()
+        assert await docker.answer("IpamDriver.ReleaseAddress", release) == (200, {})
+        assert (await waiting)[1] == {"Address": "10.0.0.5/32", "Data": {}}
+
+
+async def test_naming_what_is_just_being_reserved_is_answered_when_it_is_durable(tmp_path: Path) -> None:
+    guarded = asyncio.Event()
+    guarded.set()
+    async with desk(tmp_path, "10.0.0.5") as made:
+        docker = Driver(made.attachments, guarded, str, lambda: [SUBNET], lambda *_: None, ignores_ports=False)
+        request = json.dumps({"PoolID": POOL, "Address": "10.0.0.5", "Options": None}).encode()
+        made.ledger.full = True
+        both = [asyncio.create_task(docker.answer("IpamDriver.RequestAddress", request)) for _ in range(2)]
+        assert all("can't be written" in answer["Err"] for _, answer in await asyncio.gather(*both))

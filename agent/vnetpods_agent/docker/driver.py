@@ -201,7 +201,7 @@ class Driver:
         """A named address that is already reserved counts as reserved by this call; if not, CreateEndpoint fails."""
         named = protocol.canonical(asked.address) if asked.address else None
         holder = self.attachments.holder(named) if named else None
-        if named and holder and _reserves(holder):
+        if named and holder and _reserves(holder) and await self.attachments.renew(holder, None):  # it is durable then
             return named
         wish = Wish(address=named) if named else Wish(network=str(asked.pool.part))
         key = AttachmentKey(NETWORK, secrets.token_hex(16), "")
@@ -213,7 +213,7 @@ class Driver:
             return {}
         call.about["address"] = address = protocol.canonical(asked.address)
         holder = self.attachments.holder(address)
-        if holder is not None and _reserves(holder):
+        if holder is not None and _reserves(holder) and not self.attachments.busy(holder):
             await self.attachments.detach(holder)
         elif holder is not None:
             call.about["kept"] = f"{holder} has it"

@@ -109,7 +109,7 @@ class Attachments:
     async def renew(self, key: AttachmentKey, handles: SandboxHandles | None) -> Attachment | None:
         """Sets up again whatever an existing attachment lacks; None without one. Raises DataPlaneError."""
         async with self._locks.of(key):
-            if (found := self.by_key.get(key)) is not None:
+            if (found := self.by_key.get(key)) is not None and not key.reserves:
                 await self._kernel.submit(self._plane.attach, found, handles)
             return found
 
