@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiohttp import web
@@ -33,8 +33,6 @@ from vnetpods_agent.dataplane.host.reconciler import FAILED, HostReconciler
 from vnetpods_agent.dataplane.netlink.socket import REFUSALS
 from vnetpods_agent.dataplane.pod.reaper import Reaper
 from vnetpods_agent.dataplane.pod.transparent import Transparent
-from vnetpods_agent.docker.driver import Driver
-from vnetpods_agent.docker.server import DockerServer
 from vnetpods_agent.events import Event, Events
 from vnetpods_agent.installer import Installation
 from vnetpods_agent.instance_lock import Tenure
@@ -57,6 +55,9 @@ from vnetpods_agent.sync.trust import Trust
 from vnetpods_agent.watchdog import EXIT_CODE, Watchdog
 from vnetpods_api.version import VERSION
 from vnetpods_kit.clock import boottime
+
+if TYPE_CHECKING:
+    from vnetpods_agent.docker.server import DockerServer
 
 _SWITCH_INTERVAL = 0.0005
 """With Python's default of 5 ms a thread that returns from the kernel could wait that long for the loop."""
@@ -167,6 +168,9 @@ class Agent:
     def _docker(self) -> DockerServer | None:
         if (config := self.config.docker) is None:
             return None
+        from vnetpods_agent.docker.driver import Driver  # noqa: PLC0415 - a node of Kubernetes has no use for it
+        from vnetpods_agent.docker.server import DockerServer  # noqa: PLC0415
+
         driver = Driver(
             self.attachments,
             self.guarded,

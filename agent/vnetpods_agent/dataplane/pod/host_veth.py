@@ -85,8 +85,8 @@ def belongs_to(link: Link, attachment: Attachment) -> bool:
 def indexes(key: AttachmentKey, attempt: int = 0) -> tuple[int, int]:
     """The interface indexes of host end and pod end: chosen by us, so that no lookup is needed after creation.
 
-    Thirty bits of a hash: two of 250 pods collide on one node in nine million; then the next attempt is used. The two
-    indexes differ, since to the kernel "index = peer's index" means "not paired" (linkwatch then delays the carrier by
+    29 bits of a hash: two of 250 pods collide on one node in 17,000; then the next attempt is used. The two indexes
+    differ, since to the kernel "index = peer's index" means "not paired" (linkwatch then delays the carrier by
     up to a second).
     """
     digest = hashlib.sha1(f"{attempt} {key.network} {key}".encode(), usedforsecurity=False).digest()
