@@ -48,7 +48,7 @@ FROM ${BASE}
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="vnetpods" \
-      org.opencontainers.image.description="Gives every pod of a self-managed Kubernetes cluster on Azure VMs a real address of the VNet." \
+      org.opencontainers.image.description="Gives every pod of a self-managed Kubernetes cluster on Azure VMs a real VNet address." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

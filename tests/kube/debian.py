@@ -19,8 +19,7 @@ from tests.kube.binaries import BuildError, cache, locked, outside_network
 
 def unpacked(*packages: str) -> Path:
     """Raises BuildError."""
-    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "unknown")
-    folder = cache() / "debian" / f"{release}-{platform.machine()}" / "+".join(packages)
+    folder = cache() / "debian" / f"{release()}-{platform.machine()}" / "+".join(packages)
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +32,11 @@ def unpacked(*packages: str) -> Path:
                     subprocess.run(["dpkg", "-x", archive, made], check=True)
                 made.rename(folder)
     return folder
+
+
+def release() -> str:
+    """This machine's: `bookworm` is Debian 12."""
+    return platform.freedesktop_os_release().get("VERSION_CODENAME", "unknown")
 
 
 def _fetch(packages: tuple[str, ...], folder: Path) -> None:

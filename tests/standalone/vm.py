@@ -48,8 +48,9 @@ def unable() -> str:
 
 
 def programs() -> Path:
-    """Had before a test's clock runs."""
-    return debian.unpacked("docker.io", "containerd")
+    """Had before a test's clock runs. After Debian 12, docker itself is a package of its own."""
+    client = () if debian.release() == "bookworm" else ("docker-cli",)
+    return debian.unpacked("docker.io", "containerd", *client)
 
 
 def until(what: str, found: Callable[[], Any], within: float = 20.0) -> Any:

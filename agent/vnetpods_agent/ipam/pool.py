@@ -59,7 +59,7 @@ def _within(address: Address, network: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What the address has to be: one in `network`, unless that is empty; or exactly `address`, which is assigned
-    without a cool-down: a caller that names it knows its history.
+    without a cool-down: a caller that names it accepts what may still arrive for the holder before.
     """
 
     network: str = ""
