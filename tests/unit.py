@@ -26,8 +26,8 @@ FOLDER = ROOT / "build"
 # by name, so that each takes about as long as the others: crashes, cases, and upgrades and shim weigh most
 PARTS = {
     "agent-crashes": ("tests/agent/test_c[n-z]*.py",),
-    "agent": ("tests/agent/test_[abd-h]*.py", "tests/agent/test_c[a-m]*.py"),
-    "agent-process": ("tests/agent/test_[i-r]*.py",),
+    "agent": ("tests/agent/test_[abd-i]*.py", "tests/agent/test_c[a-m]*.py"),
+    "agent-process": ("tests/agent/test_[j-r]*.py",),
     "agent-shim": ("tests/agent/test_[s-z]*.py", "tests/agent/dataplane"),
     "operator-cases": ("tests/operator/test_c*.py",),
     "operator": (
