@@ -37,6 +37,8 @@ def take(world: World, attachment: Attachment) -> str:
         f"route add default via {GATEWAY} dev eth0",
     ):
         run_in(name, f"ip {command}")
+    # until the kernel's link watch has seen the carrier, the host's end drops what is sent to the container
+    eventually(lambda: " state UP " in run(f"ip link show {attachment.host_ifname}"))
     return name
 
 
