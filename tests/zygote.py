@@ -32,7 +32,6 @@ from vnetpods_kit import faultpoints
 
 ORDER_BYTES = 1 << 20
 MOST_BYTES = 1 << 24
-FAULT = "VNETPODS_FAULT"
 PR_SET_PDEATHSIG = 1
 STREAMS = ("stdin", "stdout", "stderr")
 
@@ -228,8 +227,7 @@ def _become(environment: Mapping[str, str], files: Mapping[str, int]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    fault, _, visit = environment.get(FAULT, "").partition(":")
-    faultpoints.install(faultpoints.killer(fault, int(visit or 1)) if fault else None)
+    faultpoints.install(faultpoints.from_environment())
 
 
 def run(control: socket.socket, program: str, modules: Sequence[str]) -> int:

@@ -142,7 +142,6 @@ class Setup:
 
         What is in /run/vnetpods must survive a restart of the service, but not a reboot.
         """
-        writable = f"{self.machine.plugins} /etc/cni/net.d"
         return f"""\
 # written by `vnetpods-agent setup`; changes belong into `systemctl edit {UNIT}`
 [Unit]
@@ -160,7 +159,7 @@ StateDirectory=vnetpods
 StateDirectoryMode=0700
 RuntimeDirectory=vnetpods docker/plugins
 RuntimeDirectoryPreserve=yes
-ReadWritePaths=-{writable.replace(" ", " -")}
+ReadWritePaths=-{self.machine.plugins} -/etc/cni/net.d
 ProtectSystem=strict
 ProtectHome=read-only
 PrivateTmp=yes

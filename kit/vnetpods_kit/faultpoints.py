@@ -70,9 +70,10 @@ def killer(name: str, visit: int = 1) -> Callable[[Point], None]:
     return hook
 
 
-def _from_environment() -> Callable[[Point], None] | None:
+def from_environment() -> Callable[[Point], None] | None:
+    """The hook that VNETPODS_FAULT asks for."""
     name, _, visit = os.environ.get("VNETPODS_FAULT", "").partition(":")
     return killer(name, int(visit or 1)) if name else None
 
 
-_hook = _from_environment()
+_hook = from_environment()

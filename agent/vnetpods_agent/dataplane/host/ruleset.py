@@ -156,6 +156,9 @@ def _source(state: HostState, uplinks: Sequence[Uplink]) -> list[str]:
         *(f"{match} drop" for match in _unwanted(state)),
         f"{f'oifname != {{ {own} }} ' if own else ''}masquerade fully-random",
         *((f"ip daddr {{ {AZURE_SERVICE}, {IMDS} }} {translate}",) if own else ()),
-        *((f"iifgroup {UNTRANSLATED} accept",) if own else ()),
-        *(("ip daddr @pool accept", f"ip daddr != @direct {translate}") if own else ()),
+        *(
+            (f"iifgroup {UNTRANSLATED} accept", "ip daddr @pool accept", f"ip daddr != @direct {translate}")
+            if own
+            else ()
+        ),
     ]
