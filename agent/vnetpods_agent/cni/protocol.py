@@ -170,14 +170,14 @@ def parse(request: Request) -> Call:
     if needs.previous and previous is None:
         raise CniError(Code.CONFIG, f"{verb.name} needs prevResult")
     runtime = _runtime(conf) if verb is Command.ADD else _RuntimeConfig()
-    pairs = arguments(env.get("CNI_ARGS", "")) if verb is Command.ADD else {}
+    pairs = arguments(env.get("CNI_ARGS", ""))
     return Call(
         verb,
         version,
         conf.name,
         AttachmentKey(conf.name, env["CNI_CONTAINERID"], env["CNI_IFNAME"]),
         netns=_path(env["CNI_NETNS"]) if "CNI_NETNS" in needs.environment else "",
-        pod=_pod(verb, env.get("CNI_ARGS", "")),
+        pod=_pod(verb, pairs),
         previous=previous,
         # a runtime without the capability passes the same in CNI_ARGS (CNI's CONVENTIONS.md: `ips`, IP)
         annotations=pairs if runtime.annotations is None else runtime.annotations,
@@ -255,11 +255,10 @@ def _runtime(conf: NetConf) -> _RuntimeConfig:
         raise CniError(Code.CONFIG, f"runtimeConfig: {error}") from error
 
 
-def _pod(verb: Command, args: str) -> Pod | None:
+def _pod(verb: Command, pairs: Mapping[str, str]) -> Pod | None:
     """The pod in CNI_ARGS, as the kubelet's runtime passes it. Unknown keys and pairs without '=' are ignored, as with
     IgnoreUnknown; names too long for Kubernetes are treated as no pod.
     """
-    pairs = arguments(args)
     namespace, name, uid = (pairs.get(f"K8S_POD_{key}", "") for key in ("NAMESPACE", "NAME", "UID"))
     if not namespace or not name or max(map(len, (namespace, name, uid))) > _POD_NAME_MAX:
         return None
